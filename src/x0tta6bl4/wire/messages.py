@@ -1,0 +1,342 @@
+"""Messages between processes: agent to agent over a link, and agent to proxy on one host.
+
+All are msgpack maps or arrays with a tag, framed by `codec`.  What passes between agent and proxy
+is a set of items under keys: `Full` once after a connection, then `Delta`s.  An SVID leaves the
+proxy by its expiry or by being named in `Delta.drops`, never by being absent from a `Full`.
+"""
+
+from __future__ import annotations
+
+from typing import Final, final
+
+import msgspec
+
+LINK_VERSION: Final = 1
+PROXY_VERSION: Final = 1
+
+
+class Message(msgspec.Struct, frozen=True, gc=False, tag=True, tag_field="t",
+              forbid_unknown_fields=True, omit_defaults=True):
+    """Root of tagged messages."""
+
+
+# ------------------------------------------------------------------ agent to agent, over a link
+@final
+class Intro(Message):
+    """First message on a link from each side, and again whenever the proxy has started anew."""
+
+    version: int
+    node: str
+    agent_incarnation: int
+    proxy_incarnation: int
+    """Random 63 bits, new at each start of the proxy; goes into the exported keys."""
+    endpoints: tuple[str, ...]
+    """`host:port` at which this proxy takes hops and hellos (TCP and UDP); empty behind a NAT."""
+    hello_us: int
+    unix_us: int
+    area: int = 0
+
+
+@final
+class Flood(Message):
+    """Encoded records (`records.encode_record`), newest known to the sender; at most 64."""
+
+    records: tuple[bytes, ...]
+
+
+@final
+class Digest(Message):
+    """64 bucket hashes of 8 bytes over (writer, kind, name, generation): anti-entropy."""
+
+    buckets: bytes
+
+
+@final
+class Bucket(Message):
+    """What the sender holds in one differing bucket: (writer, kind, name, generation)."""
+
+    index: int
+    held: tuple[tuple[str, str, str, int], ...]
+
+
+@final
+class Want(Message):
+    """Send me these records: (writer, kind, name)."""
+
+    keys: tuple[tuple[str, str, str], ...]
+
+
+@final
+class Alive(Message):
+    """Keeps the link's TLS connection honest: sent every second, answered by its own kind."""
+
+    sequence: int
+
+
+LinkMessage = Intro | Flood | Digest | Bucket | Want | Alive
+
+
+# ------------------------------------------------------------------ agent to proxy: the snapshot
+@final
+class NodeItem(Message):
+    """Who this proxy is."""
+
+    trust_domain: str
+    node: str
+    authority: str
+    """`host:port` of the authority as this node dials it; empty: only through others."""
+    revocation_max_age_s: int = 0
+    """Refuse everything when the newest heartbeat is older; 0: never."""
+
+
+@final
+class SvidItem(Message):
+    """An X.509-SVID with its key, in use from now on."""
+
+    id: str
+    chain: tuple[bytes, ...]
+    """DER, leaf first."""
+    key: bytes
+    """PKCS#8 DER, unencrypted: only ever over the 0600 socket."""
+    not_after_unix_s: int
+
+
+@final
+class BundleItem(Message):
+    """Trust anchors of a trust domain, DER."""
+
+    trust_domain: str
+    anchors: tuple[bytes, ...]
+
+
+@final
+class NeighbourItem(Message):
+    """A configured neighbour with the keys exported from its link's TLS connection."""
+
+    node: str
+    link: int
+    """Key id: both ends compute the same 32 bits from the exporter."""
+    endpoints: tuple[str, ...]
+    """Where its proxy takes hops and hellos; empty: it must dial us."""
+    incarnation: int
+    hello_us: int
+    tx_hello: bytes
+    rx_hello: bytes
+    tx_setup: bytes
+    rx_setup: bytes
+    udp: bool = True
+
+
+@final
+class PathsItem(Message):
+    """Paths to one node, best first, each from this node to it inclusive; at most 4."""
+
+    node: str
+    paths: tuple[tuple[str, ...], ...]
+
+
+@final
+class AuthorityPathItem(Message):
+    """Paths towards nodes that can reach the authority, best first."""
+
+    paths: tuple[tuple[str, ...], ...]
+
+
+@final
+class ReplicasItem(Message):
+    """Nodes where a workload can be reached, with their load, healthy ones only."""
+
+    id: str
+    nodes: tuple[tuple[str, int], ...]
+
+
+@final
+class ServiceItem(Message):
+    """A workload of this node that takes connections."""
+
+    id: str
+    address: str
+    """`127.0.0.1:8080`, `[::1]:8080` or `unix:/path`."""
+    selectors: tuple[str, ...]
+    """What its listener must be, e.g. `unix:uid:1000`; all must hold."""
+    proxy_header: bool = False
+
+
+@final
+class CallerItem(Message):
+    """A workload of this node that may call: selectors of its local sockets."""
+
+    id: str
+    selectors: tuple[str, ...]
+
+
+@final
+class ListenItem(Message):
+    """A local address at which workloads hand connections in."""
+
+    address: str
+    kind: str
+    """`plain` (then `name` is the service), `socks5` or `connect`."""
+    name: str = ""
+
+
+@final
+class NameItem(Message):
+    """Service name, see records.Name."""
+
+    name: str
+    id: str
+    callers: tuple[str, ...]
+
+
+@final
+class RuleItem(Message):
+    """Policy rule, see records.Rule."""
+
+    id: str
+    effect: str
+    callers: tuple[str, ...]
+    targets: tuple[str, ...]
+
+
+@final
+class RevokedItem(Message):
+    """See records.Revocation."""
+
+    subject: str
+    until_unix_s: int
+    issued_before_unix_s: int = 0
+
+
+@final
+class ClockItem(Message):
+    """Newest time signed by the authority: floor of wall time, and age of the revocations."""
+
+    floor_unix_us: int
+
+
+Item = (
+    NodeItem | SvidItem | BundleItem | NeighbourItem | PathsItem | AuthorityPathItem
+    | ReplicasItem | ServiceItem | CallerItem | ListenItem | NameItem | RuleItem | RevokedItem
+    | ClockItem
+)
+
+
+def item_key(item: Item) -> str:
+    """Key under which an item stands in a snapshot; a new item replaces the one of its key."""
+    kind = type(item).__name__
+    if type(item) is SvidItem or type(item) is ServiceItem or type(item) is ReplicasItem:
+        return f"{kind}/{item.id}"
+    if type(item) is CallerItem:
+        return f"{kind}/{item.id}/{','.join(item.selectors)}"
+    if type(item) is BundleItem:
+        return f"{kind}/{item.trust_domain}"
+    if type(item) is NeighbourItem or type(item) is PathsItem:
+        return f"{kind}/{item.node}"
+    if type(item) is ListenItem:
+        return f"{kind}/{item.address}"
+    if type(item) is NameItem:
+        return f"{kind}/{item.name}"
+    if type(item) is RuleItem:
+        return f"{kind}/{item.id}"
+    if type(item) is RevokedItem:
+        return f"{kind}/{item.subject}/{item.issued_before_unix_s}"
+    return kind
+
+
+@final
+class Full(Message):
+    """Agent to proxy, first after a connection; also proxy to agent: what it holds (read back)."""
+
+    version: int
+    items: tuple[Item, ...]
+
+
+@final
+class Delta(Message):
+    """Changes from version `base` to `version`; refused (and a Full asked for) on any other base."""
+
+    base: int
+    version: int
+    puts: tuple[Item, ...] = ()
+    drops: tuple[str, ...] = ()
+
+
+# ------------------------------------------------------------------ proxy to agent: facts
+@final
+class Ready(Message):
+    """First message of the proxy: wire version, incarnation, version of the snapshot it holds."""
+
+    wire_version: int
+    incarnation: int
+    holds: int
+    udp_port: int
+    tcp_port: int
+
+
+@final
+class NeedFull(Message):
+    """The last delta did not fit; send everything."""
+
+    holds: int
+
+
+@final
+class LinkState(Message):
+    """A link changed: `state` is up, suspected or down; RTT and loss as measured here."""
+
+    node: str
+    state: str
+    rtt_us: int
+    loss_ppm: int
+    dials: bool
+    agent_alive: bool
+    """What the neighbour's hellos say of its agent."""
+    reason: str = ""
+
+
+@final
+class SessionState(Message):
+    """One session, for status views; sent on change and every second while it moves bytes."""
+
+    source: str
+    target: str
+    node: str
+    path: tuple[str, ...]
+    standby: tuple[str, ...]
+    streams: int
+    state: str
+    requests: int = 0
+    bytes_out: int = 0
+    bytes_in: int = 0
+    resent_bytes: int = 0
+    moves: int = 0
+
+
+@final
+class SessionGone(Message):
+    """A session has ended."""
+
+    source: str
+    target: str
+    node: str
+    reason: str
+
+
+@final
+class Notice(Message):
+    """Something an operator wants to read: refused callers, lost circuits, bounds met."""
+
+    kind: str
+    text: str
+
+
+@final
+class Counters(Message):
+    """Plain sums since the proxy's start, for /metrics: name -> value (labels after a `|`)."""
+
+    values: dict[str, int]
+
+
+ProxyFact = Ready | NeedFull | LinkState | SessionState | SessionGone | Notice | Counters | Full
+AgentOrder = Full | Delta

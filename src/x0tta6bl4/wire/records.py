@@ -1,0 +1,218 @@
+"""What nodes and authorities say about themselves and the trust domain: signed records.
+
+A record has one writer and is replaced as a whole; the higher generation wins.  Nodes sign with
+the key of their SVID and carry its chain; the authority signs with a record key that the bundle
+lists.  The signature covers a context string and all fields but itself (`signed_part`).
+
+Source: OSPF's rules for sequence numbers and ages, RFC 2328 section 13, in single-writer form.
+"""
+
+from __future__ import annotations
+
+from typing import Final, final
+
+import msgspec
+
+from x0tta6bl4.wire.errors import BadMessage
+from x0tta6bl4.wire.ids import NodeName, SpiffeId
+
+CONTEXT: Final = b"x0 record 1\x00"
+RECORD_BYTES_MAX: Final = 16 * 1024
+AUTHORITY: Final = NodeName("authority")
+"""Writer of authority records; no node can have this name (the authority refuses it)."""
+
+KIND_NODE: Final = "node"
+KIND_MANIFEST: Final = "manifest"
+KIND_CHUNK: Final = "chunk"
+
+
+class Word(msgspec.Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
+    """Root of everything that is encoded: a frozen msgpack array."""
+
+
+@final
+class Record(Word):
+    """One signed statement.  Key of a record: (writer, kind, name)."""
+
+    writer: str
+    kind: str
+    name: str
+    """Empty for a node's own record; `<set>` of a manifest, `<set>/<index>` of a chunk."""
+    generation: int
+    """Strictly growing; max(stored + 1, unix seconds) at the writer."""
+    expires_unix_s: int
+    body: bytes
+    signer: tuple[bytes, ...]
+    """Node records: SVID chain, leaf first, DER.  Authority records: one item, the key id."""
+    signature: bytes
+
+
+@final
+class Adjacency(Word):
+    """One confirmed link, as its writer measures it."""
+
+    node: str
+    cost: int
+    """In 1/16 ms, >= 1: RTT/2 times ETX."""
+    dials: bool
+    """Whether the writer can dial this neighbour's proxy (else only the other way round)."""
+
+
+@final
+class Endpoint(Word):
+    """Where a workload can be reached: at the node whose record carries this.
+
+    It says where, never who has a name.  `signature` is made by the key of `chain[0]` over
+    `endpoint_signed_part(node, generation, expires_unix_s)`.
+    """
+
+    id: str
+    chain: tuple[bytes, ...]
+    generation: int
+    expires_unix_s: int
+    signature: bytes
+    load: int = 0
+    """Open streams, coarse: to choose the least loaded replica."""
+
+
+@final
+class NodeBody(Word):
+    """Body of a node record."""
+
+    links: tuple[Adjacency, ...]
+    endpoints: tuple[Endpoint, ...]
+    area: int = 0
+    stub: bool = False
+    """Draining or starting: no transit (RFC 6987)."""
+    restarting_until_unix_s: int = 0
+    report: str = ""
+
+
+@final
+class Manifest(Word):
+    """Body of a manifest: a set of the authority is swapped when all its chunks are there."""
+
+    set: str
+    sequence: int
+    chunks: tuple[bytes, ...]
+    """SHA-256 of each chunk's body, in order; at most CHUNKS_MAX."""
+
+
+CHUNKS_MAX: Final = 4096
+CHUNK_BYTES_MAX: Final = 12 * 1024
+SETS: Final = ("bundle", "revocations", "names", "policy", "heartbeat")
+
+
+@final
+class RecordKey(Word):
+    """A key with which the authority signs records: P-256, uncompressed point."""
+
+    id: str
+    point: bytes
+
+
+@final
+class Bundle(Word):
+    """Set `bundle`: trust anchors and record keys of the trust domain."""
+
+    trust_domain: str
+    sequence: int
+    anchors: tuple[bytes, ...]
+    """CA certificates, DER."""
+    record_keys: tuple[RecordKey, ...]
+    refresh_hint_s: int = 300
+
+
+@final
+class Revocation(Word):
+    """Set `revocations` is a tuple of these.  Stays until every SVID of the subject has expired."""
+
+    subject: str
+    """A SPIFFE ID (workload or node): all its SVIDs, and those issued through a node."""
+    until_unix_s: int
+    reason: str = ""
+    issued_before_unix_s: int = 0
+    """0: the identity is banned; else only SVIDs whose notBefore is earlier are revoked."""
+
+
+@final
+class Name(Word):
+    """Set `names` is a tuple of these: service name -> SPIFFE ID and allowed callers."""
+
+    name: str
+    """`web` is reached as `web.mesh`."""
+    id: str
+    callers: tuple[str, ...]
+    """Patterns: a SPIFFE ID, or one with `/*` at its end for everything below."""
+    proxy_header: bool = False
+    """Whether the service wants PROXY protocol v2 in front of each connection."""
+
+
+@final
+class Rule(Word):
+    """Set `policy` is a tuple of these.  A deny wins over every allow; no allow is a deny."""
+
+    id: str
+    effect: str
+    """`allow` or `deny`."""
+    callers: tuple[str, ...]
+    targets: tuple[str, ...]
+
+
+@final
+class Heartbeat(Word):
+    """Set `heartbeat`: the authority lives; its wall time is the floor for everybody's."""
+
+    unix_us: int
+    revocation_sequence: int
+
+
+def signed_part(record: Record) -> bytes:
+    """The bytes that a record's signature covers."""
+    return CONTEXT + _ENCODER.encode(
+        (record.writer, record.kind, record.name, record.generation, record.expires_unix_s,
+         record.body, record.signer)
+    )
+
+
+def endpoint_signed_part(node: str, endpoint: Endpoint) -> bytes:
+    """The bytes that an endpoint's signature covers."""
+    return b"x0 endpoint 1\x00" + _ENCODER.encode(
+        (node, endpoint.id, endpoint.generation, endpoint.expires_unix_s)
+    )
+
+
+def encode_record(record: Record) -> bytes:
+    """Encode for the wire and for the disk.
+
+    Raises:
+        BadMessage: larger than RECORD_BYTES_MAX.
+    """
+    data = _ENCODER.encode(record)
+    if len(data) > RECORD_BYTES_MAX:
+        raise BadMessage("X0-REC-001", f"record of {len(data)} bytes", "at most 16 KiB")
+    return data
+
+
+def decode_record(data: bytes) -> Record:
+    """Decode one record; the signature is not looked at.
+
+    Raises:
+        BadMessage: not a record.
+    """
+    if len(data) > RECORD_BYTES_MAX:
+        raise BadMessage("X0-REC-001", f"record of {len(data)} bytes", "at most 16 KiB")
+    try:
+        return _RECORD.decode(data)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BadMessage("X0-REC-002", f"not a record: {error}") from None
+
+
+def id_matches(pattern: str, id: SpiffeId | str) -> bool:
+    """Whether a caller pattern covers an ID: equal, or below a pattern that ends in `/*`."""
+    return id.startswith(pattern[:-1]) and len(id) >= len(pattern) if pattern.endswith(
+        "/*") else pattern == id
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+_RECORD = msgspec.msgpack.Decoder(Record)
