@@ -34,12 +34,12 @@ class Value(msgspec.Struct, frozen=True, gc=False):
 
 
 @final
-class Tick(Value):
+class Tick(Value, frozen=True):
     """Time has passed; sent at `deadline` or, by a nervous driver, before it."""
 
 
 @final
-class Received(Value):
+class Received(Value, frozen=True):
     """A message has come from `src` (a neighbour's name, a circuit number: the room says which)."""
 
     src: Any
@@ -47,7 +47,7 @@ class Received(Value):
 
 
 @final
-class Done(Value):
+class Done(Value, frozen=True):
     """The request with this token was carried out; `value` is its answer."""
 
     token: int
@@ -55,7 +55,7 @@ class Done(Value):
 
 
 @final
-class Failed(Value):
+class Failed(Value, frozen=True):
     """The request with this token could not be carried out."""
 
     token: int
@@ -63,14 +63,14 @@ class Failed(Value):
 
 
 @final
-class ClockSet(Value):
+class ClockSet(Value, frozen=True):
     """Wall time is now `unix_us`; repeated at every step of the clock, noticed within a second."""
 
     unix_us: int
 
 
 @final
-class Send(Value):
+class Send(Value, frozen=True):
     """Pass `message` to `dst`; it may be lost."""
 
     dst: Any
@@ -78,14 +78,14 @@ class Send(Value):
 
 
 @final
-class Allowed(Value):
+class Allowed(Value, frozen=True):
     """A check said yes, to this peer."""
 
     peer: SpiffeId
 
 
 @final
-class Denied(Value):
+class Denied(Value, frozen=True):
     """A check said no; `reason` is a stable lower-case phrase that metrics and logs carry."""
 
     reason: str

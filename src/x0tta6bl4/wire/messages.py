@@ -22,7 +22,7 @@ class Message(msgspec.Struct, frozen=True, gc=False, tag=True, tag_field="t",
 
 # ------------------------------------------------------------------ agent to agent, over a link
 @final
-class Intro(Message):
+class Intro(Message, frozen=True):
     """First message on a link from each side, and again whenever the proxy has started anew."""
 
     version: int
@@ -38,21 +38,21 @@ class Intro(Message):
 
 
 @final
-class Flood(Message):
+class Flood(Message, frozen=True):
     """Encoded records (`records.encode_record`), newest known to the sender; at most 64."""
 
     records: tuple[bytes, ...]
 
 
 @final
-class Digest(Message):
+class Digest(Message, frozen=True):
     """64 bucket hashes of 8 bytes over (writer, kind, name, generation): anti-entropy."""
 
     buckets: bytes
 
 
 @final
-class Bucket(Message):
+class Bucket(Message, frozen=True):
     """What the sender holds in one differing bucket: (writer, kind, name, generation)."""
 
     index: int
@@ -60,14 +60,14 @@ class Bucket(Message):
 
 
 @final
-class Want(Message):
+class Want(Message, frozen=True):
     """Send me these records: (writer, kind, name)."""
 
     keys: tuple[tuple[str, str, str], ...]
 
 
 @final
-class Alive(Message):
+class Alive(Message, frozen=True):
     """Keeps the link's TLS connection honest: sent every second, answered by its own kind."""
 
     sequence: int
@@ -78,7 +78,7 @@ LinkMessage = Intro | Flood | Digest | Bucket | Want | Alive
 
 # ------------------------------------------------------------------ agent to proxy: the snapshot
 @final
-class NodeItem(Message):
+class NodeItem(Message, frozen=True):
     """Who this proxy is."""
 
     trust_domain: str
@@ -90,7 +90,7 @@ class NodeItem(Message):
 
 
 @final
-class SvidItem(Message):
+class SvidItem(Message, frozen=True):
     """An X.509-SVID with its key, in use from now on."""
 
     id: str
@@ -102,7 +102,7 @@ class SvidItem(Message):
 
 
 @final
-class BundleItem(Message):
+class BundleItem(Message, frozen=True):
     """Trust anchors of a trust domain, DER."""
 
     trust_domain: str
@@ -110,7 +110,7 @@ class BundleItem(Message):
 
 
 @final
-class NeighbourItem(Message):
+class NeighbourItem(Message, frozen=True):
     """A configured neighbour with the keys exported from its link's TLS connection."""
 
     node: str
@@ -128,7 +128,7 @@ class NeighbourItem(Message):
 
 
 @final
-class PathsItem(Message):
+class PathsItem(Message, frozen=True):
     """Paths to one node, best first, each from this node to it inclusive; at most 4."""
 
     node: str
@@ -136,14 +136,14 @@ class PathsItem(Message):
 
 
 @final
-class AuthorityPathItem(Message):
+class AuthorityPathItem(Message, frozen=True):
     """Paths towards nodes that can reach the authority, best first."""
 
     paths: tuple[tuple[str, ...], ...]
 
 
 @final
-class ReplicasItem(Message):
+class ReplicasItem(Message, frozen=True):
     """Nodes where a workload can be reached, with their load, healthy ones only."""
 
     id: str
@@ -151,7 +151,7 @@ class ReplicasItem(Message):
 
 
 @final
-class ServiceItem(Message):
+class ServiceItem(Message, frozen=True):
     """A workload of this node that takes connections."""
 
     id: str
@@ -163,7 +163,7 @@ class ServiceItem(Message):
 
 
 @final
-class CallerItem(Message):
+class CallerItem(Message, frozen=True):
     """A workload of this node that may call: selectors of its local sockets."""
 
     id: str
@@ -171,7 +171,7 @@ class CallerItem(Message):
 
 
 @final
-class ListenItem(Message):
+class ListenItem(Message, frozen=True):
     """A local address at which workloads hand connections in."""
 
     address: str
@@ -181,7 +181,7 @@ class ListenItem(Message):
 
 
 @final
-class NameItem(Message):
+class NameItem(Message, frozen=True):
     """Service name, see records.Name."""
 
     name: str
@@ -190,7 +190,7 @@ class NameItem(Message):
 
 
 @final
-class RuleItem(Message):
+class RuleItem(Message, frozen=True):
     """Policy rule, see records.Rule."""
 
     id: str
@@ -200,7 +200,7 @@ class RuleItem(Message):
 
 
 @final
-class RevokedItem(Message):
+class RevokedItem(Message, frozen=True):
     """See records.Revocation."""
 
     subject: str
@@ -209,7 +209,7 @@ class RevokedItem(Message):
 
 
 @final
-class ClockItem(Message):
+class ClockItem(Message, frozen=True):
     """Newest time signed by the authority: floor of wall time, and age of the revocations."""
 
     floor_unix_us: int
@@ -245,7 +245,7 @@ def item_key(item: Item) -> str:
 
 
 @final
-class Full(Message):
+class Full(Message, frozen=True):
     """Agent to proxy, first after a connection; also proxy to agent: what it holds (read back)."""
 
     version: int
@@ -253,7 +253,7 @@ class Full(Message):
 
 
 @final
-class Delta(Message):
+class Delta(Message, frozen=True):
     """Changes from version `base` to `version`; refused (and a Full asked for) on any other base."""
 
     base: int
@@ -264,7 +264,7 @@ class Delta(Message):
 
 # ------------------------------------------------------------------ proxy to agent: facts
 @final
-class Ready(Message):
+class Ready(Message, frozen=True):
     """First message of the proxy: wire version, incarnation, version of the snapshot it holds."""
 
     wire_version: int
@@ -275,14 +275,14 @@ class Ready(Message):
 
 
 @final
-class NeedFull(Message):
+class NeedFull(Message, frozen=True):
     """The last delta did not fit; send everything."""
 
     holds: int
 
 
 @final
-class LinkState(Message):
+class LinkState(Message, frozen=True):
     """A link changed: `state` is up, suspected or down; RTT and loss as measured here."""
 
     node: str
@@ -296,7 +296,7 @@ class LinkState(Message):
 
 
 @final
-class SessionState(Message):
+class SessionState(Message, frozen=True):
     """One session, for status views; sent on change and every second while it moves bytes."""
 
     source: str
@@ -314,7 +314,7 @@ class SessionState(Message):
 
 
 @final
-class SessionGone(Message):
+class SessionGone(Message, frozen=True):
     """A session has ended."""
 
     source: str
@@ -324,7 +324,7 @@ class SessionGone(Message):
 
 
 @final
-class Notice(Message):
+class Notice(Message, frozen=True):
     """Something an operator wants to read: refused callers, lost circuits, bounds met."""
 
     kind: str
@@ -332,7 +332,7 @@ class Notice(Message):
 
 
 @final
-class Counters(Message):
+class Counters(Message, frozen=True):
     """Plain sums since the proxy's start, for /metrics: name -> value (labels after a `|`)."""
 
     values: dict[str, int]

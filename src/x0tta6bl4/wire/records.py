@@ -31,7 +31,7 @@ class Word(msgspec.Struct, frozen=True, gc=False, array_like=True, forbid_unknow
 
 
 @final
-class Record(Word):
+class Record(Word, frozen=True):
     """One signed statement.  Key of a record: (writer, kind, name)."""
 
     writer: str
@@ -48,7 +48,7 @@ class Record(Word):
 
 
 @final
-class Adjacency(Word):
+class Adjacency(Word, frozen=True):
     """One confirmed link, as its writer measures it."""
 
     node: str
@@ -59,7 +59,7 @@ class Adjacency(Word):
 
 
 @final
-class Endpoint(Word):
+class Endpoint(Word, frozen=True):
     """Where a workload can be reached: at the node whose record carries this.
 
     It says where, never who has a name.  `signature` is made by the key of `chain[0]` over
@@ -76,7 +76,7 @@ class Endpoint(Word):
 
 
 @final
-class NodeBody(Word):
+class NodeBody(Word, frozen=True):
     """Body of a node record."""
 
     links: tuple[Adjacency, ...]
@@ -89,7 +89,7 @@ class NodeBody(Word):
 
 
 @final
-class Manifest(Word):
+class Manifest(Word, frozen=True):
     """Body of a manifest: a set of the authority is swapped when all its chunks are there."""
 
     set: str
@@ -104,7 +104,7 @@ SETS: Final = ("bundle", "revocations", "names", "policy", "heartbeat")
 
 
 @final
-class RecordKey(Word):
+class RecordKey(Word, frozen=True):
     """A key with which the authority signs records: P-256, uncompressed point."""
 
     id: str
@@ -112,7 +112,7 @@ class RecordKey(Word):
 
 
 @final
-class Bundle(Word):
+class Bundle(Word, frozen=True):
     """Set `bundle`: trust anchors and record keys of the trust domain."""
 
     trust_domain: str
@@ -124,7 +124,7 @@ class Bundle(Word):
 
 
 @final
-class Revocation(Word):
+class Revocation(Word, frozen=True):
     """Set `revocations` is a tuple of these.  Stays until every SVID of the subject has expired."""
 
     subject: str
@@ -136,7 +136,7 @@ class Revocation(Word):
 
 
 @final
-class Name(Word):
+class Name(Word, frozen=True):
     """Set `names` is a tuple of these: service name -> SPIFFE ID and allowed callers."""
 
     name: str
@@ -149,7 +149,7 @@ class Name(Word):
 
 
 @final
-class Rule(Word):
+class Rule(Word, frozen=True):
     """Set `policy` is a tuple of these.  A deny wins over every allow; no allow is a deny."""
 
     id: str
@@ -160,7 +160,7 @@ class Rule(Word):
 
 
 @final
-class Heartbeat(Word):
+class Heartbeat(Word, frozen=True):
     """Set `heartbeat`: the authority lives; its wall time is the floor for everybody's."""
 
     unix_us: int
