@@ -1,0 +1,51 @@
+# What developers run. Users need only ./x0. Everything here works on a clean clone.
+SHELL := /bin/sh
+PY := .venv/bin/python
+UV := uv==0.13.9
+LOCK := pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--no-header --no-emit-index-url --no-emit-find-links
+
+.PHONY: help setup check format types test night coverage lock wheel bare clean
+
+help:  ## what there is
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
+
+setup:  ## .venv with the tools for developers
+	@./x0 setup --dev
+
+check: setup  ## lint, format, types, import contracts, house tests
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -c 'import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports())'
+	$(PY) -m pytest -q tests/house
+
+format: setup  ## bring the tree into form
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+test:  ## all tests but the long ones (ARGS="-k name")
+	@./x0 test $(ARGS)
+
+night:  ## all tests, the long ones too
+	@./x0 night $(ARGS)
+
+coverage: setup  ## statement coverage of core and wire, at least 95 %
+	$(PY) -m pytest -q tests/core tests/sim --cov --cov-report=term --cov-fail-under=95
+
+lock: .venv-lock/bin/uv  ## requirements/*.txt from *.in (UPGRADE=--upgrade for newer versions)
+	cd requirements && ../$< $(LOCK) $(UPGRADE) runtime.in -o runtime.txt
+	cd requirements && ../$< $(LOCK) $(UPGRADE) dev.in -o dev.txt
+
+.venv-lock/bin/uv: Makefile
+	python3 -m venv --clear .venv-lock
+	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check $(UV)
+
+wheel: setup  ## dist/*.whl, the same bytes for the same commit
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(PY) -m build --wheel --no-isolation
+
+bare:  ## clone into a bare Debian 12 and run CMD there ("./x0 test"), as root and as a user
+	tests/bare/run.sh $(CMD)
+
+clean:  ## what can be made again
+	rm -rf .venv .venv-lock .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
