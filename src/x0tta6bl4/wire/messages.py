@@ -73,7 +73,12 @@ class Alive(Message, frozen=True):
     sequence: int
 
 
-LinkMessage = Intro | Flood | Digest | Bucket | Want | Alive
+@final
+class Redial(Message, frozen=True):
+    """The sender's SVID has changed and the receiver dialled: please dial a new connection."""
+
+
+LinkMessage = Intro | Flood | Digest | Bucket | Want | Alive | Redial
 
 
 # ------------------------------------------------------------------ agent to proxy: the snapshot
