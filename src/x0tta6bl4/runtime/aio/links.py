@@ -123,7 +123,6 @@ class LinkConnections:
         self._known: set[NodeName] = set()
         self._wake: dict[NodeName, asyncio.Event] = {}
         self._accepting = 0
-        self._group: asyncio.TaskGroup | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._own_not_after = 0.0
         self.counts = {"dialled": 0, "accepted": 0, "refused": 0, "lost": 0}
@@ -245,8 +244,9 @@ class LinkConnections:
                 wait = DIAL_FIRST_S
                 await wake.wait()  # Up: until it is lost or has to be replaced.
                 continue
-            if node in self._up:
-                await wake.wait()
+            current = self._up.get(node)
+            if current is not None and not current.dialled:
+                await wake.wait()  # The neighbour's own connection serves.
                 continue
             self._owner.link_refused(node, reason)
             with contextlib.suppress(TimeoutError):
