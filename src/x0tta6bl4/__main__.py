@@ -10,8 +10,10 @@ def main() -> int:
     except ModuleNotFoundError as error:
         if error.name is None or not error.name.startswith("x0tta6bl4."):
             raise
-        print(f"x0: X0-BOOT-013: this copy has no {error.name}. use a complete clone or wheel",
-              file=sys.stderr)
+        print(
+            f"x0: X0-BOOT-013: this copy has no {error.name}. use a complete clone or wheel",
+            file=sys.stderr,
+        )
         return 70
     cli()
     return 0
