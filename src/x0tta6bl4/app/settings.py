@@ -1,0 +1,441 @@
+"""Configuration files: `node.toml` and `authority.toml`, decoded and judged as a whole.
+
+A file is read once, at start.  Every mistake in it is one `BadConfig`: file, key path, what is
+wrong, and the nearest thing that is right.  What passes here needs no second look by the rooms.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Final, Literal, final
+
+import msgspec
+from msgspec import Meta
+
+from x0tta6bl4.app.settings_where import Where, split_address
+from x0tta6bl4.app.toml_file import Section, decode, dump, read_text
+from x0tta6bl4.wire.ids import domain_of, is_reserved, node_name, spiffe_id, trust_domain
+
+__all__ = [
+    "NodeSettings",
+    "AuthoritySettings",
+    "read_node",
+    "read_authority",
+    "parse_node",
+    "parse_authority",
+    "dump",
+    "split_address",
+]
+
+DATA_PORT: Final = 7100
+CONTROL_PORT: Final = 7101
+AUTHORITY_PORT: Final = 7000
+
+Level = Literal["debug", "info", "warning", "error"]
+HelloMs = Annotated[int, Meta(ge=10, le=10_000)]
+NameText = Annotated[str, Meta(max_length=253)]
+
+
+@final
+class AuthorityAt(Section, frozen=True):
+    """`[authority]` of a node: where it is, and how this node proves itself the first time."""
+
+    address: str = ""
+    """`host:port`; empty: this host can't reach it, its neighbours carry it there."""
+    token_file: str = ""
+    """File with an enrol token (0600); read only while the node has no key of its own."""
+    bundle_file: str = ""
+    """PEM trust anchors to pin in place of the token's hash; empty: the token's hash."""
+
+
+@final
+class Data(Section, frozen=True):
+    """`[data]`: the proxy's port, one number for TCP (hops) and UDP (hellos)."""
+
+    listen: str = f"0.0.0.0:{DATA_PORT}"
+    """Empty: dial out only, as behind a NAT."""
+    advertise: tuple[str, ...] = ()
+    """`host:port` at which neighbours reach it; empty: they can't, this node dials them."""
+    udp: bool = True
+    """Whether hellos may go by UDP; false: over a TCP connection of the proxies."""
+
+
+@final
+class Control(Section, frozen=True):
+    """`[control]`: the agent's port for links."""
+
+    listen: str = f"0.0.0.0:{CONTROL_PORT}"
+    """Empty: dial out only."""
+
+
+@final
+class Link(Section, frozen=True):
+    """`[[link]]`: one neighbour."""
+
+    node: str
+    address: str = ""
+    """`host:port` of the neighbour's agent; empty: it dials this node."""
+    hello_ms: HelloMs = 100
+    """Time between hellos; three missed ones are a suspicion.  10 costs about 1 % CPU a link."""
+
+
+@final
+class Service(Section, frozen=True):
+    """`[[service]]`: a program of this host that takes connections."""
+
+    id: str
+    """SPIFFE ID; `/web` is short for `spiffe://<trust_domain>/web`."""
+    address: str
+    """`127.0.0.1:8080`, `[::1]:8080` or `unix:/path`."""
+    selectors: tuple[str, ...]
+    """What its listening socket must be; all must hold: `unix:uid:1000`."""
+    proxy_header: bool = False
+    """Send PROXY protocol v2 with the caller's ID in front of each connection."""
+
+
+@final
+class Caller(Section, frozen=True):
+    """`[[caller]]`: a program of this host that may call."""
+
+    id: str
+    selectors: tuple[str, ...]
+
+
+@final
+class Listen(Section, frozen=True):
+    """`[[listen]]`: where programs of this host hand connections in."""
+
+    address: str
+    kind: Literal["plain", "socks5", "connect"]
+    name: NameText = ""
+    """The service behind a plain listener; the other kinds are told by their clients."""
+
+
+@final
+class Metrics(Section, frozen=True):
+    """`[metrics]`: `/metrics` for Prometheus, on loopback only."""
+
+    listen: str = ""
+    """Empty: off."""
+
+
+@final
+class Log(Section, frozen=True):
+    """`[log]`: JSON lines."""
+
+    level: Level = "info"
+    file: str = ""
+    """Empty: standard error, which systemd takes to the journal."""
+    access_file: str = ""
+    """One line per stream with both IDs, path, bytes and duration; empty: none."""
+
+
+@final
+class NodeSettings(Section, frozen=True):
+    """The whole of `node.toml`."""
+
+    trust_domain: str
+    node: str
+    state_dir: str
+    """Directory of keys, records and sockets: 0700, of this node alone."""
+    authority: AuthorityAt = AuthorityAt()
+    data: Data = Data()
+    control: Control = Control()
+    link: tuple[Link, ...] = ()
+    service: tuple[Service, ...] = ()
+    caller: tuple[Caller, ...] = ()
+    listen: tuple[Listen, ...] = ()
+    metrics: Metrics = Metrics()
+    log: Log = Log()
+    area: Annotated[int, Meta(ge=0, le=65_535)] = 0
+    revocation_max_age_s: Annotated[int, Meta(ge=0, le=31_536_000)] = 0
+    """Refuse everything once the authority's newest word is older; 0: never (static stability)."""
+    require_pq: bool = False
+    """Refuse connections whose key exchange is not post-quantum."""
+
+
+@final
+class Svid(Section, frozen=True):
+    """`[svid]` of the authority: what it issues."""
+
+    ttl_s: Annotated[int, Meta(ge=40, le=86_400 * 7)] = 3600
+    """Life of a workload's SVID, the 35 s of back-dating included; renewed at half of it."""
+    node_ttl_s: Annotated[int, Meta(ge=40, le=86_400 * 7)] = 3600
+
+
+@final
+class Ca(Section, frozen=True):
+    """`[ca]` of the authority."""
+
+    ttl_s: Annotated[int, Meta(ge=3600, le=86_400 * 3650)] = 86_400 * 365
+
+
+@final
+class AuthoritySettings(Section, frozen=True):
+    """The whole of `authority.toml`."""
+
+    trust_domain: str
+    state_dir: str
+    """Directory of the database, the CA's key and the admin socket: 0700."""
+    listen: str = f"0.0.0.0:{AUTHORITY_PORT}"
+    svid: Svid = Svid()
+    ca: Ca = Ca()
+    token_ttl_s: Annotated[int, Meta(ge=10, le=600)] = 600
+    heartbeat_s: Annotated[int, Meta(ge=1, le=60)] = 30
+    metrics: Metrics = Metrics()
+    log: Log = Log()
+
+
+def read_node(path: Path) -> NodeSettings:
+    """Read and judge a `node.toml`.
+
+    Raises:
+        BadConfig: the file can't be read, or something in it is wrong.
+    """
+    return parse_node(read_text(path), str(path))
+
+
+def read_authority(path: Path) -> AuthoritySettings:
+    """Read and judge an `authority.toml`.
+
+    Raises:
+        BadConfig: the file can't be read, or something in it is wrong.
+    """
+    return parse_authority(read_text(path), str(path))
+
+
+def parse_node(text: str, source: str = "node.toml") -> NodeSettings:
+    """Judge the text of a `node.toml`; short IDs come out complete.
+
+    Args:
+        text: TOML.
+        source: name of the file, for errors.
+    Raises:
+        BadConfig: with file, key path and hint.
+    """
+    settings = decode(text, source, NodeSettings)
+    return _NodeJudge(settings, source).judged()
+
+
+def parse_authority(text: str, source: str = "authority.toml") -> AuthoritySettings:
+    """Judge the text of an `authority.toml`.
+
+    Raises:
+        BadConfig: with file, key path and hint.
+    """
+    settings = decode(text, source, AuthoritySettings)
+    where = Where(source)
+    where.identifier("trust_domain", settings.trust_domain, trust_domain)
+    where.state_dir("state_dir", settings.state_dir)
+    where.endpoint("listen", settings.listen)
+    _metrics_and_log(where, settings.metrics, settings.log)
+    return settings
+
+
+def _metrics_and_log(where: Where, metrics: Metrics, log: Log) -> None:
+    if metrics.listen:
+        where.loopback("metrics.listen", metrics.listen, unix=False, port_min=0)
+    for key, text in (("log.file", log.file), ("log.access_file", log.access_file)):
+        if text:
+            where.path(key, text)
+
+
+class _NodeJudge:
+    """What the types of `NodeSettings` can't say."""
+
+    __slots__ = ("settings", "where")
+
+    def __init__(self, settings: NodeSettings, source: str) -> None:
+        self.settings = settings
+        self.where = Where(source)
+
+    def judged(self) -> NodeSettings:
+        """The settings with complete IDs, once everything in them is right."""
+        where, settings = self.where, self.settings
+        domain = where.identifier("trust_domain", settings.trust_domain, trust_domain)
+        where.identifier("node", settings.node, node_name)
+        if settings.node == "authority":
+            raise where.error("X0-CFG-007", "node", "'authority' is reserved", "choose another")
+        where.state_dir("state_dir", settings.state_dir)
+        self._authority()
+        self._ports()
+        self._links()
+        services = tuple(
+            msgspec.structs.replace(service, id=self._id(f"service[{i}].id", service.id, domain))
+            for i, service in enumerate(settings.service)
+        )
+        callers = tuple(
+            msgspec.structs.replace(caller, id=self._id(f"caller[{i}].id", caller.id, domain))
+            for i, caller in enumerate(settings.caller)
+        )
+        self._services(services)
+        self._callers(callers)
+        self._listeners()
+        _metrics_and_log(where, settings.metrics, settings.log)
+        return msgspec.structs.replace(
+            settings, trust_domain=domain, service=services, caller=callers
+        )
+
+    def _authority(self) -> None:
+        at = self.settings.authority
+        if at.address:
+            self.where.endpoint("authority.address", at.address, 1)
+        for key, text in (("token_file", at.token_file), ("bundle_file", at.bundle_file)):
+            if text:
+                self.where.path(f"authority.{key}", text)
+
+    def _ports(self) -> None:
+        data, control = self.settings.data, self.settings.control
+        if data.listen:
+            self.where.bindable("data.listen", data.listen)
+        if control.listen:
+            self.where.bindable("control.listen", control.listen)
+        if data.listen and data.listen == control.listen and not data.listen.endswith(":0"):
+            raise self.where.error(
+                "X0-CFG-010",
+                "control.listen",
+                f"{data.listen!r} is data.listen too",
+                "use another port",
+            )
+        if len(data.advertise) > 8:
+            raise self.where.error(
+                "X0-CFG-006",
+                "data.advertise",
+                "more than 8 addresses",
+                "name those that neighbours use",
+            )
+        for i, text in enumerate(data.advertise):
+            key = f"data.advertise[{i}]"
+            host, _ = self.where.endpoint(key, text, 1)
+            if host in ("0.0.0.0", "::"):
+                raise self.where.error(
+                    "X0-CFG-008",
+                    key,
+                    f"{host!r} is nobody's address",
+                    "write the one that neighbours dial",
+                )
+        if data.advertise and not data.listen:
+            raise self.where.error(
+                "X0-CFG-011",
+                "data.advertise",
+                "nothing listens there",
+                "set data.listen, or leave it out",
+            )
+
+    def _links(self) -> None:
+        where, links = self.where, self.settings.link
+        if len(links) > 256:
+            raise where.error("X0-CFG-006", "link", f"{len(links)} links", "at most 256")
+        for i, link in enumerate(links):
+            where.identifier(f"link[{i}].node", link.node, node_name)
+            if link.node == self.settings.node:
+                raise where.error(
+                    "X0-CFG-011", f"link[{i}].node", "this is the node itself", "name the neighbour"
+                )
+            if link.address:
+                where.endpoint(f"link[{i}].address", link.address, 1)
+            elif not self.settings.control.listen:
+                raise where.error(
+                    "X0-CFG-011",
+                    f"link[{i}].address",
+                    "neither side can dial: control.listen is empty",
+                    "give the neighbour's address",
+                )
+        where.distinct("node", ((f"link[{i}].node", link.node) for i, link in enumerate(links)))
+        where.distinct(
+            "address",
+            ((f"link[{i}].address", link.address) for i, link in enumerate(links) if link.address),
+        )
+
+    def _id(self, key: str, text: str, domain: str) -> str:
+        where = self.where
+        full = f"spiffe://{domain}{text}" if text.startswith("/") else text
+        id = spiffe_id(where.identifier(key, full, spiffe_id))
+        if domain_of(id) != domain:
+            raise where.error(
+                "X0-CFG-012",
+                key,
+                f"{id!r} is of another trust domain",
+                f"this node serves spiffe://{domain}/...",
+            )
+        if is_reserved(id):
+            raise where.error(
+                "X0-CFG-012",
+                key,
+                f"{id!r} is reserved",
+                "/node/ and /authority/ are not for workloads",
+            )
+        return id
+
+    def _selectors(self, key: str, selectors: tuple[str, ...]) -> None:
+        if not selectors:
+            raise self.where.error(
+                "X0-CFG-013",
+                key,
+                "no selector: it would be anybody",
+                'for example: selectors = ["unix:uid:1000"]',
+            )
+        for i, text in enumerate(selectors):
+            if not _SELECTOR.fullmatch(text):
+                raise self.where.error(
+                    "X0-CFG-013",
+                    f"{key}[{i}]",
+                    f"{text!r} is no selector",
+                    "unix:uid:N, unix:gid:N, unix:path:/x, unix:sha256:HEX or unix:cgroup:/x",
+                )
+
+    def _services(self, services: tuple[Service, ...]) -> None:
+        for i, service in enumerate(services):
+            self.where.loopback(f"service[{i}].address", service.address, unix=True)
+            self._selectors(f"service[{i}].selectors", service.selectors)
+        self.where.distinct("id", ((f"service[{i}].id", s.id) for i, s in enumerate(services)))
+
+    def _callers(self, callers: tuple[Caller, ...]) -> None:
+        for i, caller in enumerate(callers):
+            self._selectors(f"caller[{i}].selectors", caller.selectors)
+        self.where.distinct(
+            "selectors",
+            (
+                (f"caller[{i}].selectors", ", ".join(sorted(caller.selectors)))
+                for i, caller in enumerate(callers)
+            ),
+        )
+
+    def _listeners(self) -> None:
+        listeners = self.settings.listen
+        for i, listener in enumerate(listeners):
+            self.where.loopback(f"listen[{i}].address", listener.address, unix=True, port_min=0)
+            key = f"listen[{i}].name"
+            if listener.kind == "plain" and not listener.name:
+                raise self.where.error(
+                    "X0-CFG-004", key, "a plain listener needs a name", 'for example: name = "web"'
+                )
+            if listener.kind != "plain" and listener.name:
+                raise self.where.error(
+                    "X0-CFG-011",
+                    key,
+                    f"a {listener.kind} listener has none",
+                    "its clients name the service; remove it",
+                )
+            if listener.name and not _SERVICE_NAME.fullmatch(listener.name):
+                raise self.where.error(
+                    "X0-CFG-007",
+                    key,
+                    f"{listener.name!r} is no service name",
+                    "use [a-z0-9-] and dots, without .mesh",
+                )
+        self.where.distinct(
+            "address",
+            (
+                (f"listen[{i}].address", listener.address)
+                for i, listener in enumerate(listeners)
+                if not listener.address.endswith(":0")
+            ),
+        )
+
+
+_SELECTOR = re.compile(
+    r"unix:(uid:\d{1,10}|gid:\d{1,10}|path:/[^\0\n]*|sha256:[0-9a-f]{64}|cgroup:/[^\0\n]*)"
+)
+_SERVICE_NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")

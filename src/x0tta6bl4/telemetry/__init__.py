@@ -1,0 +1,1 @@
+"""What is told about a running mesh: metrics, logs and the access log."""
