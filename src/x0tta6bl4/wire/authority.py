@@ -2,7 +2,8 @@
 
 Each method takes one struct and answers one struct (Watch: a stream of them), as msgpack maps in
 gRPC frames (`x0-authority/1`).  Nodes may call SERVICE only, operators ADMIN too.  Before a node
-has an SVID it may call Trust, Challenge, Enrol and Attest and nothing else.
+has an SVID it may call Trust, Challenge, Enrol and Attest and nothing else.  The enrolment token is in
+`wire.token`.
 
     enrolling    Trust(held = hash in the token) -> walk to the newest bundle -> judge the server
                  by it on a new connection -> Enrol(token, long-lived key, CSR)
@@ -12,14 +13,11 @@ has an SVID it may call Trust, Challenge, Enrol and Attest and nothing else.
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
 from typing import Any, Final, TypeVar, final
 
 import msgspec
 
-from x0tta6bl4.wire.errors import BadInput, BadMessage
+from x0tta6bl4.wire.errors import BadMessage
 from x0tta6bl4.wire.ids import SpiffeId
 from x0tta6bl4.wire.records import Bundle, Heartbeat, Name, Revocation, Rule
 
@@ -128,67 +126,6 @@ class CaInfo(Call, frozen=True):
     not_after_unix_s: int
     sha256: str
     record_key: str
-
-
-# ------------------------------------------------------------------ the enrolment token
-@final
-class Token(msgspec.Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
-    """What an enrolment token carries; single use, lives at most TOKEN_TTL_S_MAX."""
-
-    trust_domain: str
-    authorities: tuple[str, ...]
-    """`host:port`, in the order in which to try them; empty: only through a neighbour."""
-    bundle_sha256: bytes
-    """Digest of the body of a bundle; the authority proves itself from there before `secret`."""
-    node: str
-    """The only name it enrols; empty: any name that is free."""
-    expires_unix_s: int
-    id: bytes
-    """8 random bytes."""
-    secret: bytes
-    """32 random bytes; the authority keeps only `token_digest`."""
-
-
-_TOKEN_PREFIX = "x0t1."
-_TOKEN_CHARS_MAX = 4096
-
-
-def write_token(token: Token) -> str:
-    """The token as one printable word."""
-    body = msgspec.msgpack.encode(token)
-    body += hashlib.sha256(body).digest()[:4]
-    return _TOKEN_PREFIX + base64.urlsafe_b64encode(body).rstrip(b"=").decode()
-
-
-def read_token(text: str) -> Token:
-    """Parse what `write_token` made.
-
-    Raises:
-        BadInput: not a token, or damaged on its way.
-    """
-    text = text.strip()
-    if not text.startswith(_TOKEN_PREFIX) or len(text) > _TOKEN_CHARS_MAX or not text.isascii():
-        raise BadInput(
-            "X0-AUT-001",
-            "this is no enrolment token",
-            "it is one word that starts with x0t1., from `x0 token create`",
-        )
-    word = text[len(_TOKEN_PREFIX) :]
-    try:
-        body = base64.urlsafe_b64decode(word + "=" * (-len(word) % 4))
-        if hashlib.sha256(body[:-4]).digest()[:4] != body[-4:]:
-            raise BadInput("X0-AUT-001", "the enrolment token is damaged", "copy all of it")
-        token = msgspec.msgpack.decode(body[:-4], type=Token)
-    except (binascii.Error, ValueError, msgspec.DecodeError):
-        raise BadInput("X0-AUT-001", "the enrolment token is damaged", "copy all of it") from None
-    if len(token.bundle_sha256) != 32 or len(token.secret) != 32 or len(token.id) != 8:
-        raise BadInput("X0-AUT-001", "the enrolment token is damaged", "copy all of it")
-    return token
-
-
-def token_digest(id: bytes, secret: bytes) -> bytes:
-    """What the authority keeps of a token's secret (256 random bits: nothing to guess)."""
-    return hashlib.sha256(b"x0 token 1\x00" + id + secret).digest()
 
 
 # ------------------------------------------------------------------ before a node has an SVID
