@@ -2,8 +2,8 @@
 
 Each method takes one struct and answers one struct (Watch: a stream of them), as msgpack maps in
 gRPC frames (`x0-authority/1`).  Nodes may call SERVICE only, operators ADMIN too.  Before a node
-has an SVID it may call Trust, Challenge, Enrol and Attest and nothing else.  The enrolment token is in
-`wire.token`.
+has an SVID it may call Trust, Challenge, Enrol and Attest and nothing else.  `wire.token` has the
+enrolment token.
 
     enrolling    Trust(held = hash in the token) -> walk to the newest bundle -> judge the server
                  by it on a new connection -> Enrol(token, long-lived key, CSR)
@@ -43,7 +43,7 @@ TOKEN_TTL_S_MAX: Final = 600
 CLOCK_SKEW_US_MAX: Final = 30_000_000
 """More than this between the clocks of two ends is refused."""
 BACKDATE_S: Final = 35
-"""notBefore lies this far in the past, inside the lifetime."""
+"""notBefore lies this far in the past, inside the lifetime; less where that is below 140 s."""
 
 
 class Call(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True, omit_defaults=True):
@@ -276,7 +276,7 @@ class Update(Call, frozen=True):
     records: tuple[bytes, ...] = ()
     """Encoded authority records: each manifest with all its chunks."""
     renew_issued_before_unix_s: int = 0
-    """SVIDs with an earlier notBefore + BACKDATE_S are to be renewed at once."""
+    """SVIDs with an earlier notBefore are to be renewed at once (new ones never have one)."""
     draining: bool = False
     """The operator wants this node drained."""
 
