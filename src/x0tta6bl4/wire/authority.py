@@ -13,15 +13,12 @@ enrolment token.
 
 from __future__ import annotations
 
-from typing import Any, Final, TypeVar, final
+from typing import Final, final
 
 import msgspec
 
-from x0tta6bl4.wire.errors import BadMessage
 from x0tta6bl4.wire.ids import SpiffeId
-from x0tta6bl4.wire.records import Bundle, Heartbeat, Name, Revocation, Rule
-
-V = TypeVar("V")
+from x0tta6bl4.wire.records import Bundle, Name, Revocation, Rule
 
 ALPN: Final = "x0-authority/1"
 SERVICE: Final = "x0.Authority"
@@ -38,7 +35,7 @@ SELECTORS_MAX: Final = 16
 CALLERS_MAX: Final = 64
 TTL_S_DEFAULT: Final = 3600
 TTL_S_MIN: Final = 10
-TTL_S_MAX: Final = 24 * 3600
+TTL_S_MAX: Final = 3600
 TOKEN_TTL_S_MAX: Final = 600
 CLOCK_SKEW_US_MAX: Final = 30_000_000
 """More than this between the clocks of two ends is refused."""
@@ -202,7 +199,7 @@ class Admission(Call, frozen=True):
     """DER, leaf first."""
     not_after_unix_s: int
     bundle: bytes
-    """Body of the newest bundle (`decode_set("bundle", ...)`)."""
+    """Body of the newest bundle (`records.decode_bundle`)."""
     unix_us: int
 
 
@@ -485,56 +482,9 @@ ADMIN_METHODS: Final[dict[str, tuple[type[msgspec.Struct], type[msgspec.Struct]]
 """Methods of ADMIN: name -> request, reply."""
 
 
-# ------------------------------------------------------------------ bodies of the sets
-def encode_set(value: Bundle | Heartbeat | tuple[Any, ...]) -> bytes:
-    """Body of an authority set, before it is cut into chunks."""
-    return _ENCODER.encode(value)
-
-
-def decode_bundle(body: bytes) -> Bundle:
-    """Body of the set `bundle`.
-
-    Raises:
-        BadMessage: not a bundle.
-    """
-    return _decode(_BUNDLE, body)
-
-
-def decode_revocations(body: bytes) -> tuple[Revocation, ...]:
-    """Body of the set `revocations`; BadMessage as above."""
-    return _decode(_REVOCATIONS, body)
-
-
-def decode_names(body: bytes) -> tuple[Name, ...]:
-    """Body of the set `names`; BadMessage as above."""
-    return _decode(_NAMES, body)
-
-
-def decode_rules(body: bytes) -> tuple[Rule, ...]:
-    """Body of the set `policy`; BadMessage as above."""
-    return _decode(_RULES, body)
-
-
-def decode_heartbeat(body: bytes) -> Heartbeat:
-    """Body of the set `heartbeat`; BadMessage as above."""
-    return _decode(_HEARTBEAT, body)
-
-
 def authority_id(trust_domain: str, name: str) -> SpiffeId:
     """SPIFFE ID of an authority."""
     return SpiffeId(f"spiffe://{trust_domain}/authority/{name}")
 
 
-def _decode(decoder: msgspec.msgpack.Decoder[V], body: bytes) -> V:
-    try:
-        return decoder.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise BadMessage("X0-REC-003", f"not the body of an authority set: {error}") from None
-
-
 _ENCODER = msgspec.msgpack.Encoder()
-_BUNDLE = msgspec.msgpack.Decoder(Bundle)
-_REVOCATIONS = msgspec.msgpack.Decoder(tuple[Revocation, ...])
-_NAMES = msgspec.msgpack.Decoder(tuple[Name, ...])
-_RULES = msgspec.msgpack.Decoder(tuple[Rule, ...])
-_HEARTBEAT = msgspec.msgpack.Decoder(Heartbeat)
