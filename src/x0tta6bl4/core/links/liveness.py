@@ -162,3 +162,401 @@ class LinkStatistics(Value, frozen=True):
     refused: int
     """Hellos of another start, repeated or too old."""
     downs: int
+
+
+# ----------------------------------------------------------------------------------- the machine
+_NAMES: Final = ("shut", "down", "init", "up")
+_TOLD_DOWN: Final = 0
+_TOLD_UP: Final = 1
+_TOLD_SUSPECTED: Final = 2
+
+
+class _Neighbour:
+    __slots__ = (
+        "agent_alive",
+        "base_us",
+        "config",
+        "detect_us",
+        "downs",
+        "echo_at",
+        "echo_seen",
+        "echo_us",
+        "failed",
+        "heard_at",
+        "judge_at",
+        "next_send",
+        "quality",
+        "received",
+        "refused",
+        "run",
+        "scheduled",
+        "sent_at",
+        "sequence",
+        "serial",
+        "state",
+        "suspect",
+        "suspect_us",
+        "told",
+        "told_at",
+        "told_quality",
+        "up_at",
+        "window",
+    )
+
+    def __init__(self, config: NeighbourSet, serial: int, now: Instant) -> None:
+        self.config = config
+        self.serial = serial
+        self.sequence = 0
+        self.downs = 0
+        self.received = 0
+        self.refused = 0
+        self.scheduled: int = NEVER
+        self.sent_at = 0
+        self.told = _TOLD_DOWN
+        self.told_at = 0
+        self.told_quality = LinkQuality(config.node, 0, 0, False, False)
+        self.start(now)
+
+    def start(self, now: Instant) -> None:
+        """Forget all that belongs to one start of the neighbour's proxy."""
+        self.state = DOWN
+        self.suspect = False
+        self.failed = False
+        self.window = Window()
+        self.quality = Quality()
+        self.agent_alive = False
+        self.echo_at = self.echo_us = self.echo_seen = 0
+        self.heard_at: int = now
+        self.judge_at: int = NEVER
+        self.next_send: int = now
+        self.run = 0
+        self.up_at = 0
+        self.agree(self.config.hello_us, 3)
+
+    def agree(self, interval_us: int, multiplier: int) -> None:
+        """Timers from both ends' intervals (RFC 5880 section 6.8.4)."""
+        self.base_us = base = max(self.config.hello_us, interval_us)
+        self.detect_us = multiplier * base
+        # Jitter of the path is no reason for suspicion: up to one interval of it is waited for.
+        self.suspect_us = base * 7 // 5 + min(4 * self.quality.deviation_us, base)
+
+
+class Links:
+    """Liveness and quality of all links of one proxy.
+
+    Events: NeighbourSet, NeighbourGone, Received(node, Hello), Tick, AgentAlive, Counted.
+    Effects: Send(node, Hello), LinkUp, LinkQuality, LinkSuspected, LinkDown.
+
+    A hello must have been verified by the caller, under keys of this pair of proxy starts; what
+    is in the socket must be handed over before a Tick, and a Tick that comes more than a quarter
+    of an interval late judges nobody: it was this process that stood still.
+
+    Args:
+        incarnation: of this proxy, 63 random bits.
+        random: named stream, e.g. `Random(f"{seed}/links/{me}")`; only for jitter.
+        config: how calmly links are judged.
+    """
+
+    __slots__ = (
+        "_agent_alive",
+        "_config",
+        "_heap",
+        "_incarnation",
+        "_neighbours",
+        "_random",
+        "_serial",
+        "deadline",
+    )
+
+    def __init__(self, incarnation: int, random: Random, config: Config | None = None) -> None:
+        self.deadline: Instant = NEVER
+        self._incarnation = incarnation
+        self._random = random.random
+        self._config = config or Config()
+        self._agent_alive = False
+        self._neighbours: dict[str, _Neighbour] = {}
+        # (instant, serial, neighbour); an entry is stale unless it is its neighbour's
+        # `scheduled`.  Rebuilt when it holds more than four entries a neighbour.
+        self._heap: list[tuple[int, int, _Neighbour]] = []
+        self._serial = 0
+
+    def handle(self, now: Instant, event: Event) -> Effects:
+        if type(event) is Received:
+            return self._on_hello(now, event.src, event.message)
+        if type(event) is Tick:
+            return self._on_tick(now)
+        if type(event) is NeighbourSet:
+            return self._on_set(now, event)
+        if type(event) is NeighbourGone:
+            return self._on_gone(now, event)
+        if type(event) is Counted:
+            neighbour = self._neighbours.get(event.node)
+            if neighbour is not None:
+                neighbour.quality.tx.count(event.good, event.lost)
+        elif type(event) is AgentAlive:
+            self._agent_alive = event.alive
+        return NOTHING
+
+    def statistics(self) -> tuple[LinkStatistics, ...]:
+        """All neighbours as they stand, by name."""
+        return tuple(
+            LinkStatistics(
+                node,
+                _shown(n),
+                n.quality.rtt_us,
+                n.quality.loss_ppm,
+                n.quality.gray,
+                n.agent_alive,
+                n.sequence,
+                n.received,
+                n.refused,
+                n.downs,
+            )
+            for node, n in sorted(self._neighbours.items())
+        )
+
+    def is_up(self, node: str) -> bool:
+        """Whether the last thing told of this neighbour is LinkUp, suspected or not."""
+        neighbour = self._neighbours.get(node)
+        return neighbour is not None and neighbour.told != _TOLD_DOWN
+
+    # ------------------------------------------------------------------------------- configuration
+    def _on_set(self, now: Instant, event: NeighbourSet) -> Effects:
+        assert INTERVAL_US_MIN <= event.hello_us <= INTERVAL_US_MAX, event.hello_us
+        out: list[Effect] = []
+        n = self._neighbours.get(event.node)
+        if n is None:
+            if len(self._neighbours) >= NEIGHBOURS_MAX:
+                return (LinkDown(event.node, "too many neighbours"),)
+            self._serial += 1
+            n = self._neighbours[event.node] = _Neighbour(event, self._serial, now)
+        else:
+            restarted = n.config.incarnation != event.incarnation
+            n.config = event
+            if restarted:
+                self._tell_down(n, "neighbour restarted", out)
+                n.start(now)
+            else:
+                n.agree(n.base_us, n.detect_us // n.base_us)
+        self._schedule(n)
+        return tuple(out)
+
+    def _on_gone(self, now: Instant, event: NeighbourGone) -> Effects:
+        n = self._neighbours.pop(event.node, None)
+        if n is None:
+            return NOTHING
+        n.scheduled = -1
+        n.state = ADMIN_DOWN
+        out: list[Effect] = []
+        self._say(n, now, 0, out)
+        self._tell_down(n, "removed", out)
+        self._settle()
+        return tuple(out)
+
+    # ----------------------------------------------------------------------------------- reception
+    def _on_hello(self, now: Instant, node: str, hello: Hello) -> Effects:
+        n = self._neighbours.get(node)
+        if n is None:
+            return NOTHING
+        window = n.window
+        sequence = hello.sequence
+        if hello.incarnation != n.config.incarnation or not window.fresh(sequence):
+            n.refused += 1
+            return NOTHING
+        n.received += 1
+        step = sequence - window.top
+        good, lost = window.accept(sequence)
+        if step < 0:
+            return NOTHING  # Overtaken: what it says is older than what we know.
+        quality = n.quality
+        if n.state == UP:
+            quality.judged(good, lost)
+            quality.reported(hello.good, hello.lost)
+        if hello.echo_us > n.echo_seen:
+            n.echo_seen = hello.echo_us
+            quality.sample_rtt(now - hello.echo_us - hello.dwell_us)
+        n.echo_us = hello.sent_us
+        n.echo_at = now
+        n.heard_at = now
+        n.suspect = False
+        n.agent_alive = hello.flags & AGENT_ALIVE != 0
+        n.agree(hello.interval_us, hello.multiplier)
+        out: list[Effect] = []
+        before = n.state
+        if before != UP or hello.state != UP:
+            self._step(n, hello.state, out)
+        n.run = n.run + 1 if step == 1 and before == UP else 0
+        if n.state == UP and before != UP:
+            n.up_at = now
+        if n.state == UP:
+            self._tell_up(n, now, out)
+        n.judge_at = now + n.suspect_us if n.state != DOWN else NEVER
+        # A change of state is news, and a poll wants an answer, but not more than 16 an interval.
+        if n.state != before or (hello.flags & POLL and now - n.sent_at >= max(n.base_us >> 4, 1)):
+            self._say(n, now, FINAL if hello.flags & POLL else 0, out)
+        elif quality.watched:
+            n.next_send = min(n.next_send, n.sent_at + (n.base_us >> 2))
+            if n.next_send <= now:
+                self._say(n, now, 0, out)
+        self._schedule(n)
+        return tuple(out) if out else NOTHING
+
+    def _step(self, n: _Neighbour, theirs: int, out: list[Effect]) -> None:
+        """Session state, RFC 5880 section 6.8.6."""
+        if theirs == ADMIN_DOWN:
+            if n.state != DOWN:
+                self._fail(n, "neighbour shut", out)
+                n.failed = False
+        elif n.state == DOWN:
+            if theirs != UP:
+                n.state = INIT if theirs == DOWN else UP
+        elif n.state == INIT:
+            if theirs != DOWN:
+                n.state = UP
+        elif theirs == DOWN:
+            self._fail(n, "neighbour down", out)
+
+    def _fail(self, n: _Neighbour, reason: str, out: list[Effect]) -> None:
+        n.failed = n.failed or n.state == UP
+        n.state = DOWN
+        n.suspect = False
+        n.judge_at = NEVER
+        n.quality = Quality(n.quality.rtt_us, n.quality.deviation_us)
+        self._tell_down(n, reason, out)
+
+    # ---------------------------------------------------------------------------------------- time
+    def _on_tick(self, now: Instant) -> Effects:
+        if now < self.deadline:
+            return NOTHING
+        out: list[Effect] = []
+        heap = self._heap
+        while heap and heap[0][0] <= now:
+            due, _, n = heapq.heappop(heap)
+            if due != n.scheduled:
+                continue
+            n.scheduled = NEVER
+            if n.judge_at <= now:
+                self._judge(n, now, out)
+            if n.next_send <= now:
+                self._say(n, now, 0, out)
+            self._schedule(n)
+        self._settle()
+        return tuple(out) if out else NOTHING
+
+    def _judge(self, n: _Neighbour, now: Instant, out: list[Effect]) -> None:
+        """Suspect or condemn a neighbour that has been silent, unless this tick is late."""
+        if now - n.judge_at > n.base_us >> 2:
+            n.heard_at = max(n.heard_at, now - n.base_us)
+        silence = now - n.heard_at
+        if silence >= n.detect_us:
+            self._fail(n, "silent", out)
+            n.next_send = now
+        elif silence < n.suspect_us:
+            n.judge_at = n.heard_at + n.suspect_us
+        else:
+            n.judge_at = n.heard_at + n.detect_us
+            n.suspect = True
+            n.next_send = now
+            if n.told == _TOLD_UP:
+                n.told = _TOLD_SUSPECTED
+                out.append(LinkSuspected(n.config.node))
+
+    def _say(self, n: _Neighbour, now: Instant, flags: int, out: list[Effect]) -> None:
+        """Send a hello and choose the time of the next one (jitter: RFC 5880 section 6.8.7)."""
+        config = self._config
+        interval = n.base_us
+        if n.suspect or n.quality.watched:
+            flags |= POLL
+            interval >>= 2
+        elif n.state == DOWN and now - n.heard_at > config.idle_after_us:
+            interval = max(interval, config.idle_us)
+        if self._agent_alive:
+            flags |= AGENT_ALIVE
+        n.sequence += 1
+        n.sent_at = now
+        n.next_send = now + max(1, interval - int(self._random() * (interval >> 2)))
+        quality = n.quality
+        out.append(
+            Send(
+                n.config.node,
+                Hello(
+                    n.config.link,
+                    self._incarnation,
+                    n.sequence,
+                    n.state,
+                    flags,
+                    n.config.hello_us,
+                    config.multiplier,
+                    now,
+                    n.echo_us,
+                    now - n.echo_at if n.echo_us else 0,
+                    quality.good,
+                    quality.lost,
+                ),
+            )
+        )
+
+    def _schedule(self, n: _Neighbour) -> None:
+        due = n.next_send if n.next_send < n.judge_at else n.judge_at
+        if due < n.scheduled:
+            n.scheduled = due
+            heapq.heappush(self._heap, (due, n.serial, n))
+            if len(self._heap) > 4 * len(self._neighbours):
+                self._rebuild()
+        self._settle()
+
+    def _settle(self) -> None:
+        heap = self._heap
+        while heap and heap[0][0] != heap[0][2].scheduled:
+            heapq.heappop(heap)
+        self.deadline = Instant(heap[0][0]) if heap else NEVER
+
+    def _rebuild(self) -> None:
+        self._heap = [
+            (n.scheduled, n.serial, n) for n in self._neighbours.values() if n.scheduled != NEVER
+        ]
+        heapq.heapify(self._heap)
+
+    # ------------------------------------------------------------------------------- what is told
+    def _tell_up(self, n: _Neighbour, now: Instant, out: list[Effect]) -> None:
+        quality = n.quality
+        if n.told == _TOLD_UP:
+            last = n.told_quality
+            flags_stay = quality.gray == last.gray and n.agent_alive == last.agent_alive
+            if flags_stay and (
+                now - n.told_at < self._config.quality_us or not _differs(quality, last)
+            ):
+                return
+            kind: type[LinkQuality] | type[LinkUp] = LinkQuality
+        else:
+            config = self._config
+            if n.told == _TOLD_DOWN and n.failed:
+                if n.run < config.good_hellos or now - n.up_at < config.hold_us:
+                    return
+                n.failed = False
+            kind = LinkUp
+        n.told = _TOLD_UP
+        n.told_at = now
+        fields = (n.config.node, quality.rtt_us, quality.loss_ppm, quality.gray, n.agent_alive)
+        n.told_quality = LinkQuality(*fields)
+        out.append(kind(*fields))
+
+    def _tell_down(self, n: _Neighbour, reason: str, out: list[Effect]) -> None:
+        if n.told != _TOLD_DOWN:
+            n.told = _TOLD_DOWN
+            n.downs += 1
+            out.append(LinkDown(n.config.node, reason))
+
+
+def _differs(quality: Quality, last: LinkQuality) -> bool:
+    """RTT by more than a tenth and 100 µs, or loss by half a percent."""
+    change_us = abs(quality.rtt_us - last.rtt_us)
+    return (change_us > 100 and change_us * 10 > last.rtt_us) or (
+        abs(quality.loss_ppm - last.loss_ppm) >= 5_000
+    )
+
+
+def _shown(n: _Neighbour) -> str:
+    if n.state != UP:
+        return _NAMES[n.state]
+    return ("held", "up", "suspected")[n.told]

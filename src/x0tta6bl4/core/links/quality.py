@@ -20,8 +20,10 @@ _GOOD_MILLI: Final = -36
 _LOST_MILLI: Final = 2079
 """1000 · ln(0.04 / 0.005)."""
 GRAY_MILLI: Final = 9000
-WATCH_MILLI: Final = 4000
-"""Two losses close together: from here on the link is worth faster hellos."""
+_WATCH_MILLI: Final = 4000
+"""Two losses close together: from here on the link is worth faster hellos ..."""
+_CALM_MILLI: Final = 1000
+"""... until here."""
 
 _MILLION: Final = 1_000_000
 _LOSS_SHIFT: Final = 6
@@ -42,7 +44,7 @@ class Window:
     def __init__(self) -> None:
         self.top = 0
         self._bits = 0
-        self._judged = 0
+        self._judged = -1  # Nothing has come yet.
 
     def fresh(self, sequence: int) -> bool:
         """Whether `sequence` has not been accepted before and is not too old to tell."""
@@ -61,7 +63,7 @@ class Window:
             self._bits |= 1 << -ahead
             return 0, 0
         self.top = sequence
-        if ahead >= WINDOW or not self._judged:
+        if ahead >= WINDOW or self._judged < 0:
             self._bits = 1
             self._judged = sequence - 1
             return 0, 0
@@ -80,19 +82,16 @@ class Loss:
     Attributes:
         ppm: smoothed loss, parts per million (EWMA, 1/64 per sample).
         gray: the CUSUM has alarmed and not come back to 0 since.
+        watched: there is enough suspicion of loss to want more samples.
     """
 
-    __slots__ = ("_sum_milli", "gray", "ppm")
+    __slots__ = ("_sum_milli", "gray", "ppm", "watched")
 
     def __init__(self) -> None:
         self._sum_milli = 0
         self.ppm = 0
         self.gray = False
-
-    @property
-    def watched(self) -> bool:
-        """Whether there is enough suspicion of loss to want more samples."""
-        return self._sum_milli >= WATCH_MILLI and not self.gray
+        self.watched = False
 
     def count(self, good: int, lost: int) -> None:
         """Take samples in, the lost ones first; more than 1,000 of a kind count as 1,000."""
@@ -102,17 +101,24 @@ class Loss:
         if self._sum_milli >= GRAY_MILLI:
             self._sum_milli = GRAY_MILLI
             self.gray = True
+            self.watched = False
+        elif self._sum_milli >= _WATCH_MILLI:
+            self.watched = not self.gray
         if not good:
             return
         for _ in range(min(good, _COUNTED_MAX) if self.ppm else 0):
             self.ppm -= (self.ppm + (1 << _LOSS_SHIFT) - 1) >> _LOSS_SHIFT
         self._sum_milli = max(0, self._sum_milli + min(good, _COUNTED_MAX) * _GOOD_MILLI)
-        if not self._sum_milli:
-            self.gray = False
+        if self._sum_milli < _CALM_MILLI:
+            self.watched = False
+            self.gray = self.gray and self._sum_milli > 0
 
 
 class Quality:
     """Round-trip time and loss of one link, both directions.
+
+    Args:
+        rtt_us, deviation_us: as they were before the link went down, still the best guess.
 
     Attributes:
         rtt_us: smoothed round-trip time, 0 before the first sample.
@@ -132,9 +138,9 @@ class Quality:
         "tx",
     )
 
-    def __init__(self) -> None:
-        self.rtt_us = 0
-        self.deviation_us = 0
+    def __init__(self, rtt_us: int = 0, deviation_us: int = 0) -> None:
+        self.rtt_us = rtt_us
+        self.deviation_us = deviation_us
         self.rx = Loss()
         self.tx = Loss()
         self.good = 0
