@@ -306,6 +306,15 @@ def test_what_pip_says_becomes_one_line(machine: Machine, pip_says: str, id: str
     assert machine.x0("demo")[0] == 0, "and once it is mended, the next start succeeds"
 
 
+def test_a_full_disk_is_seen_behind_a_failure_that_does_not_say_so(machine: Machine) -> None:
+    machine.python()
+    machine.program(
+        "df", "#!/bin/sh\necho Filesystem 1024-blocks Used Available\necho x 9 9 9 9% /\n"
+    )
+    (machine.home / "pip-fails").write_text("returned non-zero exit status 1")
+    refused(machine, "X0-BOOT-005")
+
+
 def test_no_write_access(machine: Machine) -> None:
     machine.python()
     machine.clone.chmod(0o555)
@@ -342,7 +351,7 @@ def test_an_interrupted_set_up_is_done_again_from_the_start(machine: Machine) ->
     (machine.home / "hold").unlink()
     status, out, err = machine.x0("demo")
     assert (status, out) == (0, "ran -P -m x0tta6bl4 demo\n"), err
-    assert "the last set-up was interrupted" in err
+    assert "the last set-up did not finish" in err
     assert machine.log == ["venv", "pip", "venv", "pip", "compile"]
 
 
