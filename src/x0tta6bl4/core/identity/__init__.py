@@ -1,0 +1,1 @@
+"""Whom to believe, and when to renew: the SPIFFE rules over parsed fields."""

@@ -1,0 +1,322 @@
+"""The one judge of certificates: every TLS connection and every signed record asks it.
+
+It joins RFC 5280 path validation (cryptography's verifier under an extension policy of our own),
+the SPIFFE rules of `core.identity.rules`, revocation, and what the caller expects.  There is one
+judge per trust domain and snapshot of its bundle; bundles are never merged (SP-076, SP-128).
+
+Source: X509-SVID.md section 5; RFC 5280 section 6.  OpenSSL alone accepts a leaf with cA=true, two
+URIs, or none (measured), hence this.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Final, Protocol, final
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import verification
+
+from x0tta6bl4.core.identity.rules import (
+    LIFETIME_S_MAX,
+    Expect,
+    judge_expected,
+    judge_leaf,
+    judge_signer,
+    judge_time,
+)
+from x0tta6bl4.core.machine import Allowed, Denied, Value, Verdict
+from x0tta6bl4.edge.tls.x509 import CHAIN_MAX, Parsed, bundle_hash, parse, parse_chain, verify
+from x0tta6bl4.wire.errors import BadInput
+from x0tta6bl4.wire.ids import NodeName, SpiffeId, TrustDomain, node_of
+
+PATH_INTERMEDIATES_MAX: Final = 3
+"""Signing certificates between leaf and anchor."""
+CACHE_MAX: Final = 1024
+"""Chains whose path was validated, kept per judge; the oldest goes first."""
+
+Revoked = Callable[[SpiffeId, int, NodeName | None], Verdict]
+"""(ID, notBefore in unix seconds, node through which it was issued) -> verdict."""
+Clock = Callable[[], int]
+"""Wall time in microseconds since 1970."""
+
+
+@final
+class Judgement(Value, frozen=True):
+    """A verdict, and until when it can be used at most."""
+
+    verdict: Verdict
+    not_after_unix_s: int = 0
+    """Earliest notAfter on the path, anchor included; 0 if denied."""
+    issued_unix_s: int = 0
+    """notBefore of the leaf; 0 if denied."""
+    via: str = ""
+    """Node through which it was issued; the node itself for a node's SVID; else empty."""
+
+
+class Judging(Protocol):
+    """What a TLS connection needs of a judge."""
+
+    def judge(self, chain: Sequence[bytes], expect: Expect,
+              now_unix_us: int | None = None) -> Judgement:
+        """Judge a peer's chain, leaf first; never raises for what a peer sends."""
+        ...
+
+
+@final
+class _Path(Value, frozen=True):
+    """What path validation found for one exact chain; true until `not_after_unix_s`."""
+
+    leaf: Parsed
+    not_before_unix_s: int
+    not_after_unix_s: int
+
+
+def allow_all(id: SpiffeId, issued_unix_s: int, via: NodeName | None) -> Verdict:
+    """Revocation check of somebody who has no revocations yet."""
+    return Allowed(id)
+
+
+class Judge:
+    """Judge of one trust domain.
+
+    Args:
+        trust_domain: the only one whose SVIDs are allowed.
+        anchors: its CA certificates, DER; with none everybody is denied (SP-082).
+        revoked: asked for every allowed leaf, each time.
+        clock: wall time, microseconds.
+        lifetime_s_max: longest life of a leaf, seconds.
+    Raises:
+        BadInput: an anchor that is not a certificate.
+    """
+
+    __slots__ = ("_anchors", "_cache", "_lifetime_s_max", "_parsed", "_revoked", "_store", "clock",
+                 "trust_domain")
+
+    def __init__(self, trust_domain: TrustDomain, anchors: Sequence[bytes], revoked: Revoked,
+                 clock: Clock, lifetime_s_max: int = LIFETIME_S_MAX) -> None:
+        self.trust_domain = trust_domain
+        self.clock = clock
+        self._revoked = revoked
+        self._lifetime_s_max = lifetime_s_max
+        self._anchors = tuple(anchors)
+        self._parsed = [parse(anchor) for anchor in anchors]
+        usable = [anchor.certificate for anchor in self._parsed
+                  if type(judge_signer(anchor.fields, trust_domain)) is Allowed]
+        self._store = verification.Store(usable) if usable else None
+        self._cache: dict[tuple[bytes, ...], _Path] = {}
+
+    def judge(self, chain: Sequence[bytes], expect: Expect,
+              now_unix_us: int | None = None) -> Judgement:
+        """Judge a chain as a peer sent it.
+
+        The leaf comes first; the others may stand in any order, and self-signed ones are ignored:
+        trust comes from the bundle alone.
+
+        Args:
+            chain: DER.
+            expect: who it has to be.
+            now_unix_us: wall time; the judge's clock if left out.
+        Returns:
+            Allowed with the leaf's ID, or Denied with a stable reason.
+        """
+        now = self.clock() if now_unix_us is None else now_unix_us
+        key = tuple(chain)
+        path = self._cache.get(key)
+        if path is None or judge_time(path.not_before_unix_s, path.not_after_unix_s, now):
+            found = self._validate(key, now)
+            if type(found) is Denied:
+                return Judgement(found)
+            assert type(found) is _Path
+            path = found
+        return self._judge_validated(path, expect, now)
+
+    def judge_signed(self, chain: Sequence[bytes], data: bytes, signature: bytes, expect: Expect,
+                     now_unix_us: int | None = None) -> Judgement:
+        """As `judge`, and the leaf's key must have signed `data` (for records)."""
+        judgement = self.judge(chain, expect, now_unix_us)
+        if type(judgement.verdict) is Allowed and not verify(chain, data, signature):
+            return Judgement(Denied("bad record signature"))
+        return judgement
+
+    # ------------------------------------------------------------------------------- details
+    def _judge_validated(self, path: _Path, expect: Expect, now: int) -> Judgement:
+        fields = path.leaf.fields
+        verdict = judge_leaf(fields, self.trust_domain, now, self._lifetime_s_max)
+        if type(verdict) is not Allowed:
+            return Judgement(verdict)
+        id = verdict.peer
+        verdict = judge_expected(id, expect)
+        if type(verdict) is not Allowed:
+            return Judgement(verdict)
+        via = node_of(id) or (NodeName(fields.via) if fields.via else None)
+        verdict = self._revoked(id, fields.not_before_unix_s, via)
+        if type(verdict) is not Allowed:
+            return Judgement(verdict)
+        return Judgement(Allowed(id), path.not_after_unix_s, fields.not_before_unix_s, via or "")
+
+    def _validate(self, chain: tuple[bytes, ...], now: int) -> _Path | Denied:
+        try:
+            leaf, *others = parse_chain(chain)
+        except BadInput as error:
+            return Denied(_PARSE_REASONS.get(error.id, "malformed certificate"))
+        verdict = judge_leaf(leaf.fields, self.trust_domain, now, self._lifetime_s_max)
+        if type(verdict) is Denied:
+            return verdict
+        if self._store is None:
+            return Denied("no trust anchor")  # SP-082
+        others = [other for other in others if not _self_signed(other)]
+        verifier = (
+            verification.PolicyBuilder().store(self._store)
+            .time(_EPOCH + timedelta(microseconds=now)).max_chain_depth(PATH_INTERMEDIATES_MAX)
+            .extension_policies(ca_policy=_CA_POLICY, ee_policy=_LEAF_POLICY)
+            .build_client_verifier()  # For both directions: names are judged by our rules.
+        )
+        try:
+            verified = verifier.verify(leaf.certificate, [other.certificate for other in others])
+        except (verification.VerificationError, ValueError):
+            return Denied(self._why(leaf, others, now))
+        signers = [Parsed(certificate.public_bytes(_DER)).fields
+                   for certificate in verified.chain[1:]]
+        for signer in signers:
+            verdict = judge_signer(signer, self.trust_domain)
+            if type(verdict) is Denied:
+                return verdict
+        path = _Path(
+            leaf,
+            max([leaf.fields.not_before_unix_s, *(s.not_before_unix_s for s in signers)]),
+            min([leaf.fields.not_after_unix_s, *(s.not_after_unix_s for s in signers)]))
+        if judge_time(path.not_before_unix_s, path.not_after_unix_s, now):
+            return Denied("issuer expired")
+        self._cache[chain] = path
+        if len(self._cache) > CACHE_MAX:
+            del self._cache[next(iter(self._cache))]
+        return path
+
+    def _why(self, leaf: Parsed, others: list[Parsed], now: int) -> str:
+        """Stable reason for a path that did not validate; only ever asked after it was refused."""
+        below = leaf
+        for depth in range(CHAIN_MAX):
+            issuers = [c for c in (*self._parsed, *others)
+                       if c.certificate.subject == below.certificate.issuer and c is not below]
+            if not issuers:
+                return "untrusted issuer"
+            signed = [c for c in issuers if _signed_by(below, c)]
+            if not signed:
+                named = any(_names_key(below, c) for c in issuers)
+                return "bad signature" if named else "untrusted issuer"
+            above = signed[0]
+            verdict = judge_signer(above.fields, self.trust_domain)
+            if type(verdict) is Denied:
+                return verdict.reason
+            if judge_time(above.fields.not_before_unix_s, above.fields.not_after_unix_s, now):
+                return "issuer expired"
+            length = above.fields.path_length
+            if length is not None and depth > length:
+                return "path length exceeded"
+            if _constrained(above):
+                return "name constraints"
+            if above.der in self._anchors:
+                break
+            below = above
+        return "chain too long" if depth > PATH_INTERMEDIATES_MAX else "path not valid"
+
+
+class PinnedJudge:
+    """Judge of somebody who has no bundle yet but knows its hash (enrolment).
+
+    The peer has to append all trust anchors of its bundle to its chain; only if their hash is the
+    pinned one, they become the anchors by which the leaf is judged.
+
+    Args:
+        trust_domain: from the enrol token.
+        pin: `x509.bundle_hash` of the anchors, from the enrol token.
+        clock: wall time, microseconds.
+        lifetime_s_max: longest life of a leaf, seconds.
+    """
+
+    __slots__ = ("_lifetime_s_max", "_pin", "_trust_domain", "clock")
+
+    def __init__(self, trust_domain: TrustDomain, pin: bytes, clock: Clock,
+                 lifetime_s_max: int = LIFETIME_S_MAX) -> None:
+        self._trust_domain = trust_domain
+        self._pin = pin
+        self._lifetime_s_max = lifetime_s_max
+        self.clock = clock
+
+    def judge(self, chain: Sequence[bytes], expect: Expect,
+              now_unix_us: int | None = None) -> Judgement:
+        """Judge a chain whose tail is the whole bundle."""
+        try:
+            anchors = anchors_in(chain)
+        except BadInput as error:
+            return Judgement(Denied(_PARSE_REASONS.get(error.id, "malformed certificate")))
+        if not hmac.compare_digest(bundle_hash(anchors), self._pin):
+            return Judgement(Denied("bundle does not match the pin"))
+        judge = Judge(self._trust_domain, anchors, allow_all, self.clock, self._lifetime_s_max)
+        return judge.judge(chain, expect, now_unix_us)
+
+
+def anchors_in(chain: Sequence[bytes]) -> tuple[bytes, ...]:
+    """The self-signed CA certificates of a chain as sent: the bundle of a peer that was pinned.
+
+    Raises:
+        BadInput: not a chain.
+    """
+    return tuple(c.der for c in parse_chain(chain)[1:] if _self_signed(c))
+
+
+def _self_signed(certificate: Parsed) -> bool:
+    c = certificate.certificate
+    return c.issuer == c.subject and certificate.fields.ca
+
+
+def _signed_by(below: Parsed, above: Parsed) -> bool:
+    try:
+        below.certificate.verify_directly_issued_by(above.certificate)
+    except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm):
+        return False
+    return True
+
+
+def _names_key(below: Parsed, above: Parsed) -> bool:
+    """Whether the lower certificate says that this very key has signed it."""
+    try:
+        wanted = below.certificate.extensions.get_extension_for_class(
+            x509.AuthorityKeyIdentifier).value.key_identifier
+        has = above.certificate.extensions.get_extension_for_class(
+            x509.SubjectKeyIdentifier).value.digest
+    except x509.ExtensionNotFound:
+        return True
+    return wanted == has
+
+
+def _constrained(certificate: Parsed) -> bool:
+    try:
+        certificate.certificate.extensions.get_extension_for_class(x509.NameConstraints)
+    except x509.ExtensionNotFound:
+        return False
+    return True
+
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_DER: Final = Encoding.DER
+_PARSE_REASONS: Final = {
+    "X0-TLS-002": "certificate too large",
+    "X0-TLS-003": "no certificate",
+    "X0-TLS-004": "chain too long",
+}
+_AGNOSTIC: Final = verification.Criticality.AGNOSTIC
+_CA_POLICY: Final = (
+    verification.ExtensionPolicy.permit_all()
+    .require_present(x509.BasicConstraints, _AGNOSTIC, None)
+    .require_present(x509.KeyUsage, _AGNOSTIC, None)
+)
+_LEAF_POLICY: Final = (
+    verification.ExtensionPolicy.permit_all()
+    .require_present(x509.SubjectAlternativeName, _AGNOSTIC, None)
+    .require_present(x509.KeyUsage, _AGNOSTIC, None)
+)
