@@ -5,7 +5,7 @@ UV := uv==0.13.9
 LOCK := pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-header --no-emit-index-url --no-emit-find-links
 
-.PHONY: help setup check format types test night coverage lock wheel bare clean
+.PHONY: help setup check lint form types floors tidy format test night coverage lock wheel bare clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
@@ -13,11 +13,21 @@ help:  ## what there is
 setup:  ## .venv with the tools for developers
 	@./x0 setup --dev
 
-check: setup  ## lint, format, types, import contracts, house tests
+check: lint form types floors tidy  ## lint, form, types, import contracts, house tests (-k: all parts)
+
+lint: setup
 	$(PY) -m ruff check .
+
+form: setup
 	$(PY) -m ruff format --check .
+
+types: setup
 	$(PY) -m mypy
+
+floors: setup
 	$(PY) -c 'import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports())'
+
+tidy: setup
 	$(PY) -m pytest -q tests/house
 
 format: setup  ## bring the tree into form
