@@ -29,7 +29,7 @@ case $1 in
     *compileall*) echo "compile" >>"$PRETEND/log" ;;
     *) exec "$REAL_PYTHON" "$@" ;;
     esac ;;
--V) echo "Python 3.11.2" ;;
+-V) exec "$REAL_PYTHON" -V ;;
 -m)
     case $2 in
     venv) echo "venv" >>"$PRETEND/log"; mkdir -p "$3/bin"; cat "$0" >"$3/bin/python"

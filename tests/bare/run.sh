@@ -31,8 +31,8 @@ if [ ! -f "$kept" ]; then
     mirror=$(apt-get indextargets --format '$(CODENAME) $(REPO_URI)' 'Created-By: Packages' |
         sed -n "s/^$suite //p" | head -n 1)
     # shellcheck disable=SC2086 # No mirror, no argument.
-    mmdebstrap --quiet --variant=minbase --include=python3,git "$suite" "$kept.new" $mirror
-    mv "$kept.new" "$kept"
+    mmdebstrap --quiet --variant=minbase --include=python3,git "$suite" "$root/.bare/$suite.new.tar" $mirror
+    mv "$root/.bare/$suite.new.tar" "$kept"
 fi
 
 # --- one machine ----------------------------------------------------------------------------------
