@@ -8,25 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 from pathlib import Path
 from typing import Any
-
-
-def missing() -> str:
-    """What this machine lacks for namespaces; empty: nothing."""
-    if os.geteuid() != 0:
-        return "root"
-    for tool in ("ip", "nft"):
-        if shutil.which(tool) is None:
-            return tool
-    probe = f"x0t-{os.getpid()}-probe"
-    if subprocess.run(["ip", "netns", "add", probe], capture_output=True, check=False).returncode:
-        return "network namespaces"
-    subprocess.run(["ip", "netns", "del", probe], check=False)
-    return ""
 
 
 class Hosts:

@@ -1,0 +1,177 @@
+"""The socket between agent and proxy: greeting, read-back, deltas, and what a bad peer gets."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from x0tta6bl4.runtime.aio.proxy_port import ProxyPort
+from x0tta6bl4.runtime.loop.agent_port import AgentPort, listen_private
+from x0tta6bl4.runtime.loop.poll import Loop
+from x0tta6bl4.wire import codec
+from x0tta6bl4.wire.errors import Refused, Unavailable
+from x0tta6bl4.wire.messages import (
+    PROXY_VERSION,
+    Counters,
+    Delta,
+    Full,
+    Item,
+    NodeItem,
+    PathsItem,
+    ProxyFact,
+    Ready,
+    item_key,
+)
+
+
+class FakeProxy:
+    """A proxy that only holds a snapshot, on its own loop in its own thread."""
+
+    def __init__(self, path: Path) -> None:
+        self.loop = Loop()
+        self.held: dict[str, Item] = {"NodeItem": NodeItem("t.mesh", "a", "")}
+        self.version = 7
+        self.orders: list[Full | Delta] = []
+        self.agents: list[bool] = []
+        self.port = AgentPort(self.loop, str(path), self._order, self._greeting, self.agents.append)
+        self._wake, self._woken = socket.socketpair()
+        self._calls: list[ProxyFact] = []
+        self.loop.add(self._woken.fileno(), 1, self._run_calls)
+        self.thread = threading.Thread(target=self.loop.run)
+        self.thread.start()
+
+    def _greeting(self) -> tuple[ProxyFact, ...]:
+        return (Ready(PROXY_VERSION, 99, self.version, 1, 2),
+                Full(self.version, tuple(self.held.values())))
+
+    def _order(self, order: Full | Delta) -> None:
+        self.orders.append(order)
+        if type(order) is Full:
+            self.held = {item_key(item): item for item in order.items}
+        self.version = order.version
+        self.port.tell(Counters({"orders": len(self.orders)}))
+
+    def _run_calls(self, _mask: int) -> None:
+        self._woken.recv(100)
+        if not self._calls:
+            self.loop.stop()
+        while self._calls:
+            self.port.tell(self._calls.pop(0))
+
+    def tell(self, fact: ProxyFact) -> None:
+        self._calls.append(fact)
+        self._wake.send(b"x")
+
+    def close(self) -> None:
+        self._wake.send(b"x")
+        self.thread.join(5)
+        self.port.close()
+        self.loop.close()
+        self._wake.close()
+        self._woken.close()
+
+
+@pytest.fixture
+def proxy(tmp_path: Path) -> Iterator[FakeProxy]:
+    tmp_path.chmod(0o700)
+    fake = FakeProxy(tmp_path / "proxy.sock")
+    yield fake
+    fake.close()
+
+
+def test_an_agent_reads_back_what_the_proxy_holds_and_goes_on_from_its_version(
+    proxy: FakeProxy, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        facts: list[ProxyFact] = []
+        heard = asyncio.Event()
+
+        def on_fact(fact: ProxyFact) -> None:
+            facts.append(fact)
+            heard.set()
+
+        port = ProxyPort(str(tmp_path / "proxy.sock"), on_fact)
+        reader, messages, ready, held = await port.connect()
+        assert ready.incarnation == 99
+        assert held == Full(7, (NodeItem("t.mesh", "a", ""),))
+        serving = asyncio.create_task(port.serve(reader, messages))
+        port.items = {item_key(item): item for item in held.items}
+        port.send_full()
+        port.order([PathsItem("b", (("a", "b"),))], [])
+        while not any(type(f) is Counters and f.values == {"orders": 2} for f in facts):
+            heard.clear()
+            await asyncio.wait_for(heard.wait(), 5)
+        port.hang_up()
+        await asyncio.wait_for(serving, 5)
+
+    asyncio.run(story())
+    assert proxy.orders[0] == Full(8, (NodeItem("t.mesh", "a", ""),))
+    assert proxy.orders[1] == Delta(8, 9, (PathsItem("b", (("a", "b"),)),))
+
+
+def test_a_newer_agent_replaces_a_half_dead_one(proxy: FakeProxy, tmp_path: Path) -> None:
+    async def story() -> None:
+        first = ProxyPort(str(tmp_path / "proxy.sock"), lambda _fact: None)
+        reader, messages, _, _ = await first.connect()
+        second = ProxyPort(str(tmp_path / "proxy.sock"), lambda _fact: None)
+        await second.connect()
+        await asyncio.wait_for(first.serve(reader, messages), 5)  # Ends: it was hung up on.
+        second.hang_up()
+
+    asyncio.run(story())
+    assert proxy.agents[:3] == [True, False, True]
+
+
+def test_garbage_ends_the_connection_and_changes_nothing(proxy: FakeProxy, tmp_path: Path) -> None:
+    for garbage in (b"\xff" * 64, codec.encode({"t": "Nonsense"}), b"\x05\0\0\0hello"):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(5)
+            sock.connect(str(tmp_path / "proxy.sock"))
+            sock.sendall(garbage)
+            while sock.recv(65536):
+                pass
+    assert proxy.orders == []
+    assert proxy.port.refused == 3
+
+
+def test_an_agent_that_does_not_read_is_cut_off_at_the_bound(
+    proxy: FakeProxy, tmp_path: Path
+) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(10)
+        sock.connect(str(tmp_path / "proxy.sock"))
+        big = Full(1, (PathsItem("b", (("n" * 63,) * 100,) * 100),))
+        for _ in range(40):
+            proxy.tell(big)
+        got = 0
+        while data := sock.recv(1 << 20):
+            got += len(data)
+    assert 0 < got < 20 * len(codec.encode(big))
+
+
+def test_no_proxy_and_an_open_directory_are_clear_errors(tmp_path: Path) -> None:
+    async def connect() -> None:
+        await ProxyPort(str(tmp_path / "nobody.sock"), lambda _fact: None).connect()
+
+    with pytest.raises(Unavailable, match="X0-RUN-005: no proxy at"):
+        asyncio.run(connect())
+    tmp_path.chmod(0o755)
+    with pytest.raises(Refused, match="X0-RUN-001: .* is open to other users"):
+        listen_private(str(tmp_path / "x.sock"), "proxy")
+
+
+def test_a_second_proxy_is_refused_and_a_dead_ones_socket_is_taken_over(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    path = str(tmp_path / "p.sock")
+    first = listen_private(path, "proxy")
+    assert os.stat(path).st_mode & 0o777 == 0o600
+    with pytest.raises(Refused, match="X0-RUN-003: a proxy is already running"):
+        listen_private(path, "proxy")
+    first.close()
+    listen_private(path, "proxy").close()
