@@ -53,11 +53,7 @@ machine() { # name: a fresh machine with a clone in /srv/x0
     for file in /etc/resolv.conf /etc/hosts; do
         if [ -f "$file" ]; then cp -L "$file" "$at$file"; fi
     done
-    authorities=${PIP_CERT:-/etc/ssl/certs/ca-certificates.crt}
-    if [ -f "$authorities" ]; then
-        mkdir -p "$at/etc/ssl/certs"
-        cp -L "$authorities" "$at/etc/ssl/certs/ca-certificates.crt"
-    fi
+    if [ -f "${PIP_CERT:-}" ]; then cp -L "$PIP_CERT" "$at/srv/authorities.pem"; fi
     git -c safe.directory="$root/.git" clone --quiet --no-hardlinks "file://$root" "$at/srv/x0"
 }
 
@@ -72,9 +68,7 @@ run() { # name, command of setpriv or none..., --, command...: runs it in /srv/x
         eval "value=\${$name:-}"
         if [ -n "$value" ]; then set -- "$name=$value" "$@"; fi
     done
-    if [ -f "$at/etc/ssl/certs/ca-certificates.crt" ]; then
-        set -- PIP_CERT=/etc/ssl/certs/ca-certificates.crt "$@"
-    fi
+    if [ -f "$at/srv/authorities.pem" ]; then set -- PIP_CERT=/srv/authorities.pem "$@"; fi
     # shellcheck disable=SC2086 # Words of one command.
     chroot "$at" $as env -i HOME=/tmp LANG=C.UTF-8 TERM="${TERM:-dumb}" \
         PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$@" </dev/null
