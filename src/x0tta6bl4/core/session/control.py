@@ -1,0 +1,673 @@
+"""The client's end of a session: dials circuits, judges them, and moves the session between them.
+
+    session   NEW --JOINED--> RUNNING --both circuits gone--> PAUSED --60 s--> ended
+                                 ^------------JOINED------------'
+    circuit   dialling --Done--> standby --JOIN--> active --another JOINs--> lame --> closed
+                  '--Failed         '--- stale, silent: replaced first, then closed
+
+The machine is level-triggered: every event changes the state, then `_settle` compares what is with
+what should be (one active circuit, one warm standby, nothing stale, nothing unacknowledged for
+long) and asks for the difference.  It reads offsets from the pipe; bytes never pass through it.
+
+A circuit is *suspect* when a ping stands unanswered and no ACK on it confirmed anything for
+max(25 ms, srtt + 4 rttvar).  It is left only for a standby that answered a ping sent after the
+suspicion; with none, it is kept while a new one is dialled.  A tick that came late judges nobody.
+So a false alarm costs duplicate bytes and nothing else, and those are bounded.
+
+Source: RACK-TLP, RFC 8985, across circuits; RFC 6298 section 2 for srtt and rttvar; RFC 8684
+section 3.2 for JOIN.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Final
+
+from x0tta6bl4.core.machine import (
+    NEVER,
+    NOTHING,
+    ClockSet,
+    Done,
+    Effect,
+    Effects,
+    Event,
+    Failed,
+    Instant,
+    Tick,
+)  # fmt: skip
+from x0tta6bl4.core.session import frames
+from x0tta6bl4.core.session.carrier import Carrier
+from x0tta6bl4.core.session.facts import (
+    LIMITS,
+    Broken,
+    CancelDial,
+    CircuitLost,
+    CircuitsGone,
+    CloseCircuit,
+    DialCircuit,
+    Heard,
+    Joined,
+    Limits,
+    Owing,
+    Path,
+    PathFailed,
+    PathsChanged,
+    SendFrame,
+    SessionEnded,
+    SvidChanged,
+    Token,
+    Up,
+    Withdraw,
+    Wrote,
+)  # fmt: skip
+from x0tta6bl4.core.session.frames import Join, Mac, Reset
+from x0tta6bl4.core.session.pipe import Pipe
+
+DIALS_MAX: Final = 2
+FAILED_PATH: Final = frozenset({"tls", "silent"})
+"""Reasons of a loss that speak against the path rather than against its end."""
+
+
+class Client:
+    """Machine of one session at its client's proxy.
+
+    Args:
+        number: the driver's number of this session.
+        session_id: 16 random bytes.
+        pipe: the session's pipe.
+        token: gives numbers for circuits.
+        mac: HMAC-SHA256.
+        random: a stream of this session's own.
+        now: instant of creation; the first `Tick` dials.
+        clock_us: wall time minus instant, in microseconds (later told by ClockSet).
+
+    Attributes:
+        deadline: see `core.machine`.
+        watching: the machine looks after what stands unacknowledged; else tell it `Wrote`.
+        owing: the machine will acknowledge what came in; else tell it `Owing`.
+        active: the circuit that carries the session.
+        standby: the warm one.
+        moves: times that another circuit took over after the first.
+    """
+
+    __slots__ = (
+        "_ack_at", "_announced", "_clock_us", "_dials", "_effects", "_epoch", "_established",
+        "_fails", "_fresh", "_id", "_idle_since", "_joining_since", "_lame", "_limits", "_lost_at",
+        "_mac", "_marks", "_opened_seen", "_paths", "_random", "_reason", "_rested", "_retry_at",
+        "_secret", "_sent_seen", "_token", "_written_at", "active", "deadline", "ended",
+        "generation", "joined", "moves", "number", "owing", "pipe", "standby",
+        "watching",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        number: int,
+        session_id: bytes,
+        pipe: Pipe,
+        *,
+        token: Token,
+        mac: Mac,
+        random: Random,
+        now: Instant,
+        clock_us: int,
+        generation: int = 0,
+        limits: Limits = LIMITS,
+    ) -> None:
+        self.number = number
+        self.pipe = pipe
+        self.deadline: Instant = now
+        self.watching = self.owing = self.ended = False
+        self.active: Carrier | None = None
+        self.standby: Carrier | None = None
+        self.generation = generation
+        self.joined = False
+        self.moves = 0
+        self._id = session_id
+        self._token, self._mac, self._random, self._limits = token, mac, random, limits
+        self._clock_us = clock_us
+        self._fresh: Carrier | None = None
+        self._lame: list[Carrier] = []
+        self._dials: dict[int, int] = {}
+        self._paths: tuple[Path, ...] | None = None
+        self._secret = b""
+        self._epoch = 0
+        self._established = False
+        """The other end has the session for certain: JOIN instead of NEW."""
+        self._fails = 0
+        self._retry_at: int = now
+        self._lost_at: int = now
+        self._joining_since: int = 0
+        self._reason = "new"
+        self._announced = False
+        self._ack_at: int = NEVER
+        self._marks: list[tuple[int, int]] = []
+        self._idle_since: int = now
+        self._opened_seen = 0
+        self._written_at: int = now
+        self._sent_seen = 0
+        self._rested = True
+        self._effects: list[Effect] = []
+
+    # ------------------------------------------------------------------ entrance
+    def handle(self, now: Instant, event: Event) -> Effects:
+        """See `core.machine.Machine`."""
+        if self.ended:
+            return self._after_end(event)
+        judge = True
+        if type(event) is Tick:
+            if now < self.deadline:
+                return NOTHING
+            judge = now - self.deadline <= self._limits.late
+        elif type(event) is Wrote:
+            self._watch(now)
+        elif type(event) is Owing:
+            self._owe(now)
+        elif type(event) is Heard:
+            self._on_heard(now, event)
+        elif type(event) is Done:
+            self._on_up(now, event.token, event.value)
+        elif type(event) is Failed:
+            if self._dials.pop(event.token, None) is not None:
+                self._back_off(now)
+        elif type(event) is CircuitLost:
+            self._on_lost(now, event.circuit, event.reason)
+        elif type(event) is Broken or type(event) is Withdraw:
+            self._end(event.reason)
+        elif type(event) is SvidChanged:
+            self.generation = event.generation
+            self._fails, self._retry_at = 0, now
+        elif type(event) is PathsChanged:
+            self._on_paths(now, event.paths)
+        elif type(event) is ClockSet:
+            self._clock_us = event.unix_us - now
+            for carrier in self._carriers():
+                self._set_end(carrier)
+        else:
+            return NOTHING
+        if not self.ended:
+            self._settle(now, judge)
+            self.deadline = self._next(now)
+        effects, self._effects = tuple(self._effects), []
+        return effects
+
+    # ------------------------------------------------------------------ events
+    def _after_end(self, event: Event) -> Effects:
+        if type(event) is Done and self._dials.pop(event.token, None) is not None:
+            return (CloseCircuit(event.token, "ended"),)
+        return NOTHING
+
+    def _watch(self, now: Instant) -> None:
+        self._written_at = now
+        self._rested = False
+        if not self.watching:
+            self.watching = True
+            self._marks = [(self.pipe.ring.written, now)]
+
+    def _owe(self, now: Instant) -> None:
+        self._rested = False
+        if not self.owing:
+            self.owing = True
+            self._ack_at = now + self._limits.ack_delay
+
+    def _on_up(self, now: Instant, token: int, up: Up) -> None:
+        if self._dials.pop(token, None) is None:
+            return
+        carrier = Carrier(token, up, now)
+        self._set_end(carrier)
+        if carrier.ends_at <= now:
+            self._close(carrier, "expired")
+            self._back_off(now)
+            return
+        if not self._secret:
+            self._secret = up.secret
+        if self.active is None:
+            self._join(now, carrier, self._reason)
+        elif self.standby is None:
+            self.standby = carrier
+            self._ping(now, carrier)
+        elif self._fresh is None and self.standby is not None:
+            self._fresh = carrier
+            self._ping(now, carrier)
+        else:
+            self._close(carrier, "surplus")
+
+    def _on_lost(self, now: Instant, number: int, reason: str) -> None:
+        carrier = self._forget(number)
+        if carrier is None:
+            return
+        if reason in FAILED_PATH:
+            self._effects.append(PathFailed(carrier.path, reason))
+        self.pipe.detach(carrier.circuit)
+        if carrier is self.active:
+            self._lose_active(now, "lost")
+        elif carrier is self.standby:
+            self.standby = None
+            self._retry_at = max(self._retry_at, now + self._jitter())
+
+    def _lose_active(self, now: Instant, reason: str) -> None:
+        self.active = None
+        self._reason = reason if self.joined else "new"
+        self._lost_at = self._lost_at or now
+        self._announced = False
+        if self._joining_since:
+            # Whatever took JOIN away may take the next one too.
+            self._back_off(now)
+
+    def _on_heard(self, now: Instant, event: Heard) -> None:
+        carrier = self._find(event.circuit)
+        if carrier is None:
+            return
+        if event.kind == frames.PONG:
+            self._on_pong(now, carrier, event.value)
+        elif event.kind == frames.JOINED:
+            self._on_joined(now, carrier, event.body)
+        elif event.kind == frames.MOVE:
+            carrier.moved = True
+        elif event.kind == frames.GONE:
+            if carrier is self.active:
+                self._end("gone")
+        else:
+            self._fault(now, carrier)
+
+    def _on_pong(self, now: Instant, carrier: Carrier, token: int) -> None:
+        if not carrier.ping_out or token != carrier.ping_token:
+            return
+        carrier.sample(now - carrier.ping_at)
+        carrier.ping_out = False
+        carrier.alive_at = now
+        carrier.answered_at = carrier.ping_at
+        carrier.suspect_at = 0
+
+    def _on_joined(self, now: Instant, carrier: Carrier, body: bytes) -> None:
+        join = frames.join_body(frames.JOINED, body)
+        if carrier is not self.active or not self._joining_since:
+            self._fault(now, carrier)
+            return
+        expected = frames.join_mac(
+            self._mac, self._secret, frames.LABEL_SERVER, carrier.exporter, join
+        )
+        pipe = self.pipe
+        if (
+            not frames.same_bytes(expected, join.mac)
+            or join.session != self._id
+            or join.epoch != self._epoch
+            or join.start > pipe.received
+            or join.received > pipe.sent_high
+        ):
+            self._fault(now, carrier)
+            return
+        carrier.circuit.offset = join.start
+        pipe.acknowledge(join.received)
+        carrier.alive_at = now
+        first = not self.joined
+        self._established = self.joined = True
+        if not first:
+            self.moves += 1
+        took, reason = now - min(self._joining_since, self._lost_at or NEVER), self._reason
+        self._joining_since = self._lost_at = self._fails = 0
+        self._retry_at = now if first or reason == "moved" else now + self._jitter()
+        for lame in self._lame:
+            self._close(lame, "left")
+        self._lame = []
+        self._effects.append(Joined(self.number, carrier.number, carrier.path, took, reason))
+
+    def _on_paths(self, now: Instant, paths: tuple[Path, ...]) -> None:
+        """Leave, one after the other and without haste, what is no longer a path of ours."""
+        self._paths = paths
+        if not paths:
+            return
+        for carrier in (self.active, self.standby):
+            if carrier is None:
+                continue
+            left = carrier.path not in paths
+            if left and not carrier.off_path:
+                self._retry_at = max(self._retry_at, now + self._jitter())
+            carrier.off_path = left
+
+    # ------------------------------------------------------------------ what is due
+    def _settle(self, now: Instant, judge: bool) -> None:
+        self._see_progress(now, judge)
+        if self._ack_at <= now:
+            self._acknowledge()
+        self._expire(now)
+        if self._watch_marks(now):
+            self._ping_for_marks(now)
+        if judge and self.active is not None:
+            self._judge(now, self.active)
+        if self.active is None:
+            self._recover(now)
+        self._replace(now)
+        self._ping_idle(now)
+        self._dial(now)
+        self._end_idle(now)
+        if now - self._gone_since(now) >= self._limits.pause_max:
+            self._end("no circuit")
+
+    def _gone_since(self, now: Instant) -> int:
+        """Since when nothing has carried the session; `now` if something does."""
+        suspect_at = self.active.suspect_at if self.active is not None else 0
+        return self._lost_at or suspect_at or now
+
+    def _see_progress(self, now: Instant, judge: bool) -> None:
+        for carrier in self._carriers():
+            progress = carrier.circuit.progress
+            if progress != carrier.progress:
+                carrier.progress = progress
+                carrier.alive_at = now
+                carrier.suspect_at = 0
+                if carrier is self.active:
+                    self._established = True
+            elif not judge:
+                carrier.alive_at = now
+                carrier.suspect_at = 0
+
+    def _acknowledge(self) -> None:
+        self.owing = False
+        self._ack_at = NEVER
+        for carrier in self._carriers():
+            if carrier.circuit.owes():
+                ack = carrier.circuit.acknowledgement()
+                self._effects.append(SendFrame(carrier.number, ack))
+
+    def _expire(self, now: Instant) -> None:
+        for carrier in self._carriers():
+            if carrier.ends_at <= now:
+                self._drop(now, carrier, "expired")
+        for carrier in tuple(self._lame):
+            if carrier.lame_until <= now:
+                self._drop(now, carrier, "left")
+        standby = self.standby
+        if standby is not None and standby.ping_out:
+            patience = max(self._limits.threshold_unknown, 4 * standby.threshold(self._limits))
+            if now - max(standby.ping_at, standby.alive_at) >= patience:
+                self._drop(now, standby, "silent")
+
+    def _watch_marks(self, now: Instant) -> bool:
+        """Follow what stands unacknowledged; returns whether some of it has stood for long."""
+        if not self.watching:
+            return False
+        ring = self.pipe.ring
+        confirmed = ring.confirmed
+        marks = [mark for mark in self._marks if mark[0] > confirmed]
+        if ring.written > confirmed and (not marks or ring.written > marks[-1][0]):
+            marks.append((ring.written, now))
+            if len(marks) > 8:
+                del marks[1:-1]
+        self._marks = marks
+        self.watching = bool(marks)
+        active = self.active
+        if not marks or active is None:
+            return False
+        return now - marks[0][1] >= active.threshold(self._limits) // 2
+
+    def _ping_for_marks(self, now: Instant) -> None:
+        active, standby = self.active, self.standby
+        if active is not None and not active.ping_out:
+            self._ping(now, active)
+            if standby is not None and not standby.ping_out:
+                self._ping(now, standby)
+
+    def _judge(self, now: Instant, active: Carrier) -> None:
+        limits = self._limits
+        if not active.ping_out:
+            return
+        since = max(active.ping_at, active.alive_at)
+        if now - since < active.threshold(limits):
+            return
+        if not active.suspect_at:
+            active.suspect_at = now
+            if self.standby is not None:
+                self._ping(now, self.standby)
+            else:
+                self._retry_at = min(self._retry_at, now + limits.retry_min)
+            return
+        standby = self.standby
+        if standby is None or standby.answered_at < active.suspect_at:
+            return
+        pipe = self.pipe
+        allowed = limits.resend_window + pipe.ring.written * limits.resend_percent // 100
+        if pipe.resent + pipe.again > allowed:
+            return
+        self._effects.append(PathFailed(active.path, "silent"))
+        self._lost_at = active.suspect_at
+        self._move(now, standby, "silent")
+
+    def _recover(self, now: Instant) -> None:
+        """No active circuit: take the standby, else pause."""
+        for carrier in (self.standby, self._fresh):
+            if carrier is not None:
+                self._move(now, carrier, self._reason)
+                return
+        if not self._announced:
+            self._announced = True
+            self._effects.append(CircuitsGone(self.number))
+
+    def _replace(self, now: Instant) -> None:
+        """Planned moves: a stale standby is replaced first, then the stale active one left."""
+        standby, fresh = self.standby, self._fresh
+        if fresh is not None and (standby is None or fresh.answered_at >= 0):
+            self._fresh = None
+            self.standby = fresh
+            if standby is not None:
+                self._close(standby, "stale")
+            standby = fresh
+        active = self.active
+        if active is None or standby is None or not self._stale(active) or self._stale(standby):
+            return
+        if standby.answered_at >= 0 and not self._lame and not self._joining_since:
+            self._move(now, standby, "moved")
+
+    def _ping_idle(self, now: Instant) -> None:
+        for carrier in self._carriers():
+            quiet = not carrier.lame_until and not carrier.ping_out
+            if quiet and now - carrier.ping_at >= self._limits.ping_every:
+                self._ping(now, carrier)
+
+    def _dial(self, now: Instant) -> None:
+        wanted = self._wanted(now)
+        while len(self._dials) < wanted and now >= self._retry_at:
+            token = self._token()
+            self._dials[token] = now
+            avoid = tuple(carrier.path for carrier in self._carriers() if not self._old(carrier))
+            self._effects.append(DialCircuit(token, self.number, avoid))
+
+    def _wanted(self, now: Instant) -> int:
+        """How many dials should be under way."""
+        if self.ended:
+            return 0
+        if self.active is None:
+            waited = now - self._lost_at >= self._limits.second_dial
+            return DIALS_MAX if waited or self._fails else 1
+        if self._joining_since and not self.active.suspect_at:
+            return 0
+        if self._paths is not None and self._paths and len(self._paths[0]) < 2:
+            # To ourselves: nothing between can fail, only certificates make a move necessary.
+            return 1 if self.standby is None and self._stale(self.active) else 0
+        standby = self.standby
+        if standby is None:
+            return 1
+        if self._fresh is not None:
+            return 0
+        deaf = (
+            self.active.suspect_at
+            and standby.ping_out
+            and now - standby.ping_at >= standby.threshold(self._limits)
+        )
+        return 1 if deaf or self._stale(standby) else 0
+
+    def _end_idle(self, now: Instant) -> None:
+        pipe = self.pipe
+        if pipe.streams or pipe.opened_total != self._opened_seen:
+            self._opened_seen = pipe.opened_total
+            self._idle_since = now
+        elif now - self._idle_since >= self._limits.idle_max:
+            self._end("idle")
+            return
+        if pipe.ring.written != self._sent_seen:
+            self._sent_seen = pipe.ring.written
+            self._written_at = now
+            self._rested = False
+        elif not self._rested and now - self._written_at >= self._limits.rest_after:
+            self._rested = True
+            pipe.rest()
+
+    # ------------------------------------------------------------------ actions
+    def _join(self, now: Instant, carrier: Carrier, reason: str) -> None:
+        """Make a circuit active in both directions and replay at once."""
+        pipe = self.pipe
+        carrier.suspect_at = 0
+        carrier.alive_at = now
+        pipe.attach(carrier.circuit)
+        self.active = carrier
+        self._epoch += 1
+        self._reason = reason
+        self._joining_since = now
+        kind = frames.JOIN if self._established else frames.NEW
+        blank = Join(self._id, self._epoch, pipe.received, pipe.ring.acknowledged, b"")
+        mac = frames.join_mac(self._mac, self._secret, frames.LABEL_CLIENT, carrier.exporter, blank)
+        join = Join(blank.session, blank.epoch, blank.received, blank.start, mac, self._secret)
+        self._effects.append(SendFrame(carrier.number, frames.join_frame(kind, join)))
+        if not carrier.ping_out:
+            self._ping(now, carrier)
+        self._watch(now)
+
+    def _move(self, now: Instant, to: Carrier, reason: str) -> None:
+        """Leave the active circuit, if there is one, for `to`."""
+        old = self.active
+        if old is not None:
+            old.lame_until = now + self._limits.lame_max
+            self._lame.append(old)
+        if to is self.standby:
+            self.standby = None
+        elif to is self._fresh:
+            self._fresh = None
+        if reason == "moved":
+            self._lost_at = now
+        self._join(now, to, reason)
+
+    def _ping(self, now: Instant, carrier: Carrier) -> None:
+        carrier.ping_token = (carrier.ping_token + 1) & 0xFFFFFFFF
+        carrier.ping_out = True
+        carrier.ping_at = now
+        ping = frames.frame(carrier.ping_token, frames.PING)
+        self._effects.append(SendFrame(carrier.number, ping))
+
+    def _fault(self, now: Instant, carrier: Carrier) -> None:
+        """A frame that can't be true: this circuit goes, the session stays as it was."""
+        self._drop(now, carrier, "protocol")
+
+    def _drop(self, now: Instant, carrier: Carrier, reason: str) -> None:
+        was_active = carrier is self.active
+        self._forget(carrier.number)
+        self._close(carrier, reason)
+        if was_active:
+            self._lose_active(now, "lost")
+
+    def _close(self, carrier: Carrier, reason: str) -> None:
+        self.pipe.detach(carrier.circuit)
+        self._effects.append(CloseCircuit(carrier.number, reason))
+
+    def _end(self, reason: str) -> None:
+        if self.ended:
+            return
+        self.ended = True
+        self.deadline = NEVER
+        active = self.active
+        if active is not None and self.joined and reason != "gone":
+            gone = frames.frame(0, frames.GONE)
+            self._effects.append(SendFrame(active.number, gone))
+        for carrier in self._carriers():
+            self._close(carrier, "ended")
+        for token in self._dials:
+            self._effects.append(CancelDial(token))
+        self.active = self.standby = self._fresh = None
+        self._lame = []
+        self.pipe.close(_ENDINGS.get(reason, Reset.SESSION_ENDED))
+        self._effects.append(SessionEnded(self.number, reason))
+
+    def _back_off(self, now: Instant) -> None:
+        limits = self._limits
+        most = limits.retry_max if self.active is None else limits.retry_standby_max
+        self._fails = min(self._fails + 1, 16)
+        wait = min(limits.retry_min << self._fails, most)
+        self._retry_at = now + wait // 2 + self._random.randrange(wait // 2 + 1)
+
+    # ------------------------------------------------------------------ questions
+    def _carriers(self) -> list[Carrier]:
+        all_of_them = (self.active, self.standby, self._fresh, *self._lame)
+        return [carrier for carrier in all_of_them if carrier is not None]
+
+    def _find(self, number: int) -> Carrier | None:
+        for carrier in self._carriers():
+            if carrier.number == number:
+                return carrier
+        return None
+
+    def _forget(self, number: int) -> Carrier | None:
+        """Take a circuit out of its place; the caller deals with what follows from it."""
+        carrier = self._find(number)
+        if carrier is self.standby:
+            self.standby = None
+        elif carrier is self._fresh:
+            self._fresh = None
+        elif carrier in self._lame:
+            self._lame.remove(carrier)
+        return carrier
+
+    def _stale(self, carrier: Carrier) -> bool:
+        return (
+            carrier.generation != self.generation
+            or carrier.moved
+            or carrier.off_path
+            or carrier.circuit.bytes_out >= self._limits.roll_bytes
+        )
+
+    def _old(self, carrier: Carrier) -> bool:
+        """Stale for another reason than its path: the path itself is as good as before."""
+        return self._stale(carrier) and not carrier.off_path
+
+    def _set_end(self, carrier: Carrier) -> None:
+        ends = carrier.not_after_unix_us - self._clock_us - self._limits.expiry_margin
+        carrier.ends_at = min(ends, NEVER)
+
+    def _jitter(self) -> int:
+        return self._random.randrange(self._limits.jitter + 1)
+
+    def _next(self, now: Instant) -> Instant:
+        """When something may be due next."""
+        limits = self._limits
+        due: list[int] = [self._ack_at, self._idle_since + limits.idle_max]
+        active = self.active
+        for carrier in self._carriers():
+            due.append(carrier.ends_at)
+            if carrier.lame_until:
+                due.append(carrier.lame_until)
+            elif not carrier.ping_out:
+                due.append(carrier.ping_at + limits.ping_every)
+            elif carrier is active and not carrier.suspect_at:
+                due.append(max(carrier.ping_at, carrier.alive_at) + carrier.threshold(limits))
+            elif carrier is active:
+                due.append(now + carrier.threshold(limits))
+            else:
+                patience = max(limits.threshold_unknown, 4 * carrier.threshold(limits))
+                due.append(max(carrier.ping_at, carrier.alive_at) + patience)
+        if self.watching and active is not None and not active.ping_out:
+            due.append(now + active.threshold(limits) // 4)
+        due.append(self._gone_since(now) + limits.pause_max)
+        if active is None:
+            due.append(self._lost_at + limits.second_dial)
+        if len(self._dials) < self._wanted(now):
+            due.append(self._retry_at)
+        if not self._rested:
+            due.append(self._written_at + limits.rest_after)
+        soonest = min(when for when in due if when > now) if due else NEVER
+        return Instant(min(soonest, NEVER))
+
+
+_ENDINGS: Final = {
+    "revoked": Reset.WITHDRAWN,
+    "denied": Reset.WITHDRAWN,
+    "withdrawn": Reset.WITHDRAWN,
+    "drained": Reset.DRAINING,
+    "no circuit": Reset.UNREACHABLE,
+}
