@@ -29,6 +29,18 @@ ENROL: Final = 4
 """Carry what follows to the authority; unkeyed, for a node that has no identity yet."""
 REFUSAL: Final = 0x80
 
+WELCOME: Final = 0
+"""Message of a channel: the accepting end has the keys; sent once, first."""
+HELLO: Final = 1
+"""Message of a channel: a flag byte (DEAF or 0) and a packed hello."""
+DIAL_BACK: Final = 2
+"""Message of a channel: a token; dial me and send it in a DIALBACK frame."""
+ENDED: Final = 3
+"""Message of a channel: why hops between the two were reset."""
+DEAF: Final = 1
+"""Flag of HELLO: nothing of yours comes by UDP, so answer over the channel too."""
+MESSAGE_BYTES_MAX: Final = 1024
+
 AUTHORITY: Final = "authority"
 """Reserved target: the last proxy carries the bytes to its authority."""
 

@@ -259,7 +259,7 @@ class Full(Message, frozen=True):
 
 @final
 class Delta(Message, frozen=True):
-    """Changes from version `base` to `version`; refused (and a Full asked for) on any other base."""
+    """Changes from version `base` to `version`; on any other base refused and a Full asked for."""
 
     base: int
     version: int

@@ -9,7 +9,7 @@ Source: OSPF's rules for sequence numbers and ages, RFC 2328 section 13, in sing
 
 from __future__ import annotations
 
-from typing import Final, final
+from typing import Final, TypeVar, final
 
 import msgspec
 
@@ -20,6 +20,8 @@ CONTEXT: Final = b"x0 record 1\x00"
 RECORD_BYTES_MAX: Final = 16 * 1024
 AUTHORITY: Final = NodeName("authority")
 """Writer of authority records; no node can have this name (the authority refuses it)."""
+
+T = TypeVar("T")
 
 KIND_NODE: Final = "node"
 KIND_MANIFEST: Final = "manifest"
@@ -37,7 +39,8 @@ class Record(Word, frozen=True):
     writer: str
     kind: str
     name: str
-    """Empty for a node's own record; `<set>` of a manifest, `<set>/<index>` of a chunk."""
+    """Empty for a node's own record, `e0`, `e1`, … for further pages of its endpoints;
+    `<set>` of a manifest, `<set>/<index>` of a chunk."""
     generation: int
     """Strictly growing; max(stored + 1, unix seconds) at the writer."""
     expires_unix_s: int
@@ -85,7 +88,10 @@ class NodeBody(Word, frozen=True):
     stub: bool = False
     """Draining or starting: no transit (RFC 6987)."""
     restarting_until_unix_s: int = 0
+    """Set by an agent that goes down on purpose: after this time no path uses the node."""
     report: str = ""
+    authority: bool = False
+    """Whether this node's proxy reaches the authority itself, so that others may go through it."""
 
 
 @final
@@ -96,10 +102,13 @@ class Manifest(Word, frozen=True):
     sequence: int
     chunks: tuple[bytes, ...]
     """SHA-256 of each chunk's body, in order; at most CHUNKS_MAX."""
+    inline: bytes = b""
+    """The whole set where it fits into one record; then `chunks` is empty."""
 
 
 CHUNKS_MAX: Final = 4096
 CHUNK_BYTES_MAX: Final = 12 * 1024
+SET_BYTES_MAX: Final = CHUNKS_MAX * CHUNK_BYTES_MAX
 SETS: Final = ("bundle", "revocations", "names", "policy", "heartbeat")
 
 
@@ -208,6 +217,81 @@ def decode_record(data: bytes) -> Record:
         raise BadMessage("X0-REC-002", f"not a record: {error}") from None
 
 
+def encode_body(value: Word | tuple[Word, ...]) -> bytes:
+    """Encode the body of a record or of an authority set."""
+    return _ENCODER.encode(value)
+
+
+def decode_node(body: bytes) -> NodeBody:
+    """Decode the body of a node record.
+
+    Raises:
+        BadMessage: not a node body.
+    """
+    return _decoded(_NODE, body)
+
+
+def decode_manifest(body: bytes) -> Manifest:
+    """Decode the body of a manifest.
+
+    Raises:
+        BadMessage: not a manifest.
+    """
+    return _decoded(_MANIFEST, body)
+
+
+def decode_bundle(body: bytes) -> Bundle:
+    """Decode set `bundle`.
+
+    Raises:
+        BadMessage: not a bundle.
+    """
+    return _decoded(_BUNDLE, body)
+
+
+def decode_revocations(body: bytes) -> tuple[Revocation, ...]:
+    """Decode set `revocations`.
+
+    Raises:
+        BadMessage: not revocations.
+    """
+    return _decoded(_REVOCATIONS, body)
+
+
+def decode_names(body: bytes) -> tuple[Name, ...]:
+    """Decode set `names`.
+
+    Raises:
+        BadMessage: not names.
+    """
+    return _decoded(_NAMES, body)
+
+
+def decode_policy(body: bytes) -> tuple[Rule, ...]:
+    """Decode set `policy`.
+
+    Raises:
+        BadMessage: not rules.
+    """
+    return _decoded(_POLICY, body)
+
+
+def decode_heartbeat(body: bytes) -> Heartbeat:
+    """Decode set `heartbeat`.
+
+    Raises:
+        BadMessage: not a heartbeat.
+    """
+    return _decoded(_HEARTBEAT, body)
+
+
+def _decoded(decoder: msgspec.msgpack.Decoder[T], body: bytes) -> T:
+    try:
+        return decoder.decode(body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BadMessage("X0-REC-003", f"not the body of a record: {error}") from None
+
+
 def id_matches(pattern: str, id: SpiffeId | str) -> bool:
     """Whether a caller pattern covers an ID: equal, or below a pattern that ends in `/*`."""
     return id.startswith(pattern[:-1]) and len(id) >= len(pattern) if pattern.endswith(
@@ -216,3 +300,12 @@ def id_matches(pattern: str, id: SpiffeId | str) -> bool:
 
 _ENCODER = msgspec.msgpack.Encoder()
 _RECORD = msgspec.msgpack.Decoder(Record)
+_NODE = msgspec.msgpack.Decoder(NodeBody)
+_MANIFEST = msgspec.msgpack.Decoder(Manifest)
+_BUNDLE = msgspec.msgpack.Decoder(Bundle)
+_REVOCATIONS: msgspec.msgpack.Decoder[tuple[Revocation, ...]] = msgspec.msgpack.Decoder(
+    tuple[Revocation, ...]
+)
+_NAMES: msgspec.msgpack.Decoder[tuple[Name, ...]] = msgspec.msgpack.Decoder(tuple[Name, ...])
+_POLICY: msgspec.msgpack.Decoder[tuple[Rule, ...]] = msgspec.msgpack.Decoder(tuple[Rule, ...])
+_HEARTBEAT = msgspec.msgpack.Decoder(Heartbeat)

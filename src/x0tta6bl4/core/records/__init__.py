@@ -1,0 +1,1 @@
+"""Signed records: what nodes and the authority say, held by everybody, verified by everybody."""
