@@ -70,9 +70,9 @@ class _Connection:
         self.writer = writer
         self.dialled = dialled
         self.tls = cast(TlsPeer, writer.get_extra_info("ssl_object"))
-        node = node_of(self.tls.peer.peer)
+        node = node_of(self.tls.peer_id)
         if node is None:
-            raise BadMessage("X0-LNK-001", f"{self.tls.peer.peer} is no node")
+            raise BadMessage("X0-LNK-001", f"{self.tls.peer_id} is no node")
         self.node = node
         self.intro: Intro | None = None
         self.heard_at = 0.0
