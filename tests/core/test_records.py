@@ -8,7 +8,18 @@ import pytest
 
 from tests.fakes import signing
 from tests.fakes.signing import DOMAIN, bundle, node_record, set_records
-from x0tta6bl4.core.machine import SECOND, ClockSet, Effect, Effects, Instant, Received, Send, Tick
+from x0tta6bl4.core.machine import (
+    SECOND,
+    ClockSet,
+    Denied,
+    Effect,
+    Effects,
+    Instant,
+    Received,
+    Send,
+    Tick,
+    Verdict,
+)
 from x0tta6bl4.core.records.flood import bucket_of
 from x0tta6bl4.core.records.sets import SetChanged, SetGone
 from x0tta6bl4.core.records.store import CHAIN, Records
@@ -259,7 +270,8 @@ def test_a_record_from_before_a_restart_stays_until_somebody_says_otherwise() ->
     machine = store()
     old = node_record("m", UNIX - 9, b"old", LATER, name="e0")
     assert of(RecordGone, machine.handle(at(1), flood("a", old))) == []
-    now, effects = at(1), ()
+    now = at(1)
+    effects: Effects = ()
     while now < at(31):
         now = machine.deadline
         effects += machine.handle(now, Tick())
@@ -322,13 +334,11 @@ def test_a_peer_cannot_ask_without_end() -> None:
 def test_a_revoked_writer_goes_and_cannot_come_back() -> None:
     revoked: set[str] = set()
 
-    def judge(record: Record, now: int) -> object:
-        return (
-            signing.Denied("revoked") if record.writer in revoked else signing.verify(record, now)
-        )
+    def judge(record: Record, now: int) -> Verdict:
+        return Denied("revoked") if record.writer in revoked else signing.verify(record, now)
 
     machine = Records(
-        NodeName("m"), DOMAIN, verify=judge, verify_key=signing.verify_key,  # type: ignore[arg-type]
+        NodeName("m"), DOMAIN, verify=judge, verify_key=signing.verify_key,
         sign=signing.signer("m"), random=Random(1),
     )  # fmt: skip
     machine.handle(at(0), ClockSet(UNIX * SECOND))

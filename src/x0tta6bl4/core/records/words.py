@@ -9,7 +9,6 @@ import msgspec
 from x0tta6bl4.core.machine import SECOND, Value
 from x0tta6bl4.wire.records import Bundle, Record
 
-
 AHEAD_MAX_S: Final = 60
 """A generation further than this ahead of the clock is refused."""
 
