@@ -41,7 +41,7 @@ night:  ## all tests, the long ones too
 	@./x0 night $(ARGS)
 
 coverage: setup  ## statement coverage of core and wire, at least 95 %
-	$(PY) -m pytest -q $(wildcard tests/core tests/sim) --cov --cov-report=term --cov-fail-under=95
+	$(PY) -m pytest -q --ignore=tests/house --ignore=tests/real --cov --cov-report=term --cov-fail-under=95
 
 lock: .venv-lock/bin/uv  ## requirements/*.txt from *.in (UPGRADE=--upgrade for newer versions)
 	cd requirements && ../$< $(LOCK) $(UPGRADE) runtime.in -o runtime.txt
