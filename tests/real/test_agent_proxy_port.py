@@ -95,20 +95,21 @@ def test_an_agent_reads_back_what_the_proxy_holds_and_goes_on_from_its_version(
         def on_fact(fact: ProxyFact) -> None:
             facts.append(fact)
             heard.set()
+            if type(fact) is Full:
+                port.send(Full(8, fact.items))
+                port.send(Delta(8, 9, (PathsItem("b", (("a", "b"),)),)))
 
         port = ProxyPort(str(tmp_path / "proxy.sock"), on_fact)
-        reader, messages, ready, held = await port.connect()
-        assert ready.incarnation == 99
-        assert held == Full(7, (NodeItem("t.mesh", "a", ""),))
-        serving = asyncio.create_task(port.serve(reader, messages))
-        port.items = {item_key(item): item for item in held.items}
-        port.send_full()
-        port.order([PathsItem("b", (("a", "b"),))], [])
+        running = asyncio.create_task(port.run())
         while not any(type(f) is Counters and f.values == {"orders": 2} for f in facts):
             heard.clear()
             await asyncio.wait_for(heard.wait(), 5)
+        assert port.pid == os.getpid()
+        assert type(facts[0]) is Ready
+        assert facts[0].incarnation == 99
+        assert facts[1] == Full(7, (NodeItem("t.mesh", "a", ""),))
         port.hang_up()
-        await asyncio.wait_for(serving, 5)
+        await asyncio.wait_for(running, 5)
 
     asyncio.run(story())
     assert proxy.orders[0] == Full(8, (NodeItem("t.mesh", "a", ""),))
@@ -117,12 +118,15 @@ def test_an_agent_reads_back_what_the_proxy_holds_and_goes_on_from_its_version(
 
 def test_a_newer_agent_replaces_a_half_dead_one(proxy: FakeProxy, tmp_path: Path) -> None:
     async def story() -> None:
-        first = ProxyPort(str(tmp_path / "proxy.sock"), lambda _fact: None)
-        reader, messages, _, _ = await first.connect()
+        greeted = asyncio.Event()
+        first = ProxyPort(str(tmp_path / "proxy.sock"), lambda _fact: greeted.set())
+        running = asyncio.create_task(first.run())
+        await asyncio.wait_for(greeted.wait(), 5)
         second = ProxyPort(str(tmp_path / "proxy.sock"), lambda _fact: None)
-        await second.connect()
-        await asyncio.wait_for(first.serve(reader, messages), 5)  # Ends: it was hung up on.
+        other = asyncio.create_task(second.run())
+        await asyncio.wait_for(running, 5)  # Ends: it was hung up on.
         second.hang_up()
+        await asyncio.wait_for(other, 5)
 
     asyncio.run(story())
     assert proxy.agents[:3] == [True, False, True]
@@ -157,7 +161,7 @@ def test_an_agent_that_does_not_read_is_cut_off_at_the_bound(
 
 def test_no_proxy_and_an_open_directory_are_clear_errors(tmp_path: Path) -> None:
     async def connect() -> None:
-        await ProxyPort(str(tmp_path / "nobody.sock"), lambda _fact: None).connect()
+        await ProxyPort(str(tmp_path / "nobody.sock"), lambda _fact: None).run()
 
     with pytest.raises(Unavailable, match="X0-RUN-005: no proxy at"):
         asyncio.run(connect())
