@@ -307,10 +307,10 @@ BAD_AUTHORITY: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "X0-CFG-003",
         ("node",),
     ),
-    "SVIDs shorter than their back-dating": (
-        'trust_domain = "e.org"\nstate_dir = "/x"\n[svid]\nttl_s = 10',
+    "SVIDs too short to renew": (
+        'trust_domain = "e.org"\nstate_dir = "/x"\n[svid]\nttl_s = 5',
         "X0-CFG-006",
-        ("svid.ttl_s", "at least 40"),
+        ("svid.ttl_s", "at least 10"),
     ),
     "tokens that live for a day": (
         'trust_domain = "e.org"\nstate_dir = "/x"\ntoken_ttl_s = 86400',

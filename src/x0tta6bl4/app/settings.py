@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from x0tta6bl4.app.settings_where import Where, split_address
 from x0tta6bl4.app.toml_file import Section, decode, dump, read_text
+from x0tta6bl4.wire.authority import TOKEN_TTL_S_MAX, TTL_S_DEFAULT, TTL_S_MAX, TTL_S_MIN
 from x0tta6bl4.wire.ids import domain_of, is_reserved, node_name, spiffe_id, trust_domain
 
 __all__ = [
@@ -34,6 +35,7 @@ AUTHORITY_PORT: Final = 7000
 
 Level = Literal["debug", "info", "warning", "error"]
 HelloMs = Annotated[int, Meta(ge=10, le=10_000)]
+TtlS = Annotated[int, Meta(ge=TTL_S_MIN, le=TTL_S_MAX)]
 NameText = Annotated[str, Meta(max_length=253)]
 
 
@@ -159,16 +161,17 @@ class NodeSettings(Section, frozen=True):
 class Svid(Section, frozen=True):
     """`[svid]` of the authority: what it issues."""
 
-    ttl_s: Annotated[int, Meta(ge=40, le=86_400 * 7)] = 3600
-    """Life of a workload's SVID, the 35 s of back-dating included; renewed at half of it."""
-    node_ttl_s: Annotated[int, Meta(ge=40, le=86_400 * 7)] = 3600
+    ttl_s: TtlS = TTL_S_DEFAULT
+    """Life of a workload's SVID where its entry says nothing; renewed at half of it."""
+    node_ttl_s: TtlS = TTL_S_DEFAULT
 
 
 @final
 class Ca(Section, frozen=True):
     """`[ca]` of the authority."""
 
-    ttl_s: Annotated[int, Meta(ge=3600, le=86_400 * 3650)] = 86_400 * 365
+    ttl_s: Annotated[int, Meta(ge=3600, le=86_400 * 3650)] = 86_400 * 30
+    """Prepared anew at 1/2 of it, activated at 5/6."""
 
 
 @final
@@ -179,9 +182,11 @@ class AuthoritySettings(Section, frozen=True):
     state_dir: str
     """Directory of the database, the CA's key and the admin socket: 0700."""
     listen: str = f"0.0.0.0:{AUTHORITY_PORT}"
+    advertise: tuple[str, ...] = ()
+    """`host:port` at which nodes dial it: goes into enrolment tokens."""
     svid: Svid = Svid()
     ca: Ca = Ca()
-    token_ttl_s: Annotated[int, Meta(ge=10, le=600)] = 600
+    token_ttl_s: Annotated[int, Meta(ge=10, le=TOKEN_TTL_S_MAX)] = TOKEN_TTL_S_MAX
     heartbeat_s: Annotated[int, Meta(ge=1, le=60)] = 30
     metrics: Metrics = Metrics()
     log: Log = Log()
@@ -228,9 +233,26 @@ def parse_authority(text: str, source: str = "authority.toml") -> AuthoritySetti
     where = Where(source)
     where.identifier("trust_domain", settings.trust_domain, trust_domain)
     where.state_dir("state_dir", settings.state_dir)
-    where.endpoint("listen", settings.listen)
+    where.bindable("listen", settings.listen)
+    _advertised(where, "advertise", settings.advertise)
     _metrics_and_log(where, settings.metrics, settings.log)
     return settings
+
+
+def _advertised(where: Where, key: str, addresses: tuple[str, ...]) -> None:
+    if len(addresses) > 8:
+        raise where.error(
+            "X0-CFG-006", key, "more than 8 addresses", "name those that neighbours use"
+        )
+    for i, text in enumerate(addresses):
+        host, _ = where.endpoint(f"{key}[{i}]", text, 1)
+        if host in ("0.0.0.0", "::"):
+            raise where.error(
+                "X0-CFG-008",
+                f"{key}[{i}]",
+                f"{host!r} is nobody's address",
+                "write the one that others dial",
+            )
 
 
 def _metrics_and_log(where: Where, metrics: Metrics, log: Log) -> None:
@@ -298,23 +320,7 @@ class _NodeJudge:
                 f"{data.listen!r} is data.listen too",
                 "use another port",
             )
-        if len(data.advertise) > 8:
-            raise self.where.error(
-                "X0-CFG-006",
-                "data.advertise",
-                "more than 8 addresses",
-                "name those that neighbours use",
-            )
-        for i, text in enumerate(data.advertise):
-            key = f"data.advertise[{i}]"
-            host, _ = self.where.endpoint(key, text, 1)
-            if host in ("0.0.0.0", "::"):
-                raise self.where.error(
-                    "X0-CFG-008",
-                    key,
-                    f"{host!r} is nobody's address",
-                    "write the one that neighbours dial",
-                )
+        _advertised(self.where, "data.advertise", data.advertise)
         if data.advertise and not data.listen:
             raise self.where.error(
                 "X0-CFG-011",
