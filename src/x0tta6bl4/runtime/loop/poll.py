@@ -44,13 +44,16 @@ class Loop:
         late_us: how much later than wanted the last timed wake-up came (0 if woken by I/O).
     """
 
-    __slots__ = ("_after", "_epoll", "_handlers", "_heap", "_running", "_serial", "late_us", "now")
+    __slots__ = (
+        "_added", "_after", "_epoll", "_handlers", "_heap", "_running", "_serial", "late_us", "now",
+    )
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[int], None]] = {}
         self._heap: list[tuple[int, int, Timer]] = []
         self._after: list[Callable[[], None]] = []
+        self._added: set[int] = set()
         self._serial = 0
         self._running = True
         self.late_us = 0
@@ -58,15 +61,16 @@ class Loop:
 
     def add(self, fd: int, mask: int, handler: Callable[[int], None]) -> None:
         """Watch a descriptor."""
-        self._handlers[fd] = handler
         self._epoll.register(fd, mask)
+        self._handlers[fd] = handler
+        self._added.add(fd)
 
     def set(self, fd: int, mask: int) -> None:
         """Change what is watched on a descriptor."""
         self._epoll.modify(fd, mask)
 
     def drop(self, fd: int) -> None:
-        """Stop watching; to be called before the descriptor is closed.  Unknown ones are ignored."""
+        """Stop watching, before the descriptor is closed.  Unknown ones are ignored."""
         if self._handlers.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
@@ -76,6 +80,10 @@ class Loop:
         self._serial += 1
         heapq.heappush(self._heap, (instant, self._serial, timer))
         return timer
+
+    def after(self, delay_us: int, call: Callable[[], None]) -> Timer:
+        """Call once, `delay_us` from this very moment (`now` may be as old as its batch)."""
+        return self.at(Instant(clock() + delay_us), call)
 
     def after_batch(self, call: Callable[[], None]) -> None:
         """Call once when all events of this batch have been handled."""
@@ -111,9 +119,13 @@ class Loop:
         self.now = now = clock()
         self.late_us = 0 if ready or now < wake else now - wake
         handlers = self._handlers
+        added = self._added
+        added.clear()
         for fd, mask in ready:
             handler = handlers.get(fd)
-            if handler is not None:  # An earlier event of this batch may have closed it.
+            # An earlier event of this batch may have closed it, and its number may even be a new
+            # descriptor's already: that one is asked for anew, epoll repeats what still holds.
+            if handler is not None and fd not in added:
                 handler(mask)
         while heap and heap[0][0] <= now:
             timer = heapq.heappop(heap)[2]

@@ -1,0 +1,111 @@
+"""Which hops there are to and from each neighbour, so that they can be counted and cut."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Callable
+from typing import Final, Protocol, final
+
+from x0tta6bl4.wire.ids import NodeName
+
+_RESET: Final = struct.pack("ii", 1, 0)
+
+
+class Resettable(Protocol):
+    """A hop, in whatever state."""
+
+    def reset(self, reason: str) -> None:
+        """End it now."""
+        ...
+
+
+@final
+class HopSocket(socket.socket):
+    """A circuit's socket; closing it gives its place at the neighbour back.
+
+    Attributes:
+        cut_reason: why this node ended it by itself; empty if it did not.
+    """
+
+    __slots__ = ("_on_close", "cut_reason")
+
+    _on_close: Callable[[HopSocket], None] | None
+
+    def __init__(self, sock: socket.socket, on_close: Callable[[HopSocket], None]) -> None:
+        family, kind, protocol = sock.family, sock.type, sock.proto
+        super().__init__(family, kind, protocol, fileno=sock.detach())
+        self.setblocking(False)
+        self._on_close = on_close
+        self.cut_reason = ""
+
+    def close(self) -> None:
+        """Close; further calls do nothing."""
+        super().close()
+        call, self._on_close = self._on_close, None
+        if call is not None:
+            call(self)
+
+    def reset(self, reason: str) -> None:
+        """End it under its owner's hands: the owner's epoll says so, and its close resets."""
+        self.cut_reason = reason
+        try:
+            if self.family != socket.AF_UNIX:
+                self.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            self.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # It has ended already.
+
+
+@final
+class Held:
+    """Hops by neighbour.
+
+    Args:
+        per_neighbour_max: bound that `room` tells of.
+    """
+
+    __slots__ = ("_by_node", "_max", "sockets")
+
+    def __init__(self, per_neighbour_max: int) -> None:
+        self._max = per_neighbour_max
+        self._by_node: dict[NodeName, dict[Resettable, None]] = {}
+        self.sockets = 0
+
+    def room(self, node: NodeName) -> bool:
+        """Whether the neighbour may have one more."""
+        return len(self._by_node.get(node, ())) < self._max
+
+    def add(self, hop: Resettable, nodes: tuple[NodeName, ...]) -> None:
+        """Count a hop at each of these neighbours."""
+        for node in nodes:
+            self._by_node.setdefault(node, {})[hop] = None
+
+    def drop(self, hop: Resettable, nodes: tuple[NodeName, ...]) -> None:
+        """Forget it; what is not there is ignored."""
+        for node in nodes:
+            hops = self._by_node.get(node)
+            if hops is not None:
+                hops.pop(hop, None)
+                if not hops:
+                    del self._by_node[node]
+
+    def own(self, sock: socket.socket, node: NodeName) -> HopSocket:
+        """Wrap a circuit's socket, counted until it is closed."""
+        nodes = (node,)
+
+        def closed(hop: HopSocket) -> None:
+            self.sockets -= 1
+            self.drop(hop, nodes)
+
+        hop = HopSocket(sock, closed)
+        self.sockets += 1
+        self.add(hop, nodes)
+        return hop
+
+    def cut(self, node: NodeName, reason: str) -> int:
+        """Reset all hops of a neighbour; returns how many there were."""
+        hops = tuple(self._by_node.get(node, ()))
+        for hop in hops:
+            hop.reset(reason)
+        return len(hops)

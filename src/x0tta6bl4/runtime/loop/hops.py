@@ -1,0 +1,505 @@
+"""The data port of a proxy: takes hops in, passes them on, and dials its own.
+
+    accepted --setup frame--> HOP, path ends here   -> `on_circuit`, or the authority
+                              HOP, path goes on     -> next leg -> relay (spliced, never parsed)
+                              CHANNEL               -> the link's channel
+                              DIALBACK              -> whoever asked for it
+                              ENROL                 -> the authority, few, short and small
+
+A frame that doesn't open is answered in general terms; the reason is for this node's operator.
+What is refused after it opened is refused with its reason, which travels back to whoever dialled.
+
+Bounds: HopLimits; at `pending_max` the oldest pending connection makes room for the newest.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from typing import Final, final
+
+import msgspec
+
+from x0tta6bl4.core.machine import Denied, Verdict
+from x0tta6bl4.runtime.loop.authority import AuthorityWays, HopLimits
+from x0tta6bl4.runtime.loop.carry import Cancellable, Way
+from x0tta6bl4.runtime.loop.channel import Channels
+from x0tta6bl4.runtime.loop.connect import Connecting, OnConnected, data_port, tune
+from x0tta6bl4.runtime.loop.held import Held, HopSocket
+from x0tta6bl4.runtime.loop.legs import Leg, Legs
+from x0tta6bl4.runtime.loop.neighbours import Neighbours
+from x0tta6bl4.runtime.loop.notices import Notices
+from x0tta6bl4.runtime.loop.poll import READ, Loop
+from x0tta6bl4.runtime.loop.relay import Pipes, Relay
+from x0tta6bl4.runtime.loop.setup import Parting, Setup
+from x0tta6bl4.runtime.ports import SealMaker
+from x0tta6bl4.wire.errors import BadMessage
+from x0tta6bl4.wire.hop import (
+    AUTHORITY,
+    CHANNEL,
+    DIAL_BACK,
+    DIALBACK,
+    ENDED,
+    ENROL,
+    HELLO,
+    HOP,
+    PATH_MAX,
+    Header,
+    Hop,
+    pack_refusal,
+    target_id,
+    unpack_hop,
+)
+from x0tta6bl4.wire.ids import NodeName, SpiffeId
+from x0tta6bl4.wire.messages import AuthorityPathItem, NeighbourItem, NodeItem
+
+_ACCEPTS_PER_BATCH: Final = 64
+_PARTINGS_MAX: Final = 64
+
+
+@final
+class HopStatistics(msgspec.Struct, frozen=True, gc=False):
+    """Sums since the start, but for the first four, which are now."""
+
+    pending: int
+    relays: int
+    circuits: int
+    channels: int
+    accepted: int
+    relayed: int
+    bytes_relayed: int
+    refused: int
+    hostile: int
+    """Setup frames that did not open, or were none."""
+    evicted: int
+    asked: int
+    """Dial-backs asked for."""
+    enrols: int
+
+
+OnCircuit = Callable[[HopSocket, NodeName, SpiffeId, bytes], None]
+OnNotice = Callable[[str, str], None]
+OnHello = Callable[[NodeName, bytes], None]
+Admit = Callable[[NodeName, NodeName], Verdict]
+
+
+@final
+class Hops:
+    """Accepts on the data port, relays, and dials.
+
+    Args:
+        loop: the proxy's loop.
+        listener: bound, listening TCP socket; owned from here on.
+        me: this node.
+        incarnation: of this proxy; random 63 bits, new at each start.
+        maker: makes a link's seal from its keys (`edge.hop.setup.LinkSeal`).
+        admit: whether a hop that came from the first node may go on to the second: the second is
+            a confirmed link, none is revoked.
+        on_circuit: takes a connection whose path ends here, the neighbour it came from (this node
+            for its own), the called workload, and bytes already read (none so far).
+        on_notice: takes a kind and a text for the operator, at most one of a kind per second.
+        limits: bounds.
+        random: `random(n)` gives n unpredictable bytes.
+    """
+
+    __slots__ = (
+        "_accepted", "_admit", "_dialbacks", "_evicted", "_held", "_hostile", "_legs", "_limits",
+        "_listener", "_loop", "_notices", "_on_circuit", "_partings", "_pending", "_pipes",
+        "_refused", "_relayed", "_relayed_bytes", "_relays", "authority", "channels", "me",
+        "neighbours", "on_hello",
+    )
+
+    def __init__(
+        self,
+        loop: Loop,
+        listener: socket.socket,
+        *,
+        me: NodeName,
+        incarnation: int,
+        maker: SealMaker,
+        admit: Admit,
+        on_circuit: OnCircuit,
+        on_notice: OnNotice,
+        limits: HopLimits = HopLimits(),  # noqa: B008 - frozen
+        random: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        self._loop = loop
+        self._listener = listener
+        self.me = me
+        self._admit = admit
+        self._on_circuit = on_circuit
+        self._notices = Notices(loop, on_notice)
+        self._limits = limits
+        self.neighbours = Neighbours(loop, maker)
+        self.channels = Channels(loop, me, incarnation, self._message)
+        self.on_hello: OnHello = _nobody
+        """Takes the neighbour and the body of a channel's HELLO; set by `Hellos`."""
+        self._legs = Legs(loop, self.neighbours, self.channels, random)
+        self._held = Held(limits.per_neighbour_max)
+        self._pipes = Pipes()
+        self._relays: dict[Relay, tuple[NodeName, ...]] = {}
+        self._pending: dict[Setup, None] = {}
+        self._partings: set[Parting] = set()
+        self._dialbacks: set[Cancellable] = set()
+        self.authority = AuthorityWays(
+            loop, limits, self._notices,
+            lambda path, on_done: self.dial(path, AUTHORITY, on_done),
+            lambda one, two, over, bytes_max: self._relay(one, two, (), over, bytes_max),
+        )
+        """Ways to the authority; `authority.listen(path)` opens this node's own socket to it."""
+        self._accepted = self._relayed = self._relayed_bytes = self._refused = 0
+        self._hostile = self._evicted = 0
+        listener.setblocking(False)
+        loop.add(listener.fileno(), READ, self._accept)
+
+    # ------------------------------------------------------------------ what the agent says
+    def node_set(self, item: NodeItem) -> None:
+        """Learn where the authority is, as this node dials it (an address, or empty)."""
+        self.authority.where = item.authority
+
+    def authority_paths(self, item: AuthorityPathItem) -> None:
+        """Learn paths to nodes that can reach the authority, best first, each from this node."""
+        self.authority.paths = item.paths[:4]
+
+    def neighbour_set(self, item: NeighbourItem) -> None:
+        """Take a neighbour in, or its new endpoints or keys.
+
+        Raises:
+            BadMessage: keys of a wrong form.
+        """
+        neighbour = self.neighbours.set(item)
+        if neighbour is None:
+            self._notices.say("neighbours", f"no room for {item.node}: 256 neighbours")
+        else:
+            self.channels.neighbour_set(neighbour)
+
+    def neighbour_gone(self, node: NodeName) -> None:
+        """Forget a neighbour: its keys, its channel, and every hop to or from it."""
+        self.cut(node, "link withdrawn")
+        self.neighbours.gone(node)
+        self.channels.neighbour_gone(node)
+        self._legs.neighbour_gone(node)
+
+    def cut(self, node: NodeName, reason: str) -> int:
+        """Reset every hop to or from a neighbour that is revoked or withdrawn.
+
+        Returns:
+            How many there were.
+        """
+        return self._held.cut(node, reason)
+
+    # ------------------------------------------------------------------ dialling
+    def dial(
+        self, path: Sequence[NodeName], target: SpiffeId | str, on_done: OnConnected
+    ) -> Cancellable:
+        """Set up a hop of our own.
+
+        Args:
+            path: from this node to the target's node inclusive; `(me,)` for this node itself.
+            target: the called workload, or `wire.hop.AUTHORITY`.
+            on_done: takes the socket (a HopSocket for circuits), on which TLS is to be spoken at
+                once, or None and the reason.  Where the first TLS record should be, a refusal may
+                come: see `wire.hop.unpack_refusal`.  Never called before `dial` has returned.
+        Returns:
+            Something to cancel it with, until `on_done` was called.
+        """
+        if not path or path[0] != self.me or len(path) > PATH_MAX + 1:
+            return _Later(self._loop, on_done, None, "path does not begin here")
+        if len(path) == 1:
+            if target == AUTHORITY:
+                return self.authority.direct(on_done)
+            return self._dial_self(SpiffeId(target), on_done)
+        node = path[1]
+        if not self._held.room(node):
+            return _Later(self._loop, on_done, None, f"too many hops to {node}")
+        hop = Hop(tuple(path[1:]), target)
+
+        def reached(sock: socket.socket | None, why: str) -> None:
+            on_done(None if sock is None else self._held.own(sock, node), why)
+
+        return self._legs.open(node, hop, reached)
+
+    def _dial_self(self, target: SpiffeId, on_done: OnConnected) -> Cancellable:
+        """A circuit of this node to itself: a pair of sockets, the same TLS and checks."""
+        if not self._held.room(self.me):
+            return _Later(self._loop, on_done, None, "too many circuits of this node to itself")
+        near, far = socket.socketpair()
+        mine, other = self._held.own(near, self.me), self._held.own(far, self.me)
+
+        def answer(sock: socket.socket | None, why: str) -> None:
+            self._on_circuit(other, self.me, target, b"")
+            on_done(sock, why)
+
+        def dropped() -> None:
+            mine.close()
+            other.close()
+
+        return _Later(self._loop, answer, mine, "", dropped)
+
+    # ------------------------------------------------------------------ accepting
+    def _accept(self, mask: int) -> None:
+        for _ in range(_ACCEPTS_PER_BATCH):
+            try:
+                sock, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:  # Out of descriptors: leave them in the backlog.
+                self._notices.say("accept", str(error))
+                return
+            self._accepted += 1
+            tune(sock)
+            self._expect(sock, None)
+
+    def _expect(self, sock: socket.socket, node: NodeName | None) -> None:
+        """Wait for a setup frame; of this neighbour only, if one is named."""
+        if len(self._pending) >= self._limits.pending_max:
+            self._evicted += 1
+            next(iter(self._pending)).close("")
+        setup = Setup(self._loop, sock, node, self._limits.setup_us, self._complete, self._broken)
+        self._pending[setup] = None
+
+    def _broken(self, setup: Setup, reason: str) -> None:
+        """A connection that ended, or was no setup frame, or took too long."""
+        del self._pending[setup]
+        if reason:
+            self._hostile += 1
+            self._notices.say("setup", reason)
+
+    def _complete(self, setup: Setup, sock: socket.socket, header: Header) -> None:
+        """A whole frame is there: open it and do what it says."""
+        del self._pending[setup]
+        if header.kind == ENROL:
+            if self.authority.enrol(sock):
+                return None
+            return self._refuse(sock, f"{self.me}: too many enrolments at once")
+        found = self.neighbours.find(header.link)
+        if found is None or setup.node not in (None, found[0].node):
+            return self._not_opened(sock, "setup frame under unknown keys")
+        neighbour, seal = found
+        body = seal.open(setup.header, setup.body)
+        if isinstance(body, Denied):
+            return self._not_opened(sock, f"{body.reason}, link to {neighbour.node}")
+        if header.kind == HOP:
+            return self._hop(sock, neighbour.node, body)
+        if setup.node is not None:
+            return self._refuse(sock, f"{self.me}: only hops are taken on a dial-back")
+        if header.kind == CHANNEL:
+            return self.channels.accepted(neighbour, seal, setup.header, sock)
+        assert header.kind == DIALBACK
+        if not self._legs.answered(neighbour.node, body, sock):
+            self._refuse(sock, f"{self.me}: nobody waits for this dial-back")
+        return None
+
+    def _hop(self, sock: socket.socket, previous: NodeName, body: bytes) -> None:
+        try:
+            hop = unpack_hop(body, self.me)
+        except BadMessage as error:
+            return self._refuse(sock, f"{self.me}: {error.what}")
+        if previous in hop.path:
+            return self._refuse(sock, f"{self.me}: path goes back to {previous}")
+        if not self._held.room(previous):
+            return self._refuse(sock, f"{self.me}: too many hops from {previous}")
+        if len(hop.path) > 1:
+            return self._onward(sock, previous, hop)
+        target = target_id(hop)
+        if target is not None:
+            return self._on_circuit(self._held.own(sock, previous), previous, target, b"")
+        if not self.authority.where:
+            return self._refuse(sock, f"{self.me}: no authority is dialled from here")
+        return self._join(sock, previous, self.me, self.authority.direct)
+
+    def _onward(self, sock: socket.socket, previous: NodeName, hop: Hop) -> None:
+        """Relay: open the next leg and splice."""
+        node = NodeName(hop.path[1])
+        verdict = self._admit(previous, node)
+        if isinstance(verdict, Denied):
+            return self._refuse(sock, f"{self.me}: {verdict.reason}")
+        if not self._held.room(node):
+            return self._refuse(sock, f"{self.me}: too many hops to {node}")
+        rest = Hop(hop.path[1:], hop.target)
+
+        def way(on_done: OnConnected) -> Leg:
+            return self._legs.open(node, rest, on_done)
+
+        return self._join(sock, previous, node, way)
+
+    def _join(self, sock: socket.socket, previous: NodeName, node: NodeName, way: Way) -> None:
+        """Splice a hop to what `way` opens; a cut of either neighbour ends it before, too."""
+        ends = (previous, node)
+
+        def reached(up: socket.socket | None, why: str) -> None:
+            self._held.drop(waiting, ends)
+            if up is None:
+                return self._refuse(sock, f"{self.me}: {why}")
+            self._relay(sock, up, ends, _nothing, 0)
+            return None
+
+        def cut(why: str) -> None:
+            self._held.drop(waiting, ends)
+            dialling.cancel()
+            self._refuse(sock, f"{self.me}: {why}")
+
+        waiting = _Waiting(cut)
+        self._held.add(waiting, ends)
+        dialling = way(reached)
+
+    def _relay(
+        self, one: socket.socket, two: socket.socket, ends: tuple[NodeName, ...],
+        over: Callable[[], None], bytes_max: int,
+    ) -> Relay:
+        def ended(relay: Relay, reason: str) -> None:
+            del self._relays[relay]
+            self._held.drop(relay, ends)
+            self._relayed_bytes += relay.bytes_moved
+            if reason:
+                self._say_ended(ends, reason)
+            over()
+
+        relay = Relay(self._loop, self._pipes, one, two, ended, bytes_max)
+        self._relays[relay] = ends
+        self._relayed += 1
+        self._held.add(relay, ends)
+        return relay
+
+    def _say_ended(self, ends: tuple[NodeName, ...], reason: str) -> None:
+        """Tell both neighbours why a hop of theirs was reset, as the hop itself can't."""
+        self._notices.say("relay", reason)
+        text = f"{self.me}: {reason}".encode("ascii", "replace")[:200]
+        for node in ends:
+            self.channels.send(node, ENDED, text)
+
+    # ------------------------------------------------------------------ refusing
+    def _not_opened(self, sock: socket.socket, reason: str) -> None:
+        self._hostile += 1
+        self._notices.say("setup", reason)
+        self._refuse(sock, f"{self.me}: setup frame not opened")
+
+    def _refuse(self, sock: socket.socket, reason: str) -> None:
+        """Say why and close, without a reset that could overtake the reason."""
+        self._refused += 1
+        try:
+            sock.send(pack_refusal(reason))
+            sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            sock.close()
+            return
+        if len(self._partings) >= _PARTINGS_MAX:
+            next(iter(self._partings)).close()
+        self._partings.add(Parting(self._loop, sock, self._partings.discard))
+
+    # ------------------------------------------------------------------ channels
+    def _message(self, node: NodeName, kind: int, body: bytes) -> None:
+        """A message of a neighbour's channel."""
+        if kind == HELLO:
+            self.on_hello(node, body)
+        elif kind == DIAL_BACK:
+            self._dial_back(node, body)
+        elif kind == ENDED:
+            text = "".join(chr(c) if 32 <= c < 127 else "?" for c in body[:200])
+            self._notices.say("relay", f"{node} says: {text}")
+
+    def _dial_back(self, node: NodeName, token: bytes) -> None:
+        """A neighbour can't dial us: dial it, show the token, and take its hop."""
+        neighbour = self.neighbours.get(node)
+        if neighbour is None or len(self._dialbacks) >= self._limits.pending_max:
+            return
+
+        def reached(sock: socket.socket | None, why: str) -> None:
+            self._dialbacks.discard(connecting)
+            known = self.neighbours.get(node)
+            if sock is None or known is None:
+                self._notices.say("dial-back", f"{node} not dialled: {why or 'link withdrawn'}")
+                return
+            try:
+                sock.send(known.seal.seal(DIALBACK, token))
+            except OSError:
+                sock.close()
+            else:
+                self._expect(sock, node)
+
+        connecting = Connecting(self._loop, neighbour.item.endpoints, reached)
+        self._dialbacks.add(connecting)
+
+    # ------------------------------------------------------------------ numbers, and the end
+    def statistics(self) -> HopStatistics:
+        """Snapshot for metrics."""
+        return HopStatistics(
+            pending=len(self._pending), relays=len(self._relays), circuits=self._held.sockets,
+            channels=sum(self.channels.has(n.node) for n in self.neighbours),
+            accepted=self._accepted, relayed=self._relayed,
+            bytes_relayed=self._relayed_bytes + sum(r.bytes_moved for r in self._relays),
+            refused=self._refused, hostile=self._hostile, evicted=self._evicted,
+            asked=self._legs.asks, enrols=self.authority.enrols,
+        )
+
+    def close(self) -> None:
+        """Stop accepting and reset every hop; sockets handed out see their end."""
+        self._loop.drop(self._listener.fileno())
+        self._listener.close()
+        self.authority.close()
+        for neighbour in self.neighbours:
+            self.neighbour_gone(neighbour.node)
+        self.cut(self.me, "proxy stops")
+        for relay in tuple(self._relays):
+            relay.reset("proxy stops")
+        for setup in tuple(self._pending):
+            setup.close("")
+        for dialling in tuple(self._dialbacks):
+            dialling.cancel()
+        for parting in tuple(self._partings):
+            parting.close()
+        self._pipes.close()
+
+
+@final
+class _Waiting:
+    """A hop whose next leg is not there yet."""
+
+    __slots__ = ("_cut",)
+
+    def __init__(self, cut: Callable[[str], None]) -> None:
+        self._cut = cut
+
+    def reset(self, reason: str) -> None:
+        self._cut(reason)
+
+
+@final
+class _Later:
+    """An answer that is known already, given when the batch is over."""
+
+    __slots__ = ("_dropped", "_on_done", "_sock", "_why")
+
+    def __init__(
+        self, loop: Loop, on_done: OnConnected, sock: socket.socket | None, why: str,
+        dropped: Callable[[], None] | None = None,
+    ) -> None:
+        self._on_done: OnConnected | None = on_done
+        self._sock = sock
+        self._why = why
+        self._dropped = dropped
+        loop.after_batch(self._answer)
+
+    def cancel(self) -> None:
+        """Answer nothing, and close what would have been the answer."""
+        if self._on_done is not None:
+            self._on_done = None
+            if self._dropped is not None:
+                self._dropped()
+
+    def _answer(self) -> None:
+        call, self._on_done = self._on_done, None
+        if call is not None:
+            call(self._sock, self._why)
+
+
+def _nothing() -> None:
+    """Nothing is to be done at its end."""
+
+
+def _nobody(node: NodeName, body: bytes) -> None:
+    """Nobody listens for hellos."""
+
+
+__all__ = ["HopLimits", "HopSocket", "HopStatistics", "Hops", "data_port"]

@@ -1,0 +1,141 @@
+"""A connection until its setup frame is complete, and one that is parting after a refusal."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Final, final
+
+from x0tta6bl4.core.machine import SECOND
+from x0tta6bl4.runtime.loop.poll import READ, Loop
+from x0tta6bl4.wire.errors import BadMessage
+from x0tta6bl4.wire.hop import HEADER_BYTES, Header, unpack_header
+from x0tta6bl4.wire.ids import NodeName
+
+PARTING_US: Final = 1 * SECOND
+PARTING_BYTES_MAX: Final = 1 << 18
+
+
+@final
+class Setup:
+    """Reads exactly one setup frame, and not a byte more: what follows is to be spliced.
+
+    Args:
+        loop: the proxy's loop.
+        sock: non-blocking; owned until `on_complete`.
+        node: the neighbour that must have sealed it; None: any.
+        deadline_us: for the whole frame.
+        on_complete: takes this, the socket and the header.
+        on_broken: takes this and the reason; "" if it just ended, so nobody is to blame.
+
+    Attributes:
+        header: the 18 bytes.
+        body: the sealed bytes, once complete.
+    """
+
+    __slots__ = (
+        "_buffer", "_fields", "_loop", "_on_broken", "_on_complete", "_sock", "_timer", "body",
+        "header", "node",
+    )
+
+    def __init__(
+        self, loop: Loop, sock: socket.socket, node: NodeName | None, deadline_us: int,
+        on_complete: Callable[[Setup, socket.socket, Header], None],
+        on_broken: Callable[[Setup, str], None],
+    ) -> None:
+        self._loop = loop
+        self._sock: socket.socket | None = sock
+        self.node = node
+        self._on_complete = on_complete
+        self._on_broken = on_broken
+        self._buffer = b""
+        self._fields: Header | None = None
+        self.header = b""
+        self.body = b""
+        self._timer = loop.after(deadline_us, lambda: self.close("no setup frame in time"))
+        loop.add(sock.fileno(), READ, self._ready)
+
+    def close(self, reason: str) -> None:
+        """Close the connection; `on_broken` is told."""
+        sock = self._leave()
+        if sock is not None:
+            sock.close()
+            self._on_broken(self, reason)
+
+    def _leave(self) -> socket.socket | None:
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            self._timer.cancel()
+            self._loop.drop(sock.fileno())
+        return sock
+
+    def _ready(self, mask: int) -> None:
+        assert self._sock is not None
+        wanted = HEADER_BYTES if self._fields is None else self._fields.length
+        try:
+            data = self._sock.recv(wanted - len(self._buffer))
+        except BlockingIOError:
+            return
+        except OSError:
+            return self.close("")
+        if not data:
+            return self.close("setup frame cut short" if self._buffer or self.header else "")
+        self._buffer += data
+        if len(self._buffer) < wanted:
+            return None
+        if self._fields is None:
+            try:
+                self._fields = unpack_header(self._buffer)
+            except BadMessage as error:
+                return self.close(error.what)
+            self.header, self._buffer = self._buffer, b""
+            if self._fields.length:
+                return self._ready(mask)
+        self.body = self._buffer
+        sock = self._leave()
+        assert sock is not None
+        return self._on_complete(self, sock, self._fields)
+
+
+@final
+class Parting:
+    """Reads and drops what still comes, so that a reset does not overtake the refusal sent.
+
+    Args:
+        loop: the proxy's loop.
+        sock: shut for writing; owned.
+        on_end: takes this, once.
+    """
+
+    __slots__ = ("_left", "_loop", "_on_end", "_sock", "_timer")
+
+    def __init__(
+        self, loop: Loop, sock: socket.socket, on_end: Callable[[Parting], None]
+    ) -> None:
+        self._loop = loop
+        self._sock: socket.socket | None = sock
+        self._on_end = on_end
+        self._left = PARTING_BYTES_MAX
+        self._timer = loop.after(PARTING_US, self.close)
+        loop.add(sock.fileno(), READ, self._ready)
+
+    def close(self) -> None:
+        """Close it now."""
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            self._timer.cancel()
+            self._loop.drop(sock.fileno())
+            sock.close()
+            self._on_end(self)
+
+    def _ready(self, mask: int) -> None:
+        assert self._sock is not None
+        try:
+            count = len(self._sock.recv(65536))
+        except BlockingIOError:
+            return
+        except OSError:
+            count = 0
+        self._left -= count
+        if not count or self._left <= 0:
+            self.close()
