@@ -20,9 +20,9 @@ from x0tta6bl4.core.machine import (
     Tick,
     Verdict,
 )
-from x0tta6bl4.core.records.flood import bucket_of
+from x0tta6bl4.core.records.flood import CHAIN, bucket_of
 from x0tta6bl4.core.records.sets import SetChanged, SetGone
-from x0tta6bl4.core.records.store import CHAIN, Records
+from x0tta6bl4.core.records.store import Records
 from x0tta6bl4.core.records.words import (
     DuplicateName,
     Held,

@@ -24,6 +24,7 @@ from typing import Final
 
 from x0tta6bl4.core.machine import SECOND, Denied, Effect, Instant, Send
 from x0tta6bl4.wire.messages import Bucket, Digest, Flood, Want
+from x0tta6bl4.wire.records import AUTHORITY
 
 BUCKETS: Final = 64
 FLOOD_RECORDS_MAX: Final = 64
@@ -33,6 +34,9 @@ ROUND: Final = 10 * SECOND
 
 Key = tuple[str, str, str]
 """Writer, kind, name."""
+
+CHAIN: Final[Key] = (AUTHORITY, "chain", "")
+"""Asked for with `Want`: the bundles from the oldest remembered on, each signed under the last."""
 
 _SUMS = struct.Struct(f"<{BUCKETS}Q")
 _MASK: Final = 2**64 - 1

@@ -182,3 +182,10 @@ def _bad_chunk(record: Record, index: int, state: _Set) -> Denied | None:
     if index < len(wanted) and wanted[index] == hashlib.sha256(record.body).digest():
         return None
     return Denied("chunk of an older set")
+
+
+def key_id(record: Record) -> str:
+    """Id of the record key that an authority record says it was signed with; empty: none."""
+    if len(record.signer) != 1 or len(record.signer[0]) > 64:
+        return ""
+    return record.signer[0].decode("ascii", "replace")

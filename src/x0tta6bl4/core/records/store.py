@@ -38,7 +38,9 @@ from x0tta6bl4.core.machine import (
     Tick,
     Verdict,
 )
+from x0tta6bl4.core.records.clock import WallClock
 from x0tta6bl4.core.records.flood import (
+    CHAIN,
     FLOOD_RECORDS_MAX,
     ROUND,
     Buckets,
@@ -46,7 +48,7 @@ from x0tta6bl4.core.records.flood import (
     Peers,
 )
 from x0tta6bl4.core.records.quota import NODE_RECORDS_MAX, Pace, Parking, misplaced
-from x0tta6bl4.core.records.sets import SetChanged, SetGone, Sets
+from x0tta6bl4.core.records.sets import SetChanged, SetGone, Sets, key_id
 from x0tta6bl4.core.records.words import (
     AHEAD_MAX_S,
     DuplicateName,
@@ -81,9 +83,6 @@ from x0tta6bl4.wire.records import (
     decode_record,
     encode_record,
 )
-
-CHAIN: Final[Key] = (AUTHORITY, "chain", "")
-"""Asked for with `Want`: the bundles from the oldest remembered on, each signed under the last."""
 
 _FIGHT_WINDOW: Final = 60 * SECOND
 _UNCLAIMED: Final = 30 * SECOND
@@ -120,7 +119,7 @@ class Records:
 
     __slots__ = (
         "_accepted", "_buckets", "_bundle", "_bytes", "_chain", "_clock", "_decode", "_doubtful",
-        "_due", "_entries", "_expiries", "_fights", "_floor", "_floor_us", "_generation", "_gone",
+        "_due", "_entries", "_expiries", "_fights", "_generation", "_gone",
         "_id", "_kept", "_me", "_named_at", "_pace", "_parked", "_peers", "_points", "_refused",
         "_sets", "_sign", "_verified", "_verify", "_verify_key", "_wanted", "deadline",
     )  # fmt: skip
@@ -163,9 +162,7 @@ class Records:
             round_at=Instant(random.randrange(1, ROUND)), buckets=self._buckets,
             data_of=self._data_of,
         )  # fmt: skip
-        self._clock: int | None = None
-        self._floor = 0
-        self._floor_us = 0
+        self._clock = WallClock()
         self._accepted = self._refused = self._verified = self._bytes = 0
         self.deadline = self._peers.round_at
 
@@ -193,7 +190,7 @@ class Records:
         elif type(event) is PeerDown:
             self._peers.down(event.node)
         elif type(event) is ClockSet:
-            self._clock = event.unix_us - now
+            self._clock.set(now, event.unix_us)
             self._on_tick(now, out)
         elif type(event) is Rejudge:
             writers = set(event.writers)
@@ -220,7 +217,7 @@ class Records:
                 own.append(entry.data)
         return Held(
             tuple(own), tuple(authority), tuple(self._chain), self._bundle, self._generation,
-            self._floor_us,
+            self._clock.floor_unix_us,
         )  # fmt: skip
 
     def chain(self) -> tuple[bytes, ...]:
@@ -242,9 +239,7 @@ class Records:
 
     def unix_s(self, now: Instant) -> int | None:
         """Wall time: the local clock, but never below what the authority has signed."""
-        if self._clock is None:
-            return None
-        return (now + max(self._clock, self._floor)) // SECOND
+        return self._clock.unix_s(now)
 
     def statistics(self) -> Statistics:
         """Sums and sizes."""
@@ -346,7 +341,7 @@ class Records:
     def _judge(self, record: Record, unix_s: int) -> Denied | None:
         self._verified += 1
         if record.writer == AUTHORITY:
-            point = self._points.get(_key_id(record))
+            point = self._points.get(key_id(record))
             if point is None:
                 return _UNKNOWN_KEY
             verdict = self._verify_key(record, point)
@@ -448,21 +443,16 @@ class Records:
             self._chain.append(self._records_of("bundle"))
             del self._chain[: -self._kept.chain_max]
         elif set == "heartbeat":
-            self._raise_floor(now, changed.body)
+            try:
+                self._clock.raise_floor(now, decode_heartbeat(changed.body).unix_us)
+            except BadMessage as error:
+                out.append(RecordRefused(AUTHORITY, error.what))
+                return
         out.append(changed)
 
     def _believe(self, bundle: Bundle) -> None:
         self._bundle = bundle
         self._points = {key.id: key.point for key in bundle.record_keys}
-
-    def _raise_floor(self, now: Instant, body: bytes) -> None:
-        try:
-            unix_us = decode_heartbeat(body).unix_us
-        except BadMessage:
-            return
-        if unix_us > self._floor_us:
-            self._floor_us = unix_us
-            self._floor = max(self._floor, unix_us - now)
 
     def _records_of(self, set: str) -> tuple[bytes, ...]:
         """The records that make up a set in force: its manifest, then its chunks."""
@@ -546,8 +536,7 @@ class Records:
 
     def _on_restore(self, now: Instant, held: Held, out: list[Effect]) -> None:
         self._generation = max(self._generation, held.generation)
-        self._floor_us = held.floor_unix_us
-        self._floor = held.floor_unix_us - now if held.floor_unix_us else 0
+        self._clock.raise_floor(now, held.floor_unix_us)
         self._chain = list(held.chain[-self._kept.chain_max :])
         for data in (*held.own, *held.authority):
             try:
@@ -598,21 +587,15 @@ class Records:
 
     def _next(self, now: Instant) -> Instant:
         at: int = self._peers.round_at
-        if self._clock is not None:
+        if self._clock.unix_s(now) is not None:
             if self._expiries:
-                at = min(at, self._expiries[0][0] * SECOND - max(self._clock, self._floor))
+                at = min(at, self._clock.instant(self._expiries[0][0]))
             at = min(at, self._parked.deadline)
             if self._due:
                 at = min(at, *self._due.values())
             if self._doubtful:
                 at = min(at, now)
         return Instant(max(at, now + 1) if at <= now else at) if at < NEVER else NEVER
-
-
-def _key_id(record: Record) -> str:
-    if len(record.signer) != 1 or len(record.signer[0]) > 64:
-        return ""
-    return record.signer[0].decode("ascii", "replace")
 
 
 _UNKNOWN_KEY: Final = Denied("record key is not in the bundle held")
