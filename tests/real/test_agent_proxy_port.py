@@ -122,9 +122,11 @@ def test_a_newer_agent_replaces_a_half_dead_one(proxy: FakeProxy, tmp_path: Path
         first = ProxyPort(str(tmp_path / "proxy.sock"), lambda _fact: greeted.set())
         running = asyncio.create_task(first.run())
         await asyncio.wait_for(greeted.wait(), 5)
-        second = ProxyPort(str(tmp_path / "proxy.sock"), lambda _fact: None)
+        again = asyncio.Event()
+        second = ProxyPort(str(tmp_path / "proxy.sock"), lambda _fact: again.set())
         other = asyncio.create_task(second.run())
         await asyncio.wait_for(running, 5)  # Ends: it was hung up on.
+        await asyncio.wait_for(again.wait(), 5)
         second.hang_up()
         await asyncio.wait_for(other, 5)
 
