@@ -71,9 +71,9 @@ class Engine:
         alpn: protocol that was negotiated.
     """
 
-    __slots__ = ("_bug", "_complete", "_connection", "_failure", "_in", "_key", "_out", "_ssl",
-                 "alpn", "context", "group", "peer", "peer_chain", "peer_issued_unix_s",
-                 "peer_not_after_unix_s", "peer_via", "server")
+    __slots__ = ("_bug", "_closed", "_complete", "_connection", "_due", "_failed", "_in", "_key",
+                 "_out", "_ssl", "alpn", "context", "group", "peer", "peer_chain",
+                 "peer_issued_unix_s", "peer_not_after_unix_s", "peer_via", "server")
 
     def __init__(self, context: TlsContext, server: bool) -> None:
         self.context = context
@@ -94,7 +94,9 @@ class Engine:
             lib.SSL_set_connect_state(self._ssl)
         lib.SSL_set_verify(self._ssl, mode, _VERIFY_CALLBACK)
         self._complete = False
-        self._failure: TlsRefused | TlsClosed | None = None
+        self._failed = ""
+        self._closed = False
+        self._due = False
         self._bug: BaseException | None = None
         self.peer: Verdict = NO_CERTIFICATE
         self.peer_not_after_unix_s = 0
@@ -115,8 +117,8 @@ class Engine:
         """
         if self._complete:
             return True
-        if self._failure is not None:
-            raise self._failure
+        if self._failed:
+            raise TlsRefused(self._failed)
         _SHAKING[self._key] = self
         try:
             result = lib.SSL_do_handshake(self._ssl)
@@ -193,8 +195,8 @@ class Engine:
             TlsRefused: the connection has failed before.
         """
         size = len(view)
-        if type(self._failure) is TlsRefused:  # After the peer's close_notify we may still write.
-            raise self._failure
+        if self._failed:  # After the peer's close_notify we may still write.
+            raise TlsRefused(self._failed)
         assert self._complete, "write before the peer was judged"
         assert size <= WRITE_BYTES_MAX
         if size and lib.SSL_write(self._ssl, ffi.from_buffer(view), size) != size:
@@ -203,23 +205,29 @@ class Engine:
     def read(self, into: bytearray | memoryview) -> int:
         """Decrypt what was fed into the caller's buffer, as much as fits.
 
+        To be called until it gives 0 or raises: an end may stand behind the last bytes.
+
         Returns:
             Bytes of plaintext, 0: none yet.
         Raises:
             TlsClosed: the peer closed properly and everything has been read.
             TlsRefused: broken bytes, an alert, or an end without close_notify.
         """
-        if self._failure is not None:
-            raise self._failure
+        if self._failed:
+            raise TlsRefused(self._failed)
         assert self._complete, "read before the peer was judged"
         ssl, size, got = self._ssl, len(into), 0
         at = ffi.from_buffer("char[]", into, require_writable=True)
         while got < size:
             n: int = lib.SSL_read(ssl, at + got, size - got)
             if n <= 0:
+                # A pointer into a buffer must not live on in a traceback: CPython crashes when
+                # it collects the two as garbage (measured).
+                ffi.release(at)
                 if lib.SSL_get_error(ssl, n) == lib.SSL_ERROR_WANT_READ:
                     return got
                 failure = self._fail()
+                self._due = got > 0
                 if got:
                     return got  # What came before it; the next call raises.
                 raise failure
@@ -231,14 +239,24 @@ class Engine:
 
         Reading may go on.  Before the handshake is complete, and after a failure, it does nothing.
         """
-        if self._complete and type(self._failure) is not TlsRefused:
+        if self._complete and not self._failed:
             lib.SSL_shutdown(self._ssl)
             lib.ERR_clear_error()
 
     @property
+    def closed(self) -> bool:
+        """Whether the peer has closed properly and `read` has said so."""
+        return self._closed
+
+    @property
     def pending(self) -> int:
-        """Decrypted bytes that wait for `read`."""
-        return int(lib.SSL_pending(self._ssl))
+        """Bytes that `read` has not given yet: decrypted ones, or ciphertext that was fed.
+
+        1 where there are none but the next `read` is going to raise.
+        """
+        data = ffi.new("char **")
+        waiting = int(lib.SSL_pending(self._ssl)) or int(lib.BIO_get_mem_data(self._in, data))
+        return waiting or int(self._due)
 
     def exporter(self, label: bytes, context: bytes, length: int) -> bytes:
         """Keying material of this connection (RFC 5705), the same at both ends.
@@ -258,23 +276,22 @@ class Engine:
 
     # -------------------------------------------------------------------------------- failures
     def _refuse(self, reason: str) -> TlsRefused:
-        failure = TlsRefused(reason)
-        self._failure = failure
+        """Remember the reason, not the exception: that would hold its frames, and they us."""
+        self._failed = reason
         lib.ERR_clear_error()
-        return failure
+        return TlsRefused(reason)
 
     def _fail(self) -> TlsRefused | TlsClosed:
         """Turn OpenSSL's state into our error, remember it, and leave its queue empty.
 
         A queue that is not emptied condemns the next connection (measured).
         """
-        if lib.SSL_get_shutdown(self._ssl) & lib.SSL_RECEIVED_SHUTDOWN and not lib.ERR_peek_error():
-            lib.ERR_clear_error()
-            if self._complete:
-                self._failure = TlsClosed()
-                return self._failure
-            return self._refuse("closed within the handshake")
         code = lib.ERR_get_error()
+        if not code and lib.SSL_get_shutdown(self._ssl) & lib.SSL_RECEIVED_SHUTDOWN:
+            if not self._complete:
+                return self._refuse("closed within the handshake")
+            self._closed = True
+            return TlsClosed()
         if not self._complete and type(self.peer) is Denied and self.peer is not NO_CERTIFICATE:
             return self._refuse(self.peer.reason)
         return self._refuse(_reason(code))
