@@ -47,6 +47,8 @@ class AuthorityAt(Section, frozen=True):
     """`host:port`; empty: this host can't reach it, its neighbours carry it there."""
     token_file: str = ""
     """File with an enrol token (0600); read only while the node has no key of its own."""
+    through: tuple[str, ...] = ()
+    """Data ports of neighbours, `host:port`, that carry this node's enrolment to the authority."""
     bundle_file: str = ""
     """PEM trust anchors to pin in place of the token's hash; empty: the token's hash."""
 

@@ -331,6 +331,17 @@ class SessionGone(Message, frozen=True):
 
 
 @final
+class ListenState(Message, frozen=True):
+    """A local listener is there, or can't be: `asked` as configured, `address` as bound."""
+
+    asked: str
+    address: str
+    kind: str
+    name: str = ""
+    problem: str = ""
+
+
+@final
 class Notice(Message, frozen=True):
     """Something an operator wants to read: refused callers, lost circuits, bounds met."""
 
@@ -345,5 +356,7 @@ class Counters(Message, frozen=True):
     values: dict[str, int]
 
 
-ProxyFact = Ready | NeedFull | LinkState | SessionState | SessionGone | Notice | Counters | Full
+ProxyFact = (
+    Ready | NeedFull | LinkState | ListenState | SessionState | SessionGone | Notice | Counters | Full
+)
 AgentOrder = Full | Delta

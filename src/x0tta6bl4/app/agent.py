@@ -1,0 +1,412 @@
+"""The agent's process: wires the agent's machine to links, authority, proxy, disk and operators.
+
+What decides is `core.agent`; this carries out its effects and tells it what happened.  It may die
+at any moment: the proxy goes on with its last snapshot, and the next agent reads that back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import uvloop
+
+from x0tta6bl4.app import settings as cfg
+from x0tta6bl4.app.admin import AdminServer
+from x0tta6bl4.app.admission import Admission, unix_us
+from x0tta6bl4.app.authority_link import AuthorityLink
+from x0tta6bl4.app.desk import Desk
+from x0tta6bl4.app.trust import Trusts
+from x0tta6bl4.app.wallet import Wallet, private_dir, read_private, write_private
+from x0tta6bl4.core.agent import words
+from x0tta6bl4.core.agent.composite import Agent
+from x0tta6bl4.core.identity.renewal import RenewWanted, SvidExpired
+from x0tta6bl4.core.machine import Done, Effect, Failed, Received, Send
+from x0tta6bl4.core.records.sets import SetChanged
+from x0tta6bl4.core.records.words import Held, Restore, Trust
+from x0tta6bl4.edge.tls.x509 import Svid
+from x0tta6bl4.runtime.aio.driver import Driver
+from x0tta6bl4.runtime.aio.links import LinkConnections, LinkKeys
+from x0tta6bl4.runtime.aio.proxy_port import ProxyPort
+from x0tta6bl4.telemetry import log
+from x0tta6bl4.wire.errors import BadMessage, Refused, Unavailable, X0Error
+from x0tta6bl4.wire.ids import NodeName, SpiffeId, TrustDomain, node_id
+from x0tta6bl4.wire.messages import (
+    LINK_VERSION,
+    Intro,
+    LinkMessage,
+    ListenItem,
+    NeighbourItem,
+    ProxyFact,
+    Ready,
+    SvidItem,
+)
+from x0tta6bl4.wire.records import decode_bundle
+from x0tta6bl4.wire.token import Token, read_token
+
+PROXY_UP_S: Final = 10.0
+RETRY_FIRST_S: Final = 0.1
+RETRY_LAST_S: Final = 5.0
+RECORDS: Final = "records"
+LATER_S: Final = 1 << 40
+
+
+class AgentProcess:
+    """One node's agent, from its settings to its end.
+
+    Args:
+        settings: of the node.
+        config: path of their file, for the proxy that this agent starts.
+    """
+
+    def __init__(self, settings: cfg.NodeSettings, config: Path) -> None:
+        self.settings = settings
+        self._config = config
+        self.state_dir = Path(settings.state_dir)
+        self.me = NodeName(settings.node)
+        self.domain = TrustDomain(settings.trust_domain)
+        self.id = node_id(self.domain, self.me)
+        self.ready: Ready | None = None
+        self.started_us = unix_us()
+        self.stopping = asyncio.Event()
+        self.log = log.logger("agent", self.me)
+        self.desk = Desk(self)
+        self.trusts = Trusts(self.domain, settings.require_pq)
+        self.proxy = ProxyPort(str(self.state_dir / "proxy.sock"), self._proxy_said)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._saving = False
+
+    # -------------------------------------------------------------- life
+    async def run(self) -> None:
+        """Serve until `stopping`; the proxy is ended too, unless the agent is killed.
+
+        Raises:
+            X0Error: something that a retry can't mend: bad files, a taken port, an eviction.
+        """
+        private_dir(self.state_dir)
+        self.wallet = Wallet(self.state_dir)
+        admin = AdminServer(self.state_dir / "agent.sock", self.desk)
+        await admin.start()
+        (self.state_dir / "agent.pid").write_text(f"{os.getpid()}\n")
+        try:
+            self._start_machine()
+            self._spawn(self._keep_proxy())
+            await self._admit()
+            await self._work()
+        finally:
+            await self._end()
+            await admin.close()
+            (self.state_dir / "agent.pid").unlink(missing_ok=True)
+
+    def _start_machine(self) -> None:
+        self.machine = Agent(
+            self.me, self.domain, crypto=self.trusts.crypto(),
+            seed=os.urandom(16).hex(),
+        )
+        self.driver = Driver(self.machine, self._carry_out)
+        held = Held()
+        path = self.state_dir / RECORDS
+        if path.exists():
+            try:
+                held = msgspec.msgpack.decode(read_private(path), type=Held)
+            except msgspec.DecodeError:
+                self.desk.event("node", f"{path} was damaged; the mesh will tell it all again")
+        self.driver.post(Restore(held))
+        self._spawn(self.driver.watch_clock())
+        self.driver.post(words.Configured(self._node_config()))
+
+    def _node_config(self) -> words.NodeConfig:
+        s = self.settings
+        return words.NodeConfig(
+            neighbours=tuple(link.node for link in s.link),
+            listens=tuple(ListenItem(x.address, x.kind, x.name) for x in s.listen),
+            authority=s.authority.address,
+            revocation_max_age_s=s.revocation_max_age_s,
+            area=s.area,
+            stub=self.desk.draining,
+        )
+
+    async def _admit(self) -> None:
+        """Come by an SVID of this node's own; waits for the authority as long as it takes."""
+        token = self._token()
+        admission = Admission(
+            self.domain, self.me, self.wallet,
+            [self.settings.authority.address] if self.settings.authority.address else [],
+            self.settings.authority.through, self.state_dir,
+        )
+        wait = RETRY_FIRST_S
+        while True:
+            try:
+                admitted = await admission.admit(token)
+                break
+            except (Unavailable, BadMessage) as error:
+                self.desk.authority_error = str(error)
+                self.desk.event("authority", str(error))
+            if await self._stops_within(wait):
+                raise asyncio.CancelledError
+            wait = min(wait * 2, RETRY_LAST_S)
+        bundle = decode_bundle(admitted.bundle)
+        self.trusts.believe(bundle.anchors)
+        self.driver.post(Trust(bundle, unix_us() // 1_000_000 + LATER_S))
+        self._use_svid(admitted.svid)
+        self.desk.event("svid", f"{admitted.how} as {admitted.svid.id}")
+
+    def _token(self) -> Token | None:
+        path = Path(self.settings.authority.token_file)
+        if self.wallet.bundle or not self.settings.authority.token_file or not path.exists():
+            return None
+        return read_token(read_private(path).decode("ascii", "replace").strip())
+
+    async def _work(self) -> None:
+        """Links and authority, until the end."""
+        s = self.settings
+        self.links = LinkConnections(
+            self.me, self, self.trusts.link_client(), self.trusts.link_server(self.desk.refused),
+            lambda: unix_us() / 1e6, random.Random(os.urandom(8)),
+        )
+        self.trusts.on_new_svid = self.links.redial
+        listen = [cfg.split_address(s.control.listen)] if s.control.listen else []
+        neighbours = {NodeName(link.node): link.address for link in s.link}
+        self.authority = AuthorityLink(self)
+        try:
+            async with self.links.running(listen, neighbours) as ports:
+                self.desk.control_ports = ports
+                self._greet()
+                self._spawn(self.authority.watch())
+                await self.stopping.wait()
+                self.driver.post(words.Stopping())
+        except OSError as error:
+            raise Unavailable("X0-RUN-040", f"can't listen at {s.control.listen}: {error.strerror}",
+                              "set control.listen to a free address") from None
+
+    async def _end(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.stopping.is_set() and self.proxy.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.proxy.pid, signal.SIGTERM)
+        self.proxy.hang_up()
+        if hasattr(self, "driver"):
+            self.driver.close()
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        async def guarded() -> None:
+            try:
+                await work
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:
+                self.log.error("a task of the agent failed", error=repr(error), exc_info=True)
+                self.failure = error
+                self.stopping.set()
+                raise
+
+        task = asyncio.get_running_loop().create_task(guarded())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    failure: BaseException | None = None
+
+    async def _stops_within(self, seconds: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.stopping.wait(), seconds)
+        return self.stopping.is_set()
+
+    # -------------------------------------------------------------- the proxy
+    async def _keep_proxy(self) -> None:
+        """Have a proxy, adopt one that runs, start one where there is none; for ever."""
+        wait = RETRY_FIRST_S
+        while True:
+            try:
+                await self.proxy.run()
+                wait = RETRY_FIRST_S
+            except Unavailable:
+                await self._start_proxy()
+            except (BadMessage, Refused) as error:
+                self.desk.event("node", str(error))
+            else:
+                self.driver.post(words.ProxyGone())
+                self.ready = None
+                self.desk.event("node", "the proxy hung up")
+            await asyncio.sleep(wait)
+            wait = min(wait * 2, RETRY_LAST_S)
+
+    async def _start_proxy(self) -> None:
+        """Start a proxy that outlives this agent, and wait for its socket."""
+        with open(self.state_dir / "out.log", "ab") as out:
+            child = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "x0tta6bl4", "proxy", "run", "--config", str(self._config),
+                stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
+            )
+        path = self.state_dir / "proxy.sock"
+        end = asyncio.get_running_loop().time() + PROXY_UP_S
+        while asyncio.get_running_loop().time() < end:
+            if child.returncode is not None:
+                self.desk.event("node", f"the proxy ended at once, status {child.returncode};"
+                                f" see {self.state_dir / 'out.log'}")
+                return
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(0.1)
+                if path.exists():
+                    return
+            await asyncio.sleep(0.02)
+
+    def _proxy_said(self, fact: ProxyFact) -> None:
+        if type(fact) is Ready:
+            self.ready = fact
+            self._greet()
+        self.desk.proxy_said(fact)
+        self.driver.post(words.ProxySaid(fact))
+
+    def _greet(self) -> None:
+        """Tell neighbours what this node's proxy is, once there is one and an SVID."""
+        if self.ready is None or self.trusts.svid is None or not hasattr(self, "links"):
+            return
+        self.links.greet(Intro(
+            version=LINK_VERSION, node=self.me, agent_incarnation=self.started_us,
+            proxy_incarnation=self.ready.incarnation,
+            endpoints=self._endpoints(self.ready),
+            hello_us=min((link.hello_ms for link in self.settings.link), default=100) * 1000,
+            unix_us=unix_us(), area=self.settings.area,
+        ), self.trusts.svid.not_after_unix_s)
+
+    def _endpoints(self, ready: Ready) -> tuple[str, ...]:
+        ports = []
+        for text in self.settings.data.advertise:
+            host, _, port = text.rpartition(":")
+            ports.append(f"{host}:{ready.tcp_port}" if port == "0" else text)
+        return tuple(ports)
+
+    # -------------------------------------------------------------- links
+    def link_up(self, node: NodeName, intro: Intro, keys: LinkKeys) -> None:
+        """A link came up or has new keys."""
+        hello_us = next((x.hello_ms for x in self.settings.link if x.node == node), 100) * 1000
+        self.driver.post(words.NeighbourUp(NeighbourItem(
+            node=node, link=keys.link, endpoints=intro.endpoints,
+            incarnation=intro.proxy_incarnation, hello_us=hello_us,
+            tx_hello=keys.tx_hello, rx_hello=keys.rx_hello,
+            tx_setup=keys.tx_setup, rx_setup=keys.rx_setup, udp=self.settings.data.udp,
+        )))
+
+    def link_down(self, node: NodeName, reason: str) -> None:
+        """A link's connection is gone."""
+        self.desk.event("link", f"connection to {node} lost: {reason}")
+        self.driver.post(words.NeighbourDown(node))
+
+    def link_message(self, node: NodeName, message: LinkMessage) -> None:
+        """A neighbour's agent says something."""
+        self.driver.post(Received(node, message))
+
+    def link_refused(self, who: str, reason: str) -> None:
+        """A link connection was refused or failed."""
+        self.desk.event("refused", f"link with {who}: {reason}")
+
+    # -------------------------------------------------------------- effects
+    def _carry_out(self, effect: Effect) -> None:
+        kind = type(effect)
+        if kind is Send:
+            self.links.send(effect.dst, effect.message)  # type: ignore[attr-defined]
+            return
+        handler = self._EFFECTS.get(kind)
+        if handler is not None:
+            handler(self, effect)
+
+    def _order(self, effect: words.Order) -> None:
+        self.proxy.send(effect.message)
+
+    def _renew(self, effect: RenewWanted) -> None:
+        self.authority.renew(effect.token, effect.id)
+
+    def _expired(self, effect: SvidExpired) -> None:
+        self.desk.event("svid", f"{effect.id} has expired without a renewal")
+
+    def _hang_up(self, effect: words.HangUp) -> None:
+        self.links.cut(NodeName(effect.node), effect.reason)
+
+    def _set_changed(self, effect: SetChanged) -> None:
+        if self.trusts.set_changed(effect.set, effect.body) and self.wallet.svid is not None:
+            self._keep(self.wallet.svid, effect.body)
+
+    def _noticed(self, effect: words.Noticed) -> None:
+        self.desk.event(effect.kind, effect.text)
+
+    def _persist(self, _effect: words.PersistWanted) -> None:
+        try:
+            write_private(self.state_dir / RECORDS, msgspec.msgpack.encode(self.machine.held()))
+        except X0Error as error:
+            self.desk.event("bound", str(error))
+
+    _EFFECTS: Final[dict[type, Callable[..., None]]] = {
+        words.Order: _order,
+        RenewWanted: _renew,
+        SvidExpired: _expired,
+        words.HangUp: _hang_up,
+        SetChanged: _set_changed,
+        words.Noticed: _noticed,
+        words.PersistWanted: _persist,
+    }
+
+    # -------------------------------------------------------------- identity
+    def _use_svid(self, svid: Svid) -> None:
+        """This node's own SVID from now on: TLS of links and authority, records."""
+        self.trusts.present(svid)
+        self._greet()
+        self.driver.post(words.SvidHeld(_item(svid)))
+
+    def renewed(self, token: int, svid: Svid) -> None:
+        """The authority issued what `RenewWanted` asked for."""
+        if svid.id == self.id:
+            self.trusts.present(svid)
+            self._greet()
+            self._keep(svid, self.wallet.bundle)
+        self.desk.renewals[svid.id] = self.desk.renewals.get(svid.id, 0) + 1
+        self.driver.post(Done(token, _item(svid)))
+
+    def not_renewed(self, token: int, id: SpiffeId, reason: str) -> None:
+        """It did not."""
+        self.desk.event("svid", f"{id} was not renewed: {reason}")
+        self.driver.post(Failed(token, reason))
+
+    def _keep(self, svid: Svid, bundle: bytes) -> None:
+        try:
+            self.wallet.keep(svid, bundle)
+        except X0Error as error:
+            self.desk.event("bound", str(error))
+
+
+def _item(svid: Svid) -> SvidItem:
+    return SvidItem(id=svid.id, chain=svid.chain, key=svid.key,
+                    not_after_unix_s=svid.not_after_unix_s)
+
+
+def run(settings: cfg.NodeSettings, config: Path) -> None:
+    """Run a node's agent until SIGTERM or SIGINT.
+
+    Raises:
+        X0Error: it can't go on.
+    """
+    log.configure(settings.log.level, settings.log.file)
+
+    async def main() -> None:
+        agent = AgentProcess(settings, config)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, agent.stopping.set)
+        running = asyncio.ensure_future(agent.run())
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+        if agent.failure is not None:
+            raise agent.failure
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())

@@ -1,0 +1,148 @@
+"""The agent's connection to the authority: one watch, and SVIDs in batches.
+
+It is tried directly where the configuration names an address, else (and next) through
+`authority.sock`, whose bytes this node's proxy carries along the mesh.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+
+from x0tta6bl4.app.admission import unix_us
+from x0tta6bl4.core.agent import words
+from x0tta6bl4.edge.authority_api.client import AuthorityClient
+from x0tta6bl4.edge.tls import x509
+from x0tta6bl4.edge.tls.x509 import Svid
+from x0tta6bl4.wire.authority import ISSUE_MAX, Wanted
+from x0tta6bl4.wire.errors import X0Error
+from x0tta6bl4.wire.ids import SpiffeId
+
+if TYPE_CHECKING:
+    from x0tta6bl4.app.agent import AgentProcess
+
+RETRY_FIRST_S: Final = 0.1
+RETRY_LAST_S: Final = 5.0
+WAITING_MAX: Final = 8192
+
+
+class AuthorityLink:
+    """Watches and renews over one client at a time.
+
+    Attributes:
+        via: `direct` or `mesh`, how it is connected now; empty: it is not.
+        offset_ms: the authority's clock minus ours, as last told.
+    """
+
+    def __init__(self, agent: AgentProcess) -> None:
+        self._agent = agent
+        self._client: AuthorityClient | None = None
+        self._waiting: dict[int, SpiffeId] = {}
+        self._wake = asyncio.Event()
+        self.via = ""
+        self.offset_ms = 0
+
+    def renew(self, token: int, id: SpiffeId) -> None:
+        """Ask for an SVID; answered by `renewed` or `not_renewed` of the agent."""
+        if len(self._waiting) >= WAITING_MAX:
+            self._refuse_soon(token, id, "too many renewals wait")
+        elif self._client is None:
+            self._refuse_soon(token, id, "authority not connected")
+        else:
+            self._waiting[token] = id
+            self._wake.set()
+
+    def _refuse_soon(self, token: int, id: SpiffeId, reason: str) -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_soon(self._agent.not_renewed, token, id, reason)
+
+    async def watch(self) -> None:
+        """Keep a watch open, for ever; every loss is told to the machine."""
+        wait = RETRY_FIRST_S
+        address = self._agent.settings.authority.address
+        ways = [("direct", address)] if address else []
+        ways.append(("mesh", f"unix:{self._agent.state_dir / 'authority.sock'}"))
+        turn = 0
+        while True:
+            via, target = ways[turn % len(ways)]
+            turn += 1
+            reason = "closed"
+            tls = self._agent.trusts.authority_client()
+            try:
+                async with AuthorityClient(target, tls, unix_us) as client:
+                    issuing = asyncio.create_task(self._issue_for_ever(client))
+                    try:
+                        async for update in client.watch():
+                            if self._client is None:
+                                self._connected(client, via)
+                                wait, turn = RETRY_FIRST_S, turn - 1
+                            self.offset_ms = (update.unix_us - unix_us()) // 1000
+                            self._agent.driver.post(words.AuthoritySaid(update))
+                            self._agent.desk.authority_said(update)
+                    finally:
+                        issuing.cancel()
+                        await asyncio.gather(issuing, return_exceptions=True)
+            except X0Error as error:
+                reason = str(error)
+            self._lost(reason)
+            await asyncio.sleep(wait)
+            wait = min(wait * 2, RETRY_LAST_S)
+
+    def _connected(self, client: AuthorityClient, via: str) -> None:
+        self._client = client
+        self.via = via
+        self._agent.desk.authority_error = ""
+        self._agent.desk.event("authority", f"connected, {via}")
+        self._agent.driver.post(words.AuthorityState(True))
+
+    def _lost(self, reason: str) -> None:
+        was, self._client, self.via = self._client, None, ""
+        self._agent.desk.authority_error = reason
+        if was is not None:
+            self._agent.desk.event("authority", f"connection lost: {reason}")
+        self._agent.driver.post(words.AuthorityState(False, reason))
+        waiting, self._waiting = self._waiting, {}
+        for token, id in waiting.items():
+            self._agent.not_renewed(token, id, reason)
+
+    async def _issue_for_ever(self, client: AuthorityClient) -> None:
+        """Collect what is wanted now, ask for it together, hand the answers out."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._waiting and self._client is client:
+                batch = dict(list(self._waiting.items())[:ISSUE_MAX])
+                for token in batch:
+                    del self._waiting[token]
+                await self._issue(client, batch)
+
+    async def _issue(self, client: AuthorityClient, batch: dict[int, SpiffeId]) -> None:
+        agent = self._agent
+        entries = {entry.id: entry.key for entry in agent.machine.view().entries}
+        keys = {token: x509.new_key() for token in batch}
+        wanted = []
+        for token, id in list(batch.items()):
+            if id != agent.id and id not in entries:
+                del batch[token]
+                agent.not_renewed(token, id, "no entry names this node for it")
+                continue
+            entry = "" if id == agent.id else entries[id]
+            wanted.append(Wanted(entry=entry, csr=x509.new_csr(keys[token])))
+        if not wanted:
+            return
+        try:
+            answers = await client.issue(tuple(wanted))
+        except X0Error as error:
+            for token, id in batch.items():
+                agent.not_renewed(token, id, str(error))
+            return
+        for (token, id), issued in zip(batch.items(), answers, strict=False):
+            if issued.refused or issued.id != id:
+                agent.not_renewed(token, id, issued.refused or "another ID was issued")
+            else:
+                agent.renewed(token, Svid(
+                    SpiffeId(id), issued.chain, x509.key_bytes(keys[token]),
+                    issued.not_after_unix_s))
+
+

@@ -1,0 +1,279 @@
+"""The agent's desk: answers operators, and keeps what they want to see.
+
+Everything here is read off the machine's view, the proxy's facts and the agent's own connections;
+nothing is decided.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from x0tta6bl4 import __version__
+from x0tta6bl4.app import checks
+from x0tta6bl4.app.admission import unix_us
+from x0tta6bl4.core.agent import words
+from x0tta6bl4.edge.tls import x509
+from x0tta6bl4.telemetry import metrics
+from x0tta6bl4.wire import admin
+from x0tta6bl4.wire.authority import Update
+from x0tta6bl4.wire.errors import NotFound, Unavailable
+from x0tta6bl4.wire.messages import (
+    Counters,
+    LinkState,
+    ListenState,
+    Notice,
+    ProxyFact,
+    SessionGone,
+    SessionState,
+)
+
+if TYPE_CHECKING:
+    from x0tta6bl4.app.agent import AgentProcess
+
+RENEW_S: Final = 20.0
+"""Longest wait for a renewal that an operator asked for."""
+
+
+class Desk:
+    """What `agent.sock` answers with."""
+
+    def __init__(self, agent: AgentProcess) -> None:
+        self._agent = agent
+        self._events: deque[admin.EventView] = deque(maxlen=admin.EVENTS_MAX)
+        self._counters: dict[str, int] = {}
+        self._listeners: dict[str, admin.ListenerView] = {}
+        self._since: dict[str, int] = {}
+        self.refusals: dict[str, int] = {}
+        self.renewals: dict[str, int] = {}
+        self.control_ports: list[int] = []
+        self.authority_error = ""
+        self.draining = False
+        self._heard_full = False
+
+    # -------------------------------------------------------------- what happens
+    def event(self, kind: str, text: str) -> None:
+        """Note something for the events view and the log."""
+        self._events.append(admin.EventView(unix_us(), kind, text))
+        self._agent.log.info(text, kind=kind)
+
+    def refused(self, reason: str) -> None:
+        """A TLS handshake of a link was refused."""
+        self.refusals[reason] = self.refusals.get(reason, 0) + 1
+        self.event("refused", f"link handshake: {reason}")
+
+    def authority_said(self, update: Update) -> None:
+        """The authority pushed something."""
+        self._heard_full = self._heard_full or update.full
+
+    def proxy_said(self, fact: ProxyFact) -> None:
+        """Keep what views show of the proxy's facts."""
+        kind = type(fact)
+        if kind is Counters:
+            self._counters = fact.values  # type: ignore[union-attr]
+        elif isinstance(fact, LinkState):
+            self._since[fact.node] = unix_us()
+            self.event("link", f"{fact.node} is {fact.state}"
+                       + (f": {fact.reason}" if fact.reason else ""))
+        elif isinstance(fact, SessionGone):
+            self.event("session", f"{fact.source} -> {fact.target} at {fact.node}: {fact.reason}")
+        elif isinstance(fact, Notice):
+            self.event(fact.kind, fact.text)
+        elif isinstance(fact, ListenState):
+            self._listeners[fact.asked] = admin.ListenerView(fact.address, fact.kind, fact.name)
+            if fact.problem:
+                self.event("bound", f"can't listen at {fact.asked}: {fact.problem}")
+
+    # -------------------------------------------------------------- views
+    def status(self) -> admin.Status:
+        """This node now."""
+        agent, view = self._agent, self._agent.machine.view()
+        s = agent.settings
+        authority = getattr(agent, "authority", None)
+        return admin.Status(
+            node=agent.me, trust_domain=agent.domain, version=__version__, state=self._state(view),
+            unix_us=unix_us(), uptime_ms=(unix_us() - agent.started_us) // 1000,
+            agent_pid=os.getpid(), proxy_pid=agent.proxy.pid if agent.ready else 0, area=s.area,
+            data_address=_with_port(s.data.listen, agent.ready.tcp_port if agent.ready else 0),
+            control_address=_with_port(
+                s.control.listen, self.control_ports[0] if self.control_ports else 0),
+            metrics_address=s.metrics.listen, require_pq=s.require_pq,
+            authority=admin.AuthorityView(
+                address=s.authority.address, connected=view.authority_up,
+                via=("mesh",) if authority and authority.via == "mesh" else (),
+                heard_age_ms=view.heartbeat_age_s * 1000 if view.heartbeat_age_s >= 0 else -1,
+                clock_offset_ms=authority.offset_ms if authority else 0,
+                error=self.authority_error),
+            links=tuple(self._link(link) for link in view.links),
+            members=tuple(admin.MemberView(
+                node=n.node, generation=n.generation, links=0, endpoints=n.endpoints,
+                stub=n.stub, expires_unix_s=n.expires_unix_s) for n in view.nodes),
+            paths=tuple(admin.PathView(n.node, n.paths, (n.cost,), _disjoint(n.paths))
+                        for n in view.nodes if n.paths and n.node != agent.me),
+            services=self._services(view), listeners=tuple(self._listeners.values()),
+            sessions=tuple(_session(x) for x in view.sessions[:admin.SESSIONS_MAX]),
+            sessions_total=len(view.sessions), svids=self._svids(view),
+            events=tuple(self._events), counters=self.counters(), records=view.records,
+        )
+
+    def _state(self, view: words.View) -> str:
+        if self.draining:
+            return "draining"
+        if not view.proxy_up or self._agent.ready is None:
+            return "alone" if self._heard_full else "starting"
+        held = {id for id, _ in view.svids}
+        wanted = {entry.id for entry in view.entries} | {self._agent.id}
+        settled = self._heard_full or view.heartbeat_age_s >= 0
+        return "ready" if settled and wanted <= held else "starting"
+
+    def _link(self, link: words.LinkView) -> admin.LinkView:
+        state = link.state if link.connected or link.state == "up" else "connecting"
+        return admin.LinkView(
+            node=link.node, state="connecting" if state == "unknown" else state,
+            rtt_us=link.rtt_us, loss_ppm=link.loss_ppm, agent_alive=link.connected,
+            since_ms=(unix_us() - self._since.get(link.node, unix_us())) // 1000,
+            reason=link.reason)
+
+    def _services(self, view: words.View) -> tuple[admin.ServiceView, ...]:
+        names = {id: name for name, id in view.names}
+        where: dict[str, list[str]] = {}
+        for node in view.nodes:
+            for id in node.endpoints:
+                where.setdefault(id, []).append(node.node)
+        local = {e.id: e for e in view.entries if e.address}
+        found = []
+        for id in sorted({*names, *where, *local}):
+            entry = local.get(id)
+            found.append(admin.ServiceView(
+                name=names.get(id, ""), id=id, address=entry.address if entry else "",
+                nodes=tuple(sorted(where.get(id, ()))),
+                proxy_header=bool(entry and entry.proxy_header),
+                exposed=bool(entry and not entry.address.startswith("unix:"))))
+        return tuple(found)
+
+    def _svids(self, view: words.View) -> tuple[admin.SvidView, ...]:
+        found = []
+        for id, _ in view.svids:
+            item = self._agent.machine.svid(id)
+            if item is None:
+                continue
+            fields = x509.parse(item.chain[0])
+            found.append(admin.SvidView(
+                id=id, serial=f"{fields.certificate.serial_number:x}",
+                not_before_unix_s=fields.fields.not_before_unix_s,
+                not_after_unix_s=item.not_after_unix_s, renewals=self.renewals.get(id, 0)))
+        return tuple(found)
+
+    def counters(self) -> dict[str, int]:
+        """Sums of proxy and agent together, as `messages.Counters`."""
+        links = getattr(self._agent, "links", None)
+        own = {f"link_connections_total|{k}": v for k, v in (links.counts if links else {}).items()}
+        own |= {f"handshakes_total|link|{k}": v for k, v in self.refusals.items()}
+        own |= {"svid_renewals_total": sum(self.renewals.values())}
+        return {**self._counters, **own, **metrics.agent_counters(self._agent.machine)}
+
+    # -------------------------------------------------------------- questions
+    async def path(self, request: admin.GetPath) -> admin.PathAnswer:
+        """Paths to a node, a name or an ID, as this node has them or would compute them."""
+        view = self._agent.machine.view()
+        source = request.source or self._agent.me
+        target = self._node_for(view, request.target)
+        paths, costs = self._agent.machine.paths(source, target)
+        if not paths:
+            raise NotFound("X0-PTH-002", f"no path from {source} to {target}",
+                           "`x0 status` shows which links are up")
+        return admin.PathAnswer(source, target, paths, costs, _disjoint(paths))
+
+    def _node_for(self, view: words.View, target: str) -> str:
+        if any(node.node == target for node in view.nodes):
+            return target
+        ids = dict(view.names)
+        id = ids.get(target.removesuffix(".mesh"), target)
+        for node in sorted(view.nodes, key=lambda n: (n.cost < 0, n.cost)):
+            if id in node.endpoints:
+                return node.node
+        raise NotFound("X0-PTH-001", f"no node, name or ID {target!r} is known here",
+                       "`x0 status` lists them")
+
+    async def check(self) -> admin.CheckAnswer:
+        """Findings about this node."""
+        return admin.CheckAnswer(checks.findings(self.status(), checks.host_facts(
+            self._agent.state_dir)))
+
+    async def metrics(self) -> admin.Text:
+        """Prometheus text."""
+        return admin.Text(metrics.render(self.status()))
+
+    async def support(self) -> admin.Support:
+        """Files of a support bundle."""
+        status = msgspec.json.format(admin.STATUS_JSON.encode(self.status())).decode()
+        findings = "\n".join(f"{f.id} {f.level}: {f.what}" for f in (await self.check()).findings)
+        settings = msgspec.json.format(msgspec.json.encode(self._agent.settings)).decode()
+        return admin.Support({
+            "status.json": status, "check.txt": findings + "\n", "settings.json": settings,
+            "metrics.txt": (await self.metrics()).text})
+
+    async def explain(self, request: admin.Explain) -> admin.Explanation:
+        """What the gate of this node says."""
+        return self._agent.machine.explain(request.source, request.target)
+
+    # -------------------------------------------------------------- commands
+    async def renew(self, request: admin.Renew) -> admin.Fine:
+        """Renew now; returns when all are in use, or says which were not."""
+        agent = self._agent
+        view = agent.machine.view()
+        wanted = [id for id, _ in view.svids if request.id in ("", id)]
+        if not wanted:
+            raise NotFound("X0-REN-001", f"no SVID {request.id!r} here", "`x0 status` lists them")
+        before = {id: self.renewals.get(id, 0) for id in wanted}
+        agent.driver.post(words.RenewNow(tuple(wanted)))
+        end = asyncio.get_running_loop().time() + RENEW_S
+        while missing := [id for id in wanted if self.renewals.get(id, 0) <= before[id]]:
+            if asyncio.get_running_loop().time() > end:
+                raise Unavailable("X0-REN-002", f"{len(missing)} of {len(wanted)} not renewed",
+                                  self.authority_error or "see `x0 status`")
+            await asyncio.sleep(0.02)
+        return admin.Fine(f"{len(wanted)} renewed")
+
+    async def drain(self, request: admin.Drain) -> admin.Fine:
+        """Stop being a way for others, refuse new streams, wait for the last to end."""
+        self.draining = True
+        self._agent.reconfigure()
+        end = asyncio.get_running_loop().time() + request.timeout_ms / 1000
+        while asyncio.get_running_loop().time() < end:
+            left = sum(x.streams for x in self._agent.machine.view().sessions)
+            if not left:
+                return admin.Fine("drained")
+            await asyncio.sleep(0.05)
+        return admin.Fine(f"{left} streams were still open after {request.timeout_ms} ms")
+
+    async def stop(self) -> admin.Fine:
+        """Begin to stop."""
+        asyncio.get_running_loop().call_later(0.05, self._agent.stopping.set)
+        return admin.Fine("stopping")
+
+
+def _session(x: SessionState) -> admin.SessionView:
+    return admin.SessionView(
+        source=x.source, target=x.target, node=x.node, path=x.path, standby=x.standby,
+        streams=x.streams, state=x.state, requests=x.requests, bytes_out=x.bytes_out,
+        bytes_in=x.bytes_in, resent_bytes=x.resent_bytes, moves=x.moves)
+
+
+def _disjoint(paths: tuple[tuple[str, ...], ...]) -> bool:
+    """Whether the second path shares no relay and no link with the first."""
+    if len(paths) < 2:
+        return False
+    first, second = paths[0], paths[1]
+    links = set(zip(first, first[1:], strict=False))
+    return not set(first[1:-1]) & set(second[1:-1]) and not links & set(
+        zip(second, second[1:], strict=False))
+
+
+def _with_port(address: str, port: int) -> str:
+    host, _, asked = address.rpartition(":")
+    return f"{host}:{port}" if asked == "0" and port else address
