@@ -1,0 +1,168 @@
+"""What must hold in every simulated world, whatever went wrong before.
+
+The driver's own laws (honest deadline, progress, token) are checked by `world` at each step.
+Here are those of the mesh: observers that look at every effect, and judgements once the world
+has been quiet for a stated time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Final
+
+from x0tta6bl4.core.links.liveness import LinkDown, LinkQuality, LinkSuspected, LinkUp
+from x0tta6bl4.core.machine import SECOND, Effects, Event
+from x0tta6bl4.runtime.sim.mesh import Mesh
+from x0tta6bl4.runtime.sim.world import LawBroken, Process, shown
+
+LINKS_SETTLE: Final = 25 * SECOND
+"""After the last fault links are as the wires are: 5 s until a silent control link is lost, 6.25 s
+of back-off until it is dialled, detect time, and 10 hellos in a row and 2 s of hold; the rest for
+what a lossy wire adds."""
+
+_LOSSY_PPM: Final = 20_000
+"""Above this loss, ten hellos in a row may take arbitrarily long; such links are not judged."""
+
+
+DOWN_WITHIN: Final = 2 * SECOND
+"""Nothing passes on a wire: its receiver has said so after this, unless it stood still."""
+BOTH_DOWN_WITHIN: Final = 6 * SECOND
+"""... and its sender, who has to be told so by hellos, after this."""
+
+
+class LinkTimes:
+    """Once a second: nobody holds a link up over which nothing has come for DOWN_WITHIN.
+
+    Args:
+        mesh: what to look at, from now on.
+    """
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+        self._stood_still: dict[str, int] = {}
+        mesh.world.after(SECOND, self._look)
+
+    def _look(self, _: object) -> None:
+        mesh = self._mesh
+        now = mesh.world.now
+        for name, host in mesh.hosts.items():
+            if host.proxy is None or host.proxy.process.frozen:
+                self._stood_still[name] = now
+        for a, b in mesh.network.edges():
+            for source, target in ((a, b), (b, a)):
+                wire = mesh.network.wire(source, target)
+                if wire.shape.cut:
+                    self._check(target, source, wire.cut_since, DOWN_WITHIN)
+                    self._check(source, target, wire.cut_since, BOTH_DOWN_WITHIN)
+        mesh.world.after(SECOND, self._look)
+
+    def _check(self, name: str, other: str, cut_since: int, within: int) -> None:
+        now = self._mesh.world.now
+        since = max(cut_since, self._stood_still.get(name, 0) + SECOND)
+        if now - since < within:
+            return
+        told = self._mesh.hosts[name].proxy.told.get(other, "down")
+        if told != "down":
+            raise LawBroken(
+                f"detect time: at {shown(now)} {name} holds its link to {other}"
+                f" {told}; cut since {shown(since)}"
+            )
+
+
+class LinkFacts:
+    """Facts of links alternate: up, then suspected or down, then up again; quality only when up."""
+
+    def __init__(self) -> None:
+        self._told: dict[tuple[Process, str], str] = {}
+
+    def __call__(self, process: Process, event: Event, effects: Effects) -> None:
+        """Look at the effects of one step."""
+        for fact in effects:
+            if type(fact) is LinkUp:
+                self._turn(process, fact.node, "up", ("down", "suspected"))
+            elif type(fact) is LinkSuspected:
+                self._turn(process, fact.node, "suspected", ("up",))
+            elif type(fact) is LinkDown:
+                self._turn(process, fact.node, "down", ("up", "suspected"))
+            elif type(fact) is LinkQuality:
+                self._turn(process, fact.node, "up", ("up",))
+
+    def _turn(self, process: Process, node: str, to: str, allowed: tuple[str, ...]) -> None:
+        before = self._told.get((process, node), "down")
+        if before not in allowed:
+            raise LawBroken(
+                f"facts of links: {process.name} told {to} of {node} after {before}"
+                f" at {shown(process.world.now)}"
+            )
+        self._told[process, node] = to
+
+
+def links_agree(mesh: Mesh) -> None:
+    """Convergence of links: both ends hold a link up where packets pass, and down where not.
+
+    To be called when the world has been quiet for LINKS_SETTLE.
+    """
+    for a, b in mesh.network.edges():
+        there, back = mesh.network.wire(a, b).shape, mesh.network.wire(b, a).shape
+        if max(there.loss_ppm, back.loss_ppm) > _LOSSY_PPM:
+            continue
+        ends = [mesh.hosts[name].proxy for name in (a, b)]
+        alive = all(end is not None and not end.process.frozen for end in ends)
+        # Without an agent a proxy gets no keys for a neighbour that has started anew.
+        governed = all(mesh.hosts[name].agent is not None for name in (a, b))
+        wanted = alive and not there.cut and not back.cut
+        for end, other in zip(ends, (b, a), strict=True):
+            if end is None:
+                continue
+            told = end.told.get(other, "down")
+            if wanted and governed and told == "down":
+                raise LawBroken(
+                    f"convergence: {end.host.name} holds its link to {other} {told} at "
+                    f"{shown(mesh.world.now)}: {end.machine.statistics()}"
+                )
+            if not wanted and told != "down":
+                raise LawBroken(
+                    f"soundness: {end.host.name} holds its link to {other} {told} at "
+                    f"{shown(mesh.world.now)}, although nothing passes"
+                )
+
+
+def bounded(mesh: Mesh, items_max: int) -> int:
+    """No container inside any machine holds more than `items_max`.
+
+    Returns:
+        The largest found.
+    """
+    largest = 0
+    for host in mesh.hosts.values():
+        for process in host.processes():
+            size, where = _largest(process.machine)
+            if size > items_max:
+                raise LawBroken(f"bounded: {process.name} holds {size} items in {where}")
+            largest = max(largest, size)
+    return largest
+
+
+def _largest(machine: object) -> tuple[int, str]:
+    """Size of the largest container reachable from a machine, and where it is."""
+    best, where = 0, ""
+    seen: set[int] = set()
+    todo: list[tuple[Any, str]] = [(machine, type(machine).__name__)]
+    while todo:
+        thing, path = todo.pop()
+        if id(thing) in seen or isinstance(thing, str | bytes | int | float | type(None)):
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, dict | list | set | frozenset) and len(thing) > best:
+            best, where = len(thing), path
+        if isinstance(thing, dict):
+            todo += [(value, f"{path}[]") for value in thing.values()]
+        elif isinstance(thing, list | set | frozenset | tuple):
+            todo += [(value, f"{path}[]") for value in thing]
+        elif isinstance(thing, deque):
+            best, where = max((best, where), (len(thing), path))
+        if type(thing).__module__.startswith("x0tta6bl4.core"):
+            names = [n for kind in type(thing).__mro__ for n in getattr(kind, "__slots__", ())]
+            names += list(getattr(thing, "__dict__", {}))
+            todo += [(getattr(thing, n), f"{path}.{n}") for n in names if hasattr(thing, n)]
+    return best, where

@@ -1,0 +1,241 @@
+"""The wires between hosts: latency, jitter, loss, one-way cuts, reordering, queues, corruption.
+
+A `Wire` is one direction between two hosts.  Datagrams are lost; streams (TCP) arrive in order,
+late where packets were lost, and stand still while their wire is cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from x0tta6bl4.core.machine import MS, SECOND
+from x0tta6bl4.runtime.sim.world import World
+
+_RTO_MIN: Final = 200 * MS
+"""Least retransmission time of TCP in Linux."""
+
+
+class Shape(msgspec.Struct, gc=False):
+    """How one direction behaves; faults change it in place."""
+
+    latency_us: int = 2 * MS
+    jitter_us: int = 0
+    """Each packet takes up to this much longer."""
+    loss_ppm: int = 0
+    reorder_ppm: int = 0
+    """Share of packets that take three times the latency and are overtaken."""
+    corrupt_ppm: int = 0
+    bytes_per_s: int = 0
+    """Bandwidth; 0: no limit."""
+    queue_us: int = 200 * MS
+    """With a limit: a datagram that would wait longer is dropped."""
+    cut: bool = False
+
+
+class Wire:
+    """One direction between two hosts.
+
+    Attributes:
+        shape: how it behaves now.
+        sent, lost: packets, for laws and reports.
+        cut_since: virtual time of the last cut, meaningful while `shape.cut`.
+        taps: called with each datagram; a fault may record and repeat it.
+    """
+
+    __slots__ = (
+        "_cuts",
+        "_free_at",
+        "_random",
+        "_world",
+        "cut_since",
+        "lost",
+        "sent",
+        "shape",
+        "taps",
+    )
+
+    def __init__(self, world: World, source: str, target: str, shape: Shape) -> None:
+        self.shape = shape
+        self.sent = 0
+        self.lost = 0
+        self.cut_since = 0
+        self.taps: list[Callable[[Any], None]] = []
+        self._world = world
+        self._random = world.random(f"net/{source}>{target}").random
+        self._free_at = 0
+        self._cuts = 0
+
+    def cut(self) -> None:
+        """Let nothing pass, until as many `mend` have come."""
+        self._cuts += 1
+        if not self.shape.cut:
+            self.shape.cut = True
+            self.cut_since = self._world.now
+
+    def mend(self) -> None:
+        """Undo one `cut`."""
+        assert self._cuts
+        self._cuts -= 1
+        self.shape.cut = self._cuts > 0
+
+    def datagram(
+        self,
+        size: int,
+        deliver: Callable[[Any], None],
+        message: Any,
+        corrupted: Callable[[Any], None],
+    ) -> None:
+        """Send one datagram: `deliver(message)` at its time, or never, or `corrupted(message)`."""
+        self.sent += 1
+        shape = self.shape
+        if shape.cut:
+            self.lost += 1
+            return
+        random = self._random
+        if shape.loss_ppm and random() * 1_000_000 < shape.loss_ppm:
+            self.lost += 1
+            return
+        delay = shape.latency_us
+        if shape.jitter_us:
+            delay += int(random() * shape.jitter_us)
+        if shape.reorder_ppm and random() * 1_000_000 < shape.reorder_ppm:
+            delay += 2 * shape.latency_us
+        if shape.bytes_per_s:
+            wait = self._queued(size)
+            if wait > shape.queue_us:
+                self.lost += 1
+                return
+            delay += wait
+        for tap in self.taps:
+            tap(message)
+        if shape.corrupt_ppm and random() * 1_000_000 < shape.corrupt_ppm:
+            deliver = corrupted
+        world = self._world
+        world.at(world.now + delay, deliver, message)
+
+    def _queued(self, size: int) -> int:
+        """Queue a packet; how long until it has left, or more than `queue_us`: it is dropped."""
+        now = self._world.now
+        shape = self.shape
+        free = max(self._free_at, now) + size * SECOND // shape.bytes_per_s
+        if free - now <= shape.queue_us:
+            self._free_at = free
+        return free - now
+
+    def segment_delay(self, size: int) -> int:
+        """How long a TCP segment of a stream takes now, retransmissions and queue included.
+
+        A lost segment comes one retransmission time later, at most six times in a row.
+        """
+        shape = self.shape
+        random = self._random
+        delay = shape.latency_us
+        if shape.jitter_us:
+            delay += int(random() * shape.jitter_us)
+        if shape.loss_ppm:
+            timeout = max(_RTO_MIN, 4 * shape.latency_us)
+            for _ in range(6):
+                if random() * 1_000_000 >= shape.loss_ppm:
+                    break
+                delay += timeout
+                timeout *= 2
+        if shape.bytes_per_s:
+            now = self._world.now
+            self._free_at = max(self._free_at, now) + size * SECOND // shape.bytes_per_s
+            delay += self._free_at - now
+        return delay
+
+
+class Flow:
+    """One direction of a TCP connection: in order, reliable, and it stands still while cut.
+
+    Args:
+        world: where it lives.
+        wire: what it goes over.
+        deliver: takes each message at its time.
+    """
+
+    __slots__ = ("_deliver", "_held", "_last", "_wire", "_world", "open")
+
+    def __init__(self, world: World, wire: Wire, deliver: Callable[[Any], None]) -> None:
+        self._world = world
+        self._wire = wire
+        self._deliver = deliver
+        self._held: list[Any] = []
+        self._last = 0
+        self.open = True
+
+    def send(self, message: Any, size: int) -> None:
+        """Send; nothing is lost unless the connection is closed before it arrives."""
+        if not self.open:
+            return
+        arrival = self._world.now + self._wire.segment_delay(size)
+        self._last = max(self._last, arrival)
+        self._world.at(self._last, self._arrive, message)
+
+    def close(self) -> None:
+        """Deliver nothing more."""
+        self.open = False
+        self._held.clear()
+
+    def _arrive(self, message: Any) -> None:
+        if not self.open:
+            return
+        if self._wire.shape.cut or self._held:
+            if not self._held:
+                self._world.after(_RTO_MIN, self._again)
+            self._held.append(message)
+            return
+        self._deliver(message)
+
+    def _again(self, _: Any) -> None:
+        if not self.open:
+            return
+        if self._wire.shape.cut:
+            # Retransmissions back off: at half of the time already waited.
+            waited = self._world.now - self._wire.cut_since
+            self._world.after(min(max(_RTO_MIN, waited // 2), 10 * SECOND), self._again)
+            return
+        held, self._held = self._held, []
+        for message in held:
+            if self.open:
+                self._deliver(message)
+
+
+class Network:
+    """All wires; a pair of hosts without one cannot talk.
+
+    Args:
+        world: where it lives.
+    """
+
+    __slots__ = ("_wires", "_world")
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._wires: dict[tuple[str, str], Wire] = {}
+
+    def join(self, a: str, b: str, shape: Shape) -> None:
+        """Lay both directions between two hosts, each with its own copy of `shape`."""
+        for source, target in ((a, b), (b, a)):
+            copy = msgspec.structs.replace(shape)
+            self._wires[source, target] = Wire(self._world, source, target, copy)
+
+    def wire(self, source: str, target: str) -> Wire:
+        """The wire of one direction.
+
+        Raises:
+            KeyError: the two hosts are not joined.
+        """
+        return self._wires[source, target]
+
+    def edges(self) -> list[tuple[str, str]]:
+        """Joined pairs, each once, the lower name first, sorted."""
+        return sorted(pair for pair in self._wires if pair[0] < pair[1])
+
+    def wires_of(self, host: str) -> list[Wire]:
+        """All wires from and to a host, in a fixed order."""
+        return [wire for pair, wire in sorted(self._wires.items()) if host in pair]

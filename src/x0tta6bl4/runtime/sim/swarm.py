@@ -1,0 +1,148 @@
+"""The swarm: each seed chooses size, topology, wires, faults and their parameters, and is judged.
+
+Source: swarm testing, Groce et al., ISSTA 2012: leaving kinds of faults out of a run finds what
+running all of them at once hides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Final, final
+
+import msgspec
+
+from x0tta6bl4.core.machine import MS, SECOND
+from x0tta6bl4.runtime.sim import laws
+from x0tta6bl4.runtime.sim.faults import KINDS, Fault, Faults, Sides, draw, shape
+from x0tta6bl4.runtime.sim.mesh import Host, Mesh
+from x0tta6bl4.runtime.sim.sides import start_agent, start_proxy
+from x0tta6bl4.runtime.sim.world import Clock, LawBroken, World
+
+ITEMS_MAX: Final = 4096
+"""Most items in any container of a machine, in worlds of at most NODES_MAX nodes."""
+NODES_MIN: Final = 2
+NODES_MAX: Final = 40
+
+
+@final
+class Report(msgspec.Struct, frozen=True):
+    """What one seed was, and what came of it."""
+
+    seed: int
+    nodes: int
+    links: int
+    virtual_s: float
+    faults: dict[str, int]
+    digest: str
+    handled: int
+    broken: str = ""
+    """The law that does not hold, empty if all do."""
+
+
+def names(count: int) -> list[str]:
+    """Names of hosts: n00, n01 ..."""
+    return [f"n{index:02}" for index in range(count)]
+
+
+def topology(random: Random, count: int) -> list[tuple[int, int]]:
+    """Pairs of a connected graph: a tree, a ring, a grid or a tree with chords."""
+    kind = random.choice(("tree", "ring", "chords", "chords", "grid", "star"))
+    edges: set[tuple[int, int]] = set()
+    if kind == "ring":
+        edges = {(i, (i + 1) % count) for i in range(count if count > 2 else 1)}
+    elif kind == "grid":
+        width = max(1, int(count**0.5))
+        for i in range(count):
+            if (i + 1) % width and i + 1 < count:
+                edges.add((i, i + 1))
+            if i + width < count:
+                edges.add((i, i + width))
+        edges |= {(i - 1, i) for i in range(1, count) if not any(i in edge for edge in edges)}
+    elif kind == "star":
+        edges = {(0, i) for i in range(1, count)}
+    else:
+        edges = {(random.randrange(i), i) for i in range(1, count)}
+        if kind == "chords" and count > 3:
+            for _ in range(random.randrange(count)):
+                a, b = random.sample(range(count), 2)
+                edges.add((min(a, b), max(a, b)))
+    return sorted((min(a, b), max(a, b)) for a, b in edges)
+
+
+def build(world: World, count: int, everyday: bool = True) -> Mesh:
+    """A mesh of `count` hosts; everyday wires, or the plain ones of scenario files."""
+    mesh = Mesh(world)
+    random = world.random("topology")
+    hosts = names(count)
+    for name in hosts:
+        mesh.host(name, Clock(random.randrange(SECOND, 10**6 * SECOND)))
+    for a, b in topology(random, count):
+        mesh.link(hosts[a], hosts[b], shape(random) if everyday else shape(Random(0)))
+    return mesh
+
+
+def judged(seed: int, trace: Callable[[str], None] | None = None) -> Report:
+    """Run one seed to its end.
+
+    Args:
+        seed: chooses everything.
+        trace: takes one line per fault and fact.
+    """
+    random = Random(f"{seed}/swarm")
+    count = min(NODES_MAX, max(NODES_MIN, int(random.gauss(14, 6))))
+    world = World(seed, tick_late_us=random.choice((0, 0, 500, 5 * MS)))
+    mesh = build(world, count)
+    faulty_until = random.randrange(35, 60) * SECOND
+    plan = draw(random, mesh, random.randrange(3, 4 + count), 5 * SECOND, faulty_until)
+    few = random.sample(sorted(KINDS), random.randrange(3, len(KINDS)))
+    kept = [fault for fault in plan if fault.kind in few]
+    plan = kept if len(kept) >= 3 else plan
+    return run(seed, world, mesh, plan, trace)
+
+
+def run(
+    seed: int,
+    world: World,
+    mesh: Mesh,
+    plan: list[Fault],
+    trace: Callable[[str], None] | None = None,
+) -> Report:
+    """Run a mesh under a plan of faults, let it settle, and judge it by all laws."""
+    faults = Faults(mesh, Sides(_agent, _proxy), plan)
+    if trace is not None:
+        for fault in plan:
+            trace(str(fault))
+    world.observe(laws.LinkFacts())
+    laws.LinkTimes(mesh)
+    for name in sorted(mesh.hosts):
+        _proxy(mesh.hosts[name])
+        _agent(mesh.hosts[name])
+    broken = ""
+    try:
+        world.run(faults.quiet_from)
+        laws.bounded(mesh, ITEMS_MAX)
+        world.run(max(faults.quiet_from + laws.LINKS_SETTLE, 60 * SECOND))
+        laws.links_agree(mesh)
+        laws.bounded(mesh, ITEMS_MAX)
+    except LawBroken as error:
+        broken = str(error)
+    handled = sum(p.handled for host in mesh.hosts.values() for p in host.processes())
+    return Report(
+        seed,
+        len(mesh.hosts),
+        len(mesh.links),
+        world.now / SECOND,
+        faults.begun,
+        world.digest(),
+        handled,
+        broken,
+    )
+
+
+def _agent(host: Host) -> None:
+    start_agent(host)
+
+
+def _proxy(host: Host) -> None:
+    start_proxy(host)

@@ -1,0 +1,332 @@
+"""Virtual time: a heap, hosts with clocks of their own, and processes that each drive one machine.
+
+There is no event loop and no thread.  One root seed gives named random streams, so one more draw
+here moves nothing there.  The world is a nervous driver: it ticks machines early on purpose, and
+checks at each step what a driver can check (`laws` has the rest):
+
+    honest deadline  an early Tick returns NOTHING and leaves `deadline` alone
+    progress         after a Tick at `deadline`, `deadline > now`
+    token            answers are given once by the world, and repeated on purpose
+
+Source: style of FoundationDB's simulation (Zhou et al., SIGMOD 2021) and TigerBeetle's VOPR.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from hashlib import blake2b
+from random import Random
+from typing import Any, Final
+
+import msgspec
+
+from x0tta6bl4.core.machine import MS, NEVER, SECOND, Effects, Event, Instant, Machine, Tick
+
+UNIX_START_US: Final = 1_800_000_000 * SECOND
+"""Wall time at the beginning of every world."""
+
+INBOX_MAX: Final = 4096
+"""Events kept for a process that stands still; what comes then is dropped, as by a socket."""
+
+_TICK: Final = Tick()
+_EARLY_SHARE: Final = 1 / 16
+
+
+class LawBroken(AssertionError):
+    """A law of the core or of the mesh does not hold; the message says when, where and which."""
+
+
+class Clock:
+    """CLOCK_BOOTTIME and wall clock of one host, both driven by virtual time.
+
+    Args:
+        boot_us: what CLOCK_BOOTTIME says at virtual time 0.
+        drift_ppm: how much faster than virtual time it goes.
+        wall_us: by how much its wall clock is ahead.
+    """
+
+    __slots__ = ("_boot_us", "_drift_ppm", "wall_us")
+
+    def __init__(self, boot_us: int = SECOND, drift_ppm: int = 0, wall_us: int = 0) -> None:
+        self._boot_us = boot_us
+        self._drift_ppm = drift_ppm
+        self.wall_us = wall_us
+
+    def local(self, at: int) -> Instant:
+        """CLOCK_BOOTTIME at virtual time `at`."""
+        if self._drift_ppm:
+            at += at * self._drift_ppm // 1_000_000
+        return Instant(at + self._boot_us)
+
+    def virtual(self, local: Instant) -> int:
+        """Earliest virtual time at which CLOCK_BOOTTIME says at least `local`."""
+        at = local - self._boot_us
+        if self._drift_ppm:
+            want, at = at, at * 1_000_000 // (1_000_000 + self._drift_ppm)
+            while at + at * self._drift_ppm // 1_000_000 < want:
+                at += 1
+        return at
+
+    def unix_us(self, at: int) -> int:
+        """Wall time at virtual time `at`."""
+        return UNIX_START_US + at + self.wall_us
+
+    def drift(self, at: int, drift_ppm: int) -> None:
+        """Go at another speed from now on; CLOCK_BOOTTIME never jumps."""
+        local = self.local(at)
+        self._drift_ppm = drift_ppm
+        self._boot_us += local - self.local(at)
+
+
+class Process:
+    """One process: a machine, driven as the real drivers do.
+
+    Args:
+        world: where it lives.
+        name: `<node>/proxy` or `<node>/agent`.
+        clock: of its host.
+        machine: what decides.
+        perform: carries the effects of one event out.
+    """
+
+    __slots__ = (
+        "_due",
+        "_early",
+        "_inbox",
+        "_late_us",
+        "_random",
+        "alive",
+        "clock",
+        "frozen",
+        "handled",
+        "machine",
+        "name",
+        "perform",
+        "world",
+    )
+
+    def __init__(
+        self,
+        world: World,
+        name: str,
+        clock: Clock,
+        machine: Machine,
+        perform: Callable[[Effects], None],
+    ) -> None:
+        self.world = world
+        self.name = name
+        self.clock = clock
+        self.machine = machine
+        self.perform = perform
+        self.alive = True
+        self.frozen = False
+        self.handled = 0
+        self._inbox: list[Event] = []
+        self._due: int = NEVER
+        self._random = world.random(f"ticks/{name}")
+        self._early = world.nervous
+        self._late_us = world.tick_late_us
+
+    @property
+    def now(self) -> Instant:
+        """CLOCK_BOOTTIME of its host."""
+        return self.clock.local(self.world.now)
+
+    def give(self, event: Event) -> None:
+        """Let the machine handle an event, and carry its effects out."""
+        if self.frozen:
+            if self.alive and len(self._inbox) < INBOX_MAX:
+                self._inbox.append(event)
+            return
+        if not self.alive:
+            return
+        world = self.world
+        self.handled += 1
+        effects = self.machine.handle(self.clock.local(world.now), event)
+        if world.watched:
+            world.record(self, event, effects)
+        if effects:
+            self.perform(effects)
+        self.arm()
+
+    def arm(self) -> None:
+        """Have the machine woken at its deadline."""
+        deadline = self.machine.deadline
+        if deadline == NEVER or not self.alive:
+            return
+        world = self.world
+        due = max(self.clock.virtual(deadline), world.now)
+        if self._late_us:
+            due += int(self._random.random() * self._late_us)
+        if due < self._due:
+            self._due = due
+            world.at(due, self._tick, due)
+            if self._early and self._random.random() < _EARLY_SHARE:
+                early = world.now + int((due - world.now) * self._random.random())
+                world.at(early, self._nervous, due)
+
+    def _tick(self, due: int) -> None:
+        if due != self._due:
+            return
+        self._due = NEVER
+        now = self.clock.local(self.world.now)
+        if now < self.machine.deadline:
+            if self._early:
+                self._nervous(due)
+            self.arm()
+        elif self.alive and not self.frozen:
+            self.give(_TICK)
+            self._progressed(now)
+
+    def _progressed(self, now: Instant) -> None:
+        if self.alive and self.machine.deadline <= now:
+            raise LawBroken(
+                f"progress: {self.name} at {self.world.now}: "
+                f"deadline {self.machine.deadline} after a tick at {now}"
+            )
+
+    def _nervous(self, _: int) -> None:
+        if not self.alive or self.frozen:
+            return
+        now = self.clock.local(self.world.now)
+        deadline = self.machine.deadline
+        if now < deadline:
+            effects = self.machine.handle(now, _TICK)
+            if effects or self.machine.deadline != deadline:
+                raise LawBroken(
+                    f"honest deadline: {self.name} at {self.world.now}: a tick "
+                    f"{deadline - now} us early gave {effects!r}"
+                )
+
+    def kill(self) -> None:
+        """End it at once; what it held is gone."""
+        self.alive = False
+        self._inbox.clear()
+
+    def freeze(self) -> None:
+        """Stop it (SIGSTOP, a stalled host); events pile up in its sockets."""
+        self.frozen = True
+
+    def thaw(self) -> None:
+        """Let it go on: first what has piled up, then, late, the tick."""
+        if not self.frozen:
+            return
+        self.frozen = False
+        inbox, self._inbox = self._inbox, []
+        for event in inbox:
+            self.give(event)
+        self._due = NEVER
+        self.arm()
+
+
+class World:
+    """The heap of what is to happen, the root seed, and the digest of all that has happened.
+
+    Args:
+        seed: root of all random streams.
+        recording: digest every event and effect (a third of the time); off for measurements.
+        nervous: tick machines early on purpose.
+        tick_late_us: timers fire up to this much late, as in a busy process.
+    """
+
+    __slots__ = (
+        "_digest",
+        "_encode",
+        "_heap",
+        "_observers",
+        "_recording",
+        "_serial",
+        "now",
+        "nervous",
+        "seed",
+        "steps",
+        "tick_late_us",
+        "watched",
+    )
+
+    def __init__(
+        self,
+        seed: int | str,
+        recording: bool = True,
+        nervous: bool = True,
+        tick_late_us: int = 0,
+    ) -> None:
+        self.seed = seed
+        self.now = 0
+        self.steps = 0
+        self.watched = recording
+        self.nervous = nervous
+        self.tick_late_us = tick_late_us
+        self._recording = recording
+        self._observers: list[Callable[[Process, Event, Effects], None]] = []
+        self._heap: list[tuple[int, int, Callable[[Any], None], Any]] = []
+        self._serial = 0
+        self._digest = blake2b(digest_size=16)
+        self._encode = msgspec.msgpack.Encoder(enc_hook=_opaque).encode
+
+    def random(self, name: str) -> Random:
+        """The stream of this name."""
+        return Random(f"{self.seed}/{name}")
+
+    def at(self, at: int, call: Callable[[Any], None], argument: Any) -> None:
+        """Have `call(argument)` done at virtual time `at`; equal times in the order asked."""
+        self._serial = serial = self._serial + 1
+        heapq.heappush(self._heap, (at, serial, call, argument))
+
+    def after(self, delay: int, call: Callable[[Any], None], argument: Any = None) -> None:
+        """Have `call(argument)` done `delay` microseconds from now."""
+        self.at(self.now + delay, call, argument)
+
+    def run(self, until: int) -> None:
+        """Let everything happen up to and including virtual time `until`."""
+        heap = self._heap
+        pop = heapq.heappop
+        steps = 0
+        while heap and heap[0][0] <= until:
+            self.now, _, call, argument = pop(heap)
+            steps += 1
+            call(argument)
+        self.steps += steps
+        self.now = until
+
+    def record(self, process: Process, event: Event, effects: Effects) -> None:
+        """Digest one step of a machine and show it to the observers."""
+        if self._recording:
+            self._digest.update(
+                self._encode(
+                    (
+                        self.now,
+                        process.name,
+                        type(event).__name__,
+                        event,
+                        [(type(effect).__name__, effect) for effect in effects],
+                    )
+                )
+            )
+        for observe in self._observers:
+            observe(process, event, effects)
+
+    def observe(self, observer: Callable[[Process, Event, Effects], None]) -> None:
+        """Have every step of every machine shown to `observer` from now on."""
+        self._observers.append(observer)
+        self.watched = True
+
+    def digest(self) -> str:
+        """What has happened, as 32 hex digits: equal for equal seeds, under any hash seed."""
+        return self._digest.hexdigest()
+
+
+def _opaque(value: Any) -> str:
+    """What is no struct (a fake's handle) goes into the digest by its type alone."""
+    return type(value).__name__
+
+
+def seconds(text: float) -> int:
+    """Microseconds of a number of seconds."""
+    return int(text * SECOND)
+
+
+def shown(at: int) -> str:
+    """Virtual time for people: `12.345`, in seconds."""
+    return f"{at // SECOND}.{at % SECOND // MS:03d}"
