@@ -94,7 +94,8 @@ class Client:
         "_ack_at", "_announced", "_clock_us", "_dials", "_effects", "_epoch", "_established",
         "_fails", "_fresh", "_id", "_idle_since", "_joining_since", "_lame", "_limits", "_lost_at",
         "_mac", "_marks", "_opened_seen", "_paths", "_random", "_reason", "_rested", "_retry_at",
-        "_secret", "_sent_seen", "_token", "_written_at", "active", "deadline", "ended",
+        "_secret",
+        "_standby_at", "_sent_seen", "_token", "_written_at", "active", "deadline", "ended",
         "generation", "joined", "moves", "number", "owing", "pipe", "standby",
         "watching",
     )  # fmt: skip
@@ -135,6 +136,9 @@ class Client:
         """The other end has the session for certain: JOIN instead of NEW."""
         self._fails = 0
         self._retry_at: int = now
+        """Back-off: no dial before this."""
+        self._standby_at: int = now
+        """Jitter: no dial for a standby before this."""
         self._lost_at: int = now
         self._joining_since: int = 0
         self._reason = "new"
@@ -242,7 +246,7 @@ class Client:
             self._lose_active(now, "lost")
         elif carrier is self.standby:
             self.standby = None
-            self._retry_at = max(self._retry_at, now + self._jitter())
+            self._standby_at = now + self._jitter()
 
     def _lose_active(self, now: Instant, reason: str) -> None:
         self.active = None
@@ -305,7 +309,8 @@ class Client:
             self.moves += 1
         took, reason = now - min(self._joining_since, self._lost_at or NEVER), self._reason
         self._joining_since = self._lost_at = self._fails = 0
-        self._retry_at = now if first or reason == "moved" else now + self._jitter()
+        self._retry_at = now
+        self._standby_at = now if first or reason == "moved" else now + self._jitter()
         for lame in self._lame:
             self._close(lame, "left")
         self._lame = []
@@ -321,7 +326,7 @@ class Client:
                 continue
             left = carrier.path not in paths
             if left and not carrier.off_path:
-                self._retry_at = max(self._retry_at, now + self._jitter())
+                self._standby_at = now + self._jitter()
             carrier.off_path = left
 
     # ------------------------------------------------------------------ what is due
@@ -419,7 +424,7 @@ class Client:
             if self.standby is not None:
                 self._ping(now, self.standby)
             else:
-                self._retry_at = min(self._retry_at, now + limits.retry_min)
+                self._standby_at = now
             return
         standby = self.standby
         if standby is None or standby.answered_at < active.suspect_at:
@@ -438,7 +443,7 @@ class Client:
             if carrier is not None:
                 self._move(now, carrier, self._reason)
                 return
-        if not self._announced:
+        if self.joined and not self._announced:
             self._announced = True
             self._effects.append(CircuitsGone(self.number))
 
@@ -465,11 +470,16 @@ class Client:
 
     def _dial(self, now: Instant) -> None:
         wanted = self._wanted(now)
-        while len(self._dials) < wanted and now >= self._retry_at:
+        while len(self._dials) < wanted and now >= self._dial_at():
             token = self._token()
             self._dials[token] = now
             avoid = tuple(carrier.path for carrier in self._carriers() if not self._old(carrier))
             self._effects.append(DialCircuit(token, self.number, avoid))
+
+    def _dial_at(self) -> int:
+        if self.active is None:
+            return self._retry_at
+        return max(self._retry_at, self._standby_at)
 
     def _wanted(self, now: Instant) -> int:
         """How many dials should be under way."""
@@ -657,7 +667,7 @@ class Client:
         if active is None:
             due.append(self._lost_at + limits.second_dial)
         if len(self._dials) < self._wanted(now):
-            due.append(self._retry_at)
+            due.append(self._dial_at())
         if not self._rested:
             due.append(self._written_at + limits.rest_after)
         soonest = min(when for when in due if when > now) if due else NEVER
