@@ -8,11 +8,7 @@ an impostor was let in; timing never decides it.
 
 from __future__ import annotations
 
-import hashlib
-import http.client
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,10 +17,8 @@ from pathlib import Path
 from typing import Final
 
 from x0tta6bl4.app import impostors
-from x0tta6bl4.app import settings as cfg
-from x0tta6bl4.app.mesh import Mesh, Plan, free_ports, ring_of_six, wait_for
 from x0tta6bl4.app.admin import AdminClient
-from x0tta6bl4.app.operator import Operator
+from x0tta6bl4.app.mesh import wait_for
 from x0tta6bl4.app.story import (
     LEAD_S,
     TAIL_S,
@@ -34,128 +28,32 @@ from x0tta6bl4.app.story import (
     sleep_until,
     write_report,
 )
+from x0tta6bl4.app.up import CLIENT, GUEST_NODE, Tell, Up
 from x0tta6bl4.wire import admin
-from x0tta6bl4.wire.authority import Entry
 from x0tta6bl4.wire.errors import Unavailable, X0Error
 from x0tta6bl4.wire.records import Name
 
 DOMAIN: Final = "demo.mesh"
-CLIENT: Final = "n1"
-REPLICAS: Final = ("n3", "n5")
-GUEST_NODE: Final = "n6"
-PAGE_BYTES: Final = 1024
 BULK_BYTES: Final = 512 * 1024 * 1024
 BULK_PACE: Final = 7_000_000
-WEB: Final = f"spiffe://{DOMAIN}/web"
-SHOP: Final = f"spiffe://{DOMAIN}/shop"
-GUEST: Final = f"spiffe://{DOMAIN}/guest"
-Tell = Callable[[str], None]
 
 
 class Demo:
-    """The mesh of the demo with its servers, its load and its acts."""
+    """The mesh of the demo with its load and its acts."""
 
     def __init__(self, root: Path, tell: Tell) -> None:
         self.root = root
         self.tell = tell
         self.report = Report()
-        nodes, links = ring_of_six()
-        self.mesh = Mesh(root / "mesh", Plan(
-            trust_domain=DOMAIN, nodes=nodes, links=links,
-            listeners=tuple(
-                (node, cfg.Listen(address="127.0.0.1:0", kind="plain", name="web"))
-                for node in (CLIENT, GUEST_NODE)
-            ),
-        ))
-        self.operator = Operator(self.mesh.state("authority"))
-        self._servers: list[subprocess.Popen[bytes]] = []
+        self.up = Up(root, DOMAIN, BULK_BYTES)
+        self.mesh = self.up.mesh
         self._load: Watcher | None = None
-        self._digest = ""
-
-    # -------------------------------------------------------------- building
-    def build(self) -> None:
-        """Start everything and wait until the first page has come through the mesh."""
-        self.mesh.lay_out()
-        self.tell("starting the authority of the trust domain " + DOMAIN)
-        self.mesh.start("authority")
-        self.operator.wait()
-        uid = f"unix:uid:{os.getuid()}"
-        ports = self._serve()
-        self.operator.create_entries(
-            [Entry(id=WEB, node=node, selectors=(uid,), address=f"127.0.0.1:{port}")
-             for node, port in zip(REPLICAS, ports, strict=True)]
-            + [Entry(id=SHOP, node=CLIENT, selectors=(uid,)),
-               Entry(id=GUEST, node=GUEST_NODE, selectors=(uid,))])
-        self.operator.create_name(Name("web", WEB, (SHOP, GUEST)))
-        self.tell("starting six nodes, an agent and a proxy each")
-        for node in self.mesh.plan.nodes:
-            self.operator.enrol_file(node, self.mesh.state(node) / "enrol-token")
-            self.mesh.start(node)
-        for node in self.mesh.plan.nodes:
-            wait_for(lambda n=node: self._ready(n), f"{node} to be ready")  # type: ignore[misc]
-        self._first_page()
-
-    def _serve(self) -> list[int]:
-        """Two replicas of Python's own HTTP server, which knows nothing of the mesh."""
-        pages = self.root / "pages"
-        pages.mkdir()
-        (pages / "page").write_bytes(os.urandom(PAGE_BYTES))
-        digest = hashlib.sha256()
-        with open(pages / "bulk", "wb") as file:
-            for _ in range(BULK_BYTES >> 20):
-                block = os.urandom(1 << 20)
-                digest.update(block)
-                file.write(block)
-        self._digest = digest.hexdigest()
-        ports = free_ports(len(REPLICAS))
-        for port in ports:
-            self._servers.append(subprocess.Popen(
-                [sys.executable, "-m", "http.server", "--protocol", "HTTP/1.1", "--bind",
-                 "127.0.0.1", "--directory", str(pages), str(port)],
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                start_new_session=True))
-        return ports
-
-    def _ready(self, node: str) -> bool:
-        try:
-            status = self.status(node)
-        except X0Error:
-            return False
-        up = sum(link.state == "up" for link in status.links)
-        return status.state == "ready" and up == len(status.links)
-
-    def status(self, node: str) -> admin.Status:
-        """Status of one node, asked of its agent."""
-        with AdminClient(self.mesh.state(node)) as client:
-            return client.ask(admin.GetStatus(), admin.Status)
-
-    def local_port(self, node: str) -> str:
-        """Address of a node's plain listener."""
-        for listener in self.status(node).listeners:
-            if listener.kind == "plain":
-                return listener.address
-        raise Unavailable("X0-DEMO-001", f"{node} has no local listener")
-
-    def _first_page(self) -> None:
-        for node in (CLIENT, GUEST_NODE):
-            wait_for(lambda n=node: self._page(n), f"a page at {node}")  # type: ignore[misc]
-
-    def _page(self, node: str) -> bool:
-        host, _, port = self.local_port(node).rpartition(":")
-        connection = http.client.HTTPConnection(host, int(port), timeout=5)
-        try:
-            connection.request("GET", "/page")
-            answer = connection.getresponse()
-            return answer.status == 200 and len(answer.read()) == PAGE_BYTES
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
+        self._hurt = ""
 
     # -------------------------------------------------------------- the acts
     def tell_story(self) -> None:
         """All acts, in order, under load."""
-        self._load = Watcher(self.local_port(CLIENT), self.root / "pages" / "page", [
+        self._load = Watcher(self.up.address(CLIENT, "plain"), self.up.page, [
             "--bulk", "/bulk", "--pace", str(BULK_PACE)])
         sleep_until(time.monotonic() + 1.5)
         self._act("nothing happens", "the control window", lambda: "")
@@ -193,7 +91,7 @@ class Demo:
     def _path(self) -> tuple[str, ...]:
         """Path of the client's busiest session, as its own agent sees it (or "" while it is dead)."""
         try:
-            sessions = [s for s in self.status(CLIENT).sessions if s.source == SHOP]
+            sessions = [s for s in self.up.status(CLIENT).sessions if s.source == self.up.shop]
         except X0Error:
             return ()
         best = max(sessions, key=lambda s: (s.streams, s.bytes_in), default=None)
@@ -224,44 +122,42 @@ class Demo:
         self.mesh.kill("authority")
         return self._kill_agent() + ", authority"
 
-    _hurt = ""
-
     def _mend(self) -> None:
         """Bring back whom the last act hurt, outside of any window."""
         if not self.mesh.pids("authority"):
             self.mesh.start("authority")
-            self.operator.wait()
+            self.up.operator.wait()
         hurt, self._hurt = self._hurt, ""
         if hurt:
             self.mesh.thaw(hurt)
             if not self.mesh.pids(hurt, "agent"):
                 self.mesh.start(hurt)
-            wait_for(lambda: self._ready(hurt), f"{hurt} to come back")
+            self.up.wait_ready(hurt)
 
     def _rotate(self) -> str:
         count = 0
         for node in self.mesh.plan.nodes:
-            before = {s.id: s.serial for s in self.status(node).svids}
+            before = {s.id: s.serial for s in self.up.status(node).svids}
             with AdminClient(self.mesh.state(node), 20) as client:
                 client.ask(admin.Renew(), admin.Fine)
-            count += sum(before.get(s.id) != s.serial for s in self.status(node).svids)
+            count += sum(before.get(s.id) != s.serial for s in self.up.status(node).svids)
         self.report.rotations += count
         return f"{count} SVIDs"
 
     def _policy(self) -> str:
         guest = self._guest()
-        end = self._last_answer(guest, lambda: self.operator.update_name(Name("web", WEB, (SHOP,))))
-        self.operator.update_name(Name("web", WEB, (SHOP, GUEST)))
-        wait_for(lambda: self._page(GUEST_NODE), "guest to be let in again")
+        end = self._last_answer(guest, lambda: self.up.operator.update_name(Name("web", self.up.web, (self.up.shop,))))
+        self.up.operator.update_name(Name("web", self.up.web, (self.up.shop, self.up.guest)))
+        wait_for(lambda: self.up.get_page(GUEST_NODE), "guest to be let in again")
         return f"guest's last byte {end:.0f} ms after the command"
 
     def _revoke(self) -> str:
         guest = self._guest()
-        end = self._last_answer(guest, lambda: self.operator.revoke(GUEST, "demo"))
+        end = self._last_answer(guest, lambda: self.up.operator.revoke(self.up.guest, "demo"))
         return f"guest's last byte {end:.0f} ms after the command"
 
     def _guest(self) -> Watcher:
-        guest = Watcher(self.local_port(GUEST_NODE), self.root / "pages" / "page",
+        guest = Watcher(self.up.address(GUEST_NODE, "plain"), self.up.page,
                         ["--kept", "2", "--rate", "40", "--fresh", "10"])
         sleep_until(time.monotonic() + 1.2)
         return guest
@@ -294,7 +190,7 @@ class Demo:
         for sample in load.failed()[:5]:
             report.failures.append(sample.why)
         report.bulk.bytes = int(str(load.bulk.get("bulk", 0)))
-        report.bulk.sha256_ok = load.bulk.get("sha256") == self._digest
+        report.bulk.sha256_ok = load.bulk.get("sha256") == self.up.digest
         report.bulk.why = str(load.bulk.get("why", "not finished"))
 
     # -------------------------------------------------------------- the end
@@ -302,10 +198,7 @@ class Demo:
         """End every process that the demo started."""
         if self._load is not None:
             self._load.finish(1)
-        for server in self._servers:
-            server.kill()
-            server.wait()
-        self.mesh.stop()
+        self.up.stop()
 
 
 def _line(act: Act, control: float) -> str:
@@ -338,7 +231,7 @@ def main(json_path: Path | None = None, keep: bool = False) -> int:
     demo = Demo(root, tell)
     report = demo.report
     try:
-        demo.build()
+        demo.up.start(tell)
         report.setup_s = round(time.monotonic() - began, 2)
         tell(f"the mesh is up, the first page came through after {report.setup_s} s")
         demo.tell_story()
