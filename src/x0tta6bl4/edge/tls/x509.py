@@ -251,29 +251,33 @@ def new_intermediate(issuer: Issuer, now_unix_s: int, *, key: PrivateKey | None 
 
 
 def issue_leaf(issuer: Issuer, csr: bytes, id: SpiffeId, now_unix_s: int, *,
-               ttl_s: int = SVID_TTL_S, via: NodeName | None = None) -> tuple[bytes, ...]:
+               ttl_s: int = SVID_TTL_S, via: NodeName | None = None,
+               backdate_s: int = BACKDATE_S) -> tuple[bytes, ...]:
     """Issue an SVID for a CSR.
 
     Args:
         issuer: never outlived: notAfter is bounded by the issuer's own.
         csr: see `read_csr`.
         id: who the holder is; the caller has checked that it may be.
-        now_unix_s: wall time; notBefore is 35 s earlier, inside the lifetime.
+        now_unix_s: wall time; notBefore is `backdate_s` earlier, inside the lifetime.
         ttl_s: notAfter - notBefore, seconds.
         via: node through which it is issued (revoking that node revokes it).
+        backdate_s: less than the default only for lifetimes of seconds.
     Returns:
         Chain, DER, leaf first, without the trust anchor.
     Raises:
         BadInput: a bad CSR.
         Unavailable: the issuer's certificate has expired.
     """
-    return issue_leaf_for(issuer, read_csr(csr), id, now_unix_s, ttl_s=ttl_s, via=via)
+    return issue_leaf_for(issuer, read_csr(csr), id, now_unix_s, ttl_s=ttl_s, via=via,
+                          backdate_s=backdate_s)
 
 
 def issue_leaf_for(issuer: Issuer, key: PublicKey, id: SpiffeId, now_unix_s: int, *,
-                   ttl_s: int = SVID_TTL_S, via: NodeName | None = None) -> tuple[bytes, ...]:
+                   ttl_s: int = SVID_TTL_S, via: NodeName | None = None,
+                   backdate_s: int = BACKDATE_S) -> tuple[bytes, ...]:
     """As `issue_leaf`, for a key whose possession is proven already."""
-    start, end = _period(issuer, now_unix_s, ttl_s)
+    start, end = _period(issuer, now_unix_s, ttl_s, backdate_s)
     subject = x509.Name([] if via is None else [
         x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, _VIA + via)])
     names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(id)])
@@ -433,8 +437,9 @@ def _authority_key(issuer: Issuer) -> x509.AuthorityKeyIdentifier:
             x509.SubjectKeyIdentifier).value)
 
 
-def _period(issuer: Issuer, now_unix_s: int, ttl_s: int) -> tuple[datetime, datetime]:
-    start = now_unix_s - BACKDATE_S
+def _period(issuer: Issuer, now_unix_s: int, ttl_s: int,
+            backdate_s: int = BACKDATE_S) -> tuple[datetime, datetime]:
+    start = now_unix_s - backdate_s
     end = min(start + ttl_s, issuer.parsed.fields.not_after_unix_s)
     if end <= now_unix_s:
         raise Unavailable("X0-TLS-010", "the CA certificate has expired or the lifetime is nil",
