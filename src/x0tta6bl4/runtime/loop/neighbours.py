@@ -27,15 +27,17 @@ class Neighbour:
         node: its name.
         item: what the agent said of it last.
         seal: under which everything is sent.
+        older: the seal before, and `older_item` what was said then; good until `older_until`.
     """
 
-    __slots__ = ("item", "node", "older", "older_until", "seal")
+    __slots__ = ("item", "node", "older", "older_item", "older_until", "seal")
 
     def __init__(self, item: NeighbourItem, seal: SetupSeal) -> None:
         self.node = NodeName(item.node)
         self.item = item
         self.seal = seal
         self.older: SetupSeal | None = None
+        self.older_item = item
         self.older_until = Instant(0)
 
 
@@ -75,7 +77,7 @@ class Neighbours:
             seal = self._seal(item)
             if known.older is not None and known.older.link != seal.link:
                 self._by_link.pop(known.older.link, None)
-            known.older, known.seal = known.seal, seal
+            known.older, known.older_item, known.seal = known.seal, known.item, seal
             known.older_until = Instant(self._loop.now + OVERLAP_US)
         known.item = item
         self._by_link[item.link] = known
