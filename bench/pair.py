@@ -36,26 +36,40 @@ def main() -> int:
     options = parser.parse_args()
     relays = [f"r{i}" for i in range(options.relays)]
     nodes = ["a", *relays, "b"]
-    mesh = Mesh(options.dir / "mesh", Plan(
-        trust_domain=DOMAIN,
-        nodes=tuple(nodes),
-        links=tuple(zip(nodes, nodes[1:], strict=False)),
-        listeners=(("a", cfg.Listen(address=f"127.0.0.1:{options.listen}", kind="plain",
-                                    name="target")),),
-    ))
+    mesh = Mesh(
+        options.dir / "mesh",
+        Plan(
+            trust_domain=DOMAIN,
+            nodes=tuple(nodes),
+            links=tuple(zip(nodes, nodes[1:], strict=False)),
+            listeners=(
+                (
+                    "a",
+                    cfg.Listen(address=f"127.0.0.1:{options.listen}", kind="plain", name="target"),
+                ),
+            ),
+        ),
+    )
     mesh.lay_out()
     try:
         mesh.start("authority")
         operator = Operator(mesh.state("authority"))
         operator.wait()
         uid = f"unix:uid:{os.getuid()}"
-        operator.create_entries([
-            Entry(id=f"spiffe://{DOMAIN}/target", node="b", selectors=(uid,),
-                  address=f"127.0.0.1:{options.target}"),
-            Entry(id=f"spiffe://{DOMAIN}/load", node="a", selectors=(uid,)),
-        ])
+        operator.create_entries(
+            [
+                Entry(
+                    id=f"spiffe://{DOMAIN}/target",
+                    node="b",
+                    selectors=(uid,),
+                    address=f"127.0.0.1:{options.target}",
+                ),
+                Entry(id=f"spiffe://{DOMAIN}/load", node="a", selectors=(uid,)),
+            ]
+        )
         operator.create_name(
-            Name("target", f"spiffe://{DOMAIN}/target", (f"spiffe://{DOMAIN}/load",)))
+            Name("target", f"spiffe://{DOMAIN}/target", (f"spiffe://{DOMAIN}/load",))
+        )
         for node in nodes:
             operator.enrol_file(node, mesh.state(node) / "enrol-token")
             mesh.start(node)

@@ -31,8 +31,9 @@ class Hosts:
             _run("ip", "netns", "add", self.space(name))
             _run("ip", "-n", self.space(name), "link", "set", "lo", "up")
             for cc in ("cubic", "reno"):
-                done = self.run(name, "sysctl", "-qw", f"net.ipv4.tcp_congestion_control={cc}",
-                                check=False)
+                done = self.run(
+                    name, "sysctl", "-qw", f"net.ipv4.tcp_congestion_control={cc}", check=False
+                )
                 if done.returncode == 0:
                     break
         return self
@@ -59,8 +60,21 @@ class Hosts:
             Names of the two interfaces, `to-<other>`.
         """
         one, two = f"to-{right}", f"to-{left}"
-        _run("ip", "link", "add", one, "netns", self.space(left), "type", "veth",
-             "peer", "name", two, "netns", self.space(right))
+        _run(
+            "ip",
+            "link",
+            "add",
+            one,
+            "netns",
+            self.space(left),
+            "type",
+            "veth",
+            "peer",
+            "name",
+            two,
+            "netns",
+            self.space(right),
+        )
         for name, device, address in ((left, one, left_address), (right, two, right_address)):
             _run("ip", "-n", self.space(name), "addr", "add", address, "dev", device)
             _run("ip", "-n", self.space(name), "link", "set", device, "up")
@@ -76,24 +90,33 @@ class Hosts:
 
     def nft(self, name: str, rules: str) -> None:
         """Load nftables rules in a host."""
-        done = subprocess.run(["ip", "netns", "exec", self.space(name), "nft", "-f", "-"],
-                              input=rules.encode(), capture_output=True, check=False)
+        done = subprocess.run(
+            ["ip", "netns", "exec", self.space(name), "nft", "-f", "-"],
+            input=rules.encode(),
+            capture_output=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr.decode()
 
-    def run(self, name: str, *command: str, check: bool = True,
-            **more: Any) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, name: str, *command: str, check: bool = True, **more: Any
+    ) -> subprocess.CompletedProcess[str]:
         """Run a command in a host and wait for it, at most 60 s."""
         return _run("ip", "netns", "exec", self.space(name), *command, check=check, **more)
 
-    def start(self, name: str, *command: str, log: Path | None = None,
-              **more: Any) -> subprocess.Popen[bytes]:
+    def start(
+        self, name: str, *command: str, log: Path | None = None, **more: Any
+    ) -> subprocess.Popen[bytes]:
         """Start a process in a host; it ends with the context at the latest."""
         out = open(log, "ab") if log else subprocess.DEVNULL  # noqa: SIM115
         more.setdefault("stdout", out)
         more.setdefault("stderr", out)
         child: subprocess.Popen[bytes] = subprocess.Popen(
             ["ip", "netns", "exec", self.space(name), *command],
-            stdin=subprocess.DEVNULL, start_new_session=True, **more)
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            **more,
+        )
         if log:
             out.close()  # type: ignore[union-attr]
         self._children.append(child)

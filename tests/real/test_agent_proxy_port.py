@@ -47,8 +47,10 @@ class FakeProxy:
         self.thread.start()
 
     def _greeting(self) -> tuple[ProxyFact, ...]:
-        return (Ready(PROXY_VERSION, 99, self.version, 1, 2),
-                Full(self.version, tuple(self.held.values())))
+        return (
+            Ready(PROXY_VERSION, 99, self.version, 1, 2),
+            Full(self.version, tuple(self.held.values())),
+        )
 
     def _order(self, order: Full | Delta) -> None:
         self.orders.append(order)

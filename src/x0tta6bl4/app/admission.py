@@ -60,8 +60,9 @@ def unix_us() -> int:
 class Unjudged:
     """Lets anybody through, for the one question whose answer proves itself: the bundle's way."""
 
-    def judge(self, chain: Sequence[bytes], expect: Expect,
-              now_unix_us: int | None = None) -> Judgement:
+    def judge(
+        self, chain: Sequence[bytes], expect: Expect, now_unix_us: int | None = None
+    ) -> Judgement:
         """Allowed, as nobody in particular."""
         return Judgement(Allowed(SpiffeId("spiffe://unjudged")), not_after_unix_s=2**40)
 
@@ -89,8 +90,13 @@ class Admission:
     """
 
     def __init__(
-        self, domain: TrustDomain, node: NodeName, wallet: Wallet, direct: Sequence[str],
-        through: Sequence[str], scratch: Path,
+        self,
+        domain: TrustDomain,
+        node: NodeName,
+        wallet: Wallet,
+        direct: Sequence[str],
+        through: Sequence[str],
+        scratch: Path,
     ) -> None:
         self._domain = domain
         self._node = node
@@ -110,10 +116,16 @@ class Admission:
         if kept is not None and kept.not_after_unix_s * 1_000_000 > unix_us() + 10_000_000:
             return Admitted(kept, self._wallet.bundle, "kept")
         if not self._wallet.bundle and token is None:
-            raise Refused("X0-RUN-030", f"{self._node} has not been enrolled",
-                          "make a token with `x0 token create` and name its file in node.toml")
-        problem: X0Error = Unavailable("X0-RUN-031", "no way to the authority is configured",
-                                       "set authority.address, or a link to dial")
+            raise Refused(
+                "X0-RUN-030",
+                f"{self._node} has not been enrolled",
+                "make a token with `x0 token create` and name its file in node.toml",
+            )
+        problem: X0Error = Unavailable(
+            "X0-RUN-031",
+            "no way to the authority is configured",
+            "set authority.address, or a link to dial",
+        )
         for way in self._ways(token):
             try:
                 async with way as target:
@@ -122,12 +134,11 @@ class Admission:
                 problem = error
         raise problem
 
-    def _ways(
-        self, token: Token | None
-    ) -> list[contextlib.AbstractAsyncContextManager[str]]:
+    def _ways(self, token: Token | None) -> list[contextlib.AbstractAsyncContextManager[str]]:
         direct = dict.fromkeys((*self._direct, *(token.authorities if token else ())))
         ways: list[contextlib.AbstractAsyncContextManager[str]] = [
-            contextlib.nullcontext(address) for address in direct]
+            contextlib.nullcontext(address) for address in direct
+        ]
         ways += [carried(address, self._scratch / "enrol.sock") for address in self._through]
         return ways
 
@@ -141,8 +152,11 @@ class Admission:
             body = walk(await client.trust(held), held)
         bundle = decode_bundle(body)
         if bundle.trust_domain != self._domain:
-            raise Refused("X0-RUN-032", f"the authority is of {bundle.trust_domain}",
-                          f"this node is of {self._domain}")
+            raise Refused(
+                "X0-RUN-032",
+                f"the authority is of {bundle.trust_domain}",
+                f"this node is of {self._domain}",
+            )
         judge = Judge(self._domain, bundle.anchors, allow_all, unix_us)
         judged = TlsContext(None, judge, (ALPN_AUTHORITY,), AUTHORITY)
         async with AuthorityClient(target, SslContext(judged), unix_us) as client:
@@ -150,16 +164,23 @@ class Admission:
             known = bool(self._wallet.bundle)
             ask: Ask = self._attest if known or token is None else self._enrol(token)
             admission = await ask(client, x509.new_csr(key))
-        svid = Svid(SpiffeId(admission.id), admission.chain, x509.key_bytes(key),
-                    admission.not_after_unix_s)
+        svid = Svid(
+            SpiffeId(admission.id), admission.chain, x509.key_bytes(key), admission.not_after_unix_s
+        )
         self._wallet.keep(svid, admission.bundle)
         return Admitted(svid, admission.bundle, "attested" if known else "enrolled")
 
     def _enrol(self, token: Token) -> Ask:
         async def enrol(client: AuthorityClient, csr: bytes) -> words.Admission:
             request = words.EnrolRequest(
-                token=token.id, secret=token.secret, node=self._node,
-                key=x509.public_point(self._wallet.key), csr=csr, proof=b"", unix_us=unix_us())
+                token=token.id,
+                secret=token.secret,
+                node=self._node,
+                key=x509.public_point(self._wallet.key),
+                csr=csr,
+                proof=b"",
+                unix_us=unix_us(),
+            )
             proof = x509.sign(self._wallet.key, words.enrol_signed_part(request))
             request = msgspec.structs.replace(request, proof=proof)
             try:
@@ -188,8 +209,11 @@ def walk(reply: words.TrustReply, held: bytes) -> bytes:
         Refused: the first is not the one we know, or a step is not signed by the one before.
     """
     if hashlib.sha256(reply.first).digest() != held:
-        raise Refused("X0-RUN-033", "the authority does not have the bundle that the token names",
-                      "it may be an impostor; make a new token if the authority was set up anew")
+        raise Refused(
+            "X0-RUN-033",
+            "the authority does not have the bundle that the token names",
+            "it may be an impostor; make a new token if the authority was set up anew",
+        )
     body = reply.first
     for step in reply.steps[:STEPS_MAX]:
         body = _next_bundle(decode_bundle(body), step)
@@ -197,8 +221,11 @@ def walk(reply: words.TrustReply, held: bytes) -> bytes:
 
 
 def _next_bundle(known: Bundle, step: Sequence[bytes]) -> bytes:
-    forged = Refused("X0-RUN-034", "a bundle is not signed by the one before it",
-                     "whoever answers is not this trust domain's authority")
+    forged = Refused(
+        "X0-RUN-034",
+        "a bundle is not signed by the one before it",
+        "whoever answers is not this trust domain's authority",
+    )
     keys = {key.id.encode(): key.point for key in known.record_keys}
     records = [decode_record(data) for data in step]
     for record in records:

@@ -109,7 +109,9 @@ class AgentProcess:
 
     def _start_machine(self) -> None:
         self.machine = Agent(
-            self.me, self.domain, crypto=self.trusts.crypto(),
+            self.me,
+            self.domain,
+            crypto=self.trusts.crypto(),
             seed=os.urandom(16).hex(),
         )
         self.driver = Driver(self.machine, self._carry_out)
@@ -139,9 +141,12 @@ class AgentProcess:
         """Come by an SVID of this node's own; waits for the authority as long as it takes."""
         token = self._token()
         admission = Admission(
-            self.domain, self.me, self.wallet,
+            self.domain,
+            self.me,
+            self.wallet,
             [self.settings.authority.address] if self.settings.authority.address else [],
-            self.settings.authority.through, self.state_dir,
+            self.settings.authority.through,
+            self.state_dir,
         )
         wait = RETRY_FIRST_S
         while True:
@@ -170,8 +175,12 @@ class AgentProcess:
         """Links and authority, until the end."""
         s = self.settings
         self.links = LinkConnections(
-            self.me, self, self.trusts.link_client(), self.trusts.link_server(self.desk.refused),
-            lambda: unix_us() / 1e6, random.Random(os.urandom(8)),
+            self.me,
+            self,
+            self.trusts.link_client(),
+            self.trusts.link_server(self.desk.refused),
+            lambda: unix_us() / 1e6,
+            random.Random(os.urandom(8)),
         )
         self.trusts.on_new_svid = self.links.redial
         listen = [cfg.split_address(s.control.listen)] if s.control.listen else []
@@ -185,8 +194,11 @@ class AgentProcess:
                 await self.stopping.wait()
                 self.driver.post(words.Stopping())
         except OSError as error:
-            raise Unavailable("X0-RUN-040", f"can't listen at {s.control.listen}: {error.strerror}",
-                              "set control.listen to a free address") from None
+            raise Unavailable(
+                "X0-RUN-040",
+                f"can't listen at {s.control.listen}: {error.strerror}",
+                "set control.listen to a free address",
+            ) from None
 
     async def _end(self) -> None:
         for task in list(self._tasks):
@@ -245,15 +257,27 @@ class AgentProcess:
         """Start a proxy that outlives this agent, and wait for its socket."""
         with open(self.state_dir / "out.log", "ab") as out:
             child = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "x0tta6bl4", "proxy", "run", "--config", str(self._config),
-                stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
+                sys.executable,
+                "-m",
+                "x0tta6bl4",
+                "proxy",
+                "run",
+                "--config",
+                str(self._config),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
             )
         path = self.state_dir / "proxy.sock"
         end = asyncio.get_running_loop().time() + PROXY_UP_S
         while asyncio.get_running_loop().time() < end:
             if child.returncode is not None:
-                self.desk.event("node", f"the proxy ended at once, status {child.returncode};"
-                                f" see {self.state_dir / 'out.log'}")
+                self.desk.event(
+                    "node",
+                    f"the proxy ended at once, status {child.returncode};"
+                    f" see {self.state_dir / 'out.log'}",
+                )
                 return
             with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
                 probe.settimeout(0.1)
@@ -272,13 +296,19 @@ class AgentProcess:
         """Tell neighbours what this node's proxy is, once there is one and an SVID."""
         if self.ready is None or self.trusts.svid is None or not hasattr(self, "links"):
             return
-        self.links.greet(Intro(
-            version=LINK_VERSION, node=self.me, agent_incarnation=self.started_us,
-            proxy_incarnation=self.ready.incarnation,
-            endpoints=self._endpoints(self.ready),
-            hello_us=min((link.hello_ms for link in self.settings.link), default=100) * 1000,
-            unix_us=unix_us(), area=self.settings.area,
-        ), self.trusts.svid.not_after_unix_s)
+        self.links.greet(
+            Intro(
+                version=LINK_VERSION,
+                node=self.me,
+                agent_incarnation=self.started_us,
+                proxy_incarnation=self.ready.incarnation,
+                endpoints=self._endpoints(self.ready),
+                hello_us=min((link.hello_ms for link in self.settings.link), default=100) * 1000,
+                unix_us=unix_us(),
+                area=self.settings.area,
+            ),
+            self.trusts.svid.not_after_unix_s,
+        )
 
     def _endpoints(self, ready: Ready) -> tuple[str, ...]:
         ports = []
@@ -291,12 +321,22 @@ class AgentProcess:
     def link_up(self, node: NodeName, intro: Intro, keys: LinkKeys) -> None:
         """A link came up or has new keys."""
         hello_us = next((x.hello_ms for x in self.settings.link if x.node == node), 100) * 1000
-        self.driver.post(words.NeighbourUp(NeighbourItem(
-            node=node, link=keys.link, endpoints=intro.endpoints,
-            incarnation=intro.proxy_incarnation, hello_us=hello_us,
-            tx_hello=keys.tx_hello, rx_hello=keys.rx_hello,
-            tx_setup=keys.tx_setup, rx_setup=keys.rx_setup, udp=self.settings.data.udp,
-        )))
+        self.driver.post(
+            words.NeighbourUp(
+                NeighbourItem(
+                    node=node,
+                    link=keys.link,
+                    endpoints=intro.endpoints,
+                    incarnation=intro.proxy_incarnation,
+                    hello_us=hello_us,
+                    tx_hello=keys.tx_hello,
+                    rx_hello=keys.rx_hello,
+                    tx_setup=keys.tx_setup,
+                    rx_setup=keys.rx_setup,
+                    udp=self.settings.data.udp,
+                )
+            )
+        )
 
     def link_down(self, node: NodeName, reason: str) -> None:
         """A link's connection is gone."""
@@ -385,8 +425,9 @@ class AgentProcess:
 
 
 def _item(svid: Svid) -> SvidItem:
-    return SvidItem(id=svid.id, chain=svid.chain, key=svid.key,
-                    not_after_unix_s=svid.not_after_unix_s)
+    return SvidItem(
+        id=svid.id, chain=svid.chain, key=svid.key, not_after_unix_s=svid.not_after_unix_s
+    )
 
 
 def run(settings: cfg.NodeSettings, config: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-
 from x0tta6bl4.app.admission import unix_us
 from x0tta6bl4.core.agent import words
 from x0tta6bl4.edge.authority_api.client import AuthorityClient
@@ -141,8 +140,12 @@ class AuthorityLink:
             if issued.refused or issued.id != id:
                 agent.not_renewed(token, id, issued.refused or "another ID was issued")
             else:
-                agent.renewed(token, Svid(
-                    SpiffeId(id), issued.chain, x509.key_bytes(keys[token]),
-                    issued.not_after_unix_s))
-
-
+                agent.renewed(
+                    token,
+                    Svid(
+                        SpiffeId(id),
+                        issued.chain,
+                        x509.key_bytes(keys[token]),
+                        issued.not_after_unix_s,
+                    ),
+                )

@@ -53,16 +53,20 @@ class Demo:
     # -------------------------------------------------------------- the acts
     def tell_story(self) -> None:
         """All acts, in order, under load."""
-        self._load = Watcher(self.up.address(CLIENT, "plain"), self.up.page, [
-            "--bulk", "/bulk", "--pace", str(BULK_PACE)])
+        self._load = Watcher(
+            self.up.address(CLIENT, "plain"),
+            self.up.page,
+            ["--bulk", "/bulk", "--pace", str(BULK_PACE)],
+        )
         sleep_until(time.monotonic() + 1.5)
         self._act("nothing happens", "the control window", lambda: "")
         self.report.control_gap_ms_max = self.report.acts[-1].gap_ms_max
         self._act("relay killed", "SIGKILL of the relay in use, agent and proxy", self._kill_relay)
         self._act("relay frozen", "SIGSTOP of the relay in use", self._freeze_relay)
         self._act("agent killed", f"SIGKILL of the agent of {CLIENT}", self._kill_agent)
-        self._act("agent and authority killed", f"SIGKILL of both, agent of {CLIENT}",
-                  self._kill_both)
+        self._act(
+            "agent and authority killed", f"SIGKILL of both, agent of {CLIENT}", self._kill_both
+        )
         self._act("all SVIDs rotated", "every node renews every SVID", self._rotate)
         self._act("policy changed", "guest may not call web any more", self._policy)
         self._act("identity revoked", "guest's SVIDs are revoked", self._revoke)
@@ -146,7 +150,9 @@ class Demo:
 
     def _policy(self) -> str:
         guest = self._guest()
-        end = self._last_answer(guest, lambda: self.up.operator.update_name(Name("web", self.up.web, (self.up.shop,))))
+        end = self._last_answer(
+            guest, lambda: self.up.operator.update_name(Name("web", self.up.web, (self.up.shop,)))
+        )
         self.up.operator.update_name(Name("web", self.up.web, (self.up.shop, self.up.guest)))
         wait_for(lambda: self.up.get_page(GUEST_NODE), "guest to be let in again")
         return f"guest's last byte {end:.0f} ms after the command"
@@ -157,8 +163,11 @@ class Demo:
         return f"guest's last byte {end:.0f} ms after the command"
 
     def _guest(self) -> Watcher:
-        guest = Watcher(self.up.address(GUEST_NODE, "plain"), self.up.page,
-                        ["--kept", "2", "--rate", "40", "--fresh", "10"])
+        guest = Watcher(
+            self.up.address(GUEST_NODE, "plain"),
+            self.up.page,
+            ["--kept", "2", "--rate", "40", "--fresh", "10"],
+        )
         sleep_until(time.monotonic() + 1.2)
         return guest
 
@@ -253,13 +262,20 @@ def main(json_path: Path | None = None, keep: bool = False) -> int:
 
 
 def _verdict(report: Report, tell: Tell) -> int:
-    good = (report.requests > 0 and not report.failed and not report.failures
-            and report.bulk.sha256_ok and not report.impostors.accepted
-            and report.impostors.tried > 0)
-    tell(f"{report.requests} requests, {report.failed} failed; bulk of {report.bulk.bytes >> 20}"
-         f" MiB {'equal' if report.bulk.sha256_ok else 'BROKEN: ' + report.bulk.why};"
-         f" {report.rotations} SVIDs rotated; {report.impostors.accepted} of"
-         f" {report.impostors.tried} impostors accepted")
+    good = (
+        report.requests > 0
+        and not report.failed
+        and not report.failures
+        and report.bulk.sha256_ok
+        and not report.impostors.accepted
+        and report.impostors.tried > 0
+    )
+    tell(
+        f"{report.requests} requests, {report.failed} failed; bulk of {report.bulk.bytes >> 20}"
+        f" MiB {'equal' if report.bulk.sha256_ok else 'BROKEN: ' + report.bulk.why};"
+        f" {report.rotations} SVIDs rotated; {report.impostors.accepted} of"
+        f" {report.impostors.tried} impostors accepted"
+    )
     for failure in report.failures[:10]:
         tell("FAILED: " + failure)
     return 0 if good else 1

@@ -77,8 +77,9 @@ class Desk:
             self._counters = fact.values  # type: ignore[union-attr]
         elif isinstance(fact, LinkState):
             self._since[fact.node] = unix_us()
-            self.event("link", f"{fact.node} is {fact.state}"
-                       + (f": {fact.reason}" if fact.reason else ""))
+            self.event(
+                "link", f"{fact.node} is {fact.state}" + (f": {fact.reason}" if fact.reason else "")
+            )
         elif isinstance(fact, SessionGone):
             self.event("session", f"{fact.source} -> {fact.target} at {fact.node}: {fact.reason}")
         elif isinstance(fact, Notice):
@@ -95,29 +96,54 @@ class Desk:
         s = agent.settings
         authority = getattr(agent, "authority", None)
         return admin.Status(
-            node=agent.me, trust_domain=agent.domain, version=__version__, state=self._state(view),
-            unix_us=unix_us(), uptime_ms=(unix_us() - agent.started_us) // 1000,
-            agent_pid=os.getpid(), proxy_pid=agent.proxy.pid if agent.ready else 0, area=s.area,
+            node=agent.me,
+            trust_domain=agent.domain,
+            version=__version__,
+            state=self._state(view),
+            unix_us=unix_us(),
+            uptime_ms=(unix_us() - agent.started_us) // 1000,
+            agent_pid=os.getpid(),
+            proxy_pid=agent.proxy.pid if agent.ready else 0,
+            area=s.area,
             data_address=_with_port(s.data.listen, agent.ready.tcp_port if agent.ready else 0),
             control_address=_with_port(
-                s.control.listen, self.control_ports[0] if self.control_ports else 0),
-            metrics_address=s.metrics.listen, require_pq=s.require_pq,
+                s.control.listen, self.control_ports[0] if self.control_ports else 0
+            ),
+            metrics_address=s.metrics.listen,
+            require_pq=s.require_pq,
             authority=admin.AuthorityView(
-                address=s.authority.address, connected=view.authority_up,
+                address=s.authority.address,
+                connected=view.authority_up,
                 via=("mesh",) if authority and authority.via == "mesh" else (),
                 heard_age_ms=view.heartbeat_age_s * 1000 if view.heartbeat_age_s >= 0 else -1,
                 clock_offset_ms=authority.offset_ms if authority else 0,
-                error=self.authority_error),
+                error=self.authority_error,
+            ),
             links=tuple(self._link(link) for link in view.links),
-            members=tuple(admin.MemberView(
-                node=n.node, generation=n.generation, links=0, endpoints=n.endpoints,
-                stub=n.stub, expires_unix_s=n.expires_unix_s) for n in view.nodes),
-            paths=tuple(admin.PathView(n.node, n.paths, (n.cost,), _disjoint(n.paths))
-                        for n in view.nodes if n.paths and n.node != agent.me),
-            services=self._services(view), listeners=tuple(self._listeners.values()),
-            sessions=tuple(_session(x) for x in view.sessions[:admin.SESSIONS_MAX]),
-            sessions_total=len(view.sessions), svids=self._svids(view),
-            events=tuple(self._events), counters=self.counters(), records=view.records,
+            members=tuple(
+                admin.MemberView(
+                    node=n.node,
+                    generation=n.generation,
+                    links=0,
+                    endpoints=n.endpoints,
+                    stub=n.stub,
+                    expires_unix_s=n.expires_unix_s,
+                )
+                for n in view.nodes
+            ),
+            paths=tuple(
+                admin.PathView(n.node, n.paths, (n.cost,), _disjoint(n.paths))
+                for n in view.nodes
+                if n.paths and n.node != agent.me
+            ),
+            services=self._services(view),
+            listeners=tuple(self._listeners.values()),
+            sessions=tuple(_session(x) for x in view.sessions[: admin.SESSIONS_MAX]),
+            sessions_total=len(view.sessions),
+            svids=self._svids(view),
+            events=tuple(self._events),
+            counters=self.counters(),
+            records=view.records,
         )
 
     def _state(self, view: words.View) -> str:
@@ -133,10 +159,14 @@ class Desk:
     def _link(self, link: words.LinkView) -> admin.LinkView:
         state = link.state if link.connected or link.state == "up" else "connecting"
         return admin.LinkView(
-            node=link.node, state="connecting" if state == "unknown" else state,
-            rtt_us=link.rtt_us, loss_ppm=link.loss_ppm, agent_alive=link.connected,
+            node=link.node,
+            state="connecting" if state == "unknown" else state,
+            rtt_us=link.rtt_us,
+            loss_ppm=link.loss_ppm,
+            agent_alive=link.connected,
             since_ms=(unix_us() - self._since.get(link.node, unix_us())) // 1000,
-            reason=link.reason)
+            reason=link.reason,
+        )
 
     def _services(self, view: words.View) -> tuple[admin.ServiceView, ...]:
         names = {id: name for name, id in view.names}
@@ -148,11 +178,16 @@ class Desk:
         found = []
         for id in sorted({*names, *where, *local}):
             entry = local.get(id)
-            found.append(admin.ServiceView(
-                name=names.get(id, ""), id=id, address=entry.address if entry else "",
-                nodes=tuple(sorted(where.get(id, ()))),
-                proxy_header=bool(entry and entry.proxy_header),
-                exposed=bool(entry and not entry.address.startswith("unix:"))))
+            found.append(
+                admin.ServiceView(
+                    name=names.get(id, ""),
+                    id=id,
+                    address=entry.address if entry else "",
+                    nodes=tuple(sorted(where.get(id, ()))),
+                    proxy_header=bool(entry and entry.proxy_header),
+                    exposed=bool(entry and not entry.address.startswith("unix:")),
+                )
+            )
         return tuple(found)
 
     def _svids(self, view: words.View) -> tuple[admin.SvidView, ...]:
@@ -162,10 +197,15 @@ class Desk:
             if item is None:
                 continue
             fields = x509.parse(item.chain[0])
-            found.append(admin.SvidView(
-                id=id, serial=f"{fields.certificate.serial_number:x}",
-                not_before_unix_s=fields.fields.not_before_unix_s,
-                not_after_unix_s=item.not_after_unix_s, renewals=self.renewals.get(id, 0)))
+            found.append(
+                admin.SvidView(
+                    id=id,
+                    serial=f"{fields.certificate.serial_number:x}",
+                    not_before_unix_s=fields.fields.not_before_unix_s,
+                    not_after_unix_s=item.not_after_unix_s,
+                    renewals=self.renewals.get(id, 0),
+                )
+            )
         return tuple(found)
 
     def counters(self) -> dict[str, int]:
@@ -184,8 +224,11 @@ class Desk:
         target = self._node_for(view, request.target)
         paths, costs = self._agent.machine.paths(source, target)
         if not paths:
-            raise NotFound("X0-PTH-002", f"no path from {source} to {target}",
-                           "`x0 status` shows which links are up")
+            raise NotFound(
+                "X0-PTH-002",
+                f"no path from {source} to {target}",
+                "`x0 status` shows which links are up",
+            )
         return admin.PathAnswer(source, target, paths, costs, _disjoint(paths))
 
     def _node_for(self, view: words.View, target: str) -> str:
@@ -196,13 +239,15 @@ class Desk:
         for node in sorted(view.nodes, key=lambda n: (n.cost < 0, n.cost)):
             if id in node.endpoints:
                 return node.node
-        raise NotFound("X0-PTH-001", f"no node, name or ID {target!r} is known here",
-                       "`x0 status` lists them")
+        raise NotFound(
+            "X0-PTH-001", f"no node, name or ID {target!r} is known here", "`x0 status` lists them"
+        )
 
     async def check(self) -> admin.CheckAnswer:
         """Findings about this node."""
-        return admin.CheckAnswer(checks.findings(self.status(), checks.host_facts(
-            self._agent.state_dir)))
+        return admin.CheckAnswer(
+            checks.findings(self.status(), checks.host_facts(self._agent.state_dir))
+        )
 
     async def metrics(self) -> admin.Text:
         """Prometheus text."""
@@ -213,9 +258,14 @@ class Desk:
         status = msgspec.json.format(admin.STATUS_JSON.encode(self.status())).decode()
         findings = "\n".join(f"{f.id} {f.level}: {f.what}" for f in (await self.check()).findings)
         settings = msgspec.json.format(msgspec.json.encode(self._agent.settings)).decode()
-        return admin.Support({
-            "status.json": status, "check.txt": findings + "\n", "settings.json": settings,
-            "metrics.txt": (await self.metrics()).text})
+        return admin.Support(
+            {
+                "status.json": status,
+                "check.txt": findings + "\n",
+                "settings.json": settings,
+                "metrics.txt": (await self.metrics()).text,
+            }
+        )
 
     async def explain(self, request: admin.Explain) -> admin.Explanation:
         """What the gate of this node says."""
@@ -234,8 +284,11 @@ class Desk:
         end = asyncio.get_running_loop().time() + RENEW_S
         while missing := [id for id in wanted if self.renewals.get(id, 0) <= before[id]]:
             if asyncio.get_running_loop().time() > end:
-                raise Unavailable("X0-REN-002", f"{len(missing)} of {len(wanted)} not renewed",
-                                  self.authority_error or "see `x0 status`")
+                raise Unavailable(
+                    "X0-REN-002",
+                    f"{len(missing)} of {len(wanted)} not renewed",
+                    self.authority_error or "see `x0 status`",
+                )
             await asyncio.sleep(0.02)
         return admin.Fine(f"{len(wanted)} renewed")
 
@@ -259,9 +312,19 @@ class Desk:
 
 def _session(x: SessionState) -> admin.SessionView:
     return admin.SessionView(
-        source=x.source, target=x.target, node=x.node, path=x.path, standby=x.standby,
-        streams=x.streams, state=x.state, requests=x.requests, bytes_out=x.bytes_out,
-        bytes_in=x.bytes_in, resent_bytes=x.resent_bytes, moves=x.moves)
+        source=x.source,
+        target=x.target,
+        node=x.node,
+        path=x.path,
+        standby=x.standby,
+        streams=x.streams,
+        state=x.state,
+        requests=x.requests,
+        bytes_out=x.bytes_out,
+        bytes_in=x.bytes_in,
+        resent_bytes=x.resent_bytes,
+        moves=x.moves,
+    )
 
 
 def _disjoint(paths: tuple[tuple[str, ...], ...]) -> bool:
@@ -271,7 +334,8 @@ def _disjoint(paths: tuple[tuple[str, ...], ...]) -> bool:
     first, second = paths[0], paths[1]
     links = set(zip(first, first[1:], strict=False))
     return not set(first[1:-1]) & set(second[1:-1]) and not links & set(
-        zip(second, second[1:], strict=False))
+        zip(second, second[1:], strict=False)
+    )
 
 
 def _with_port(address: str, port: int) -> str:

@@ -85,7 +85,9 @@ class Client:
 
     async def _ask(self, path: str) -> tuple[asyncio.StreamReader, int]:
         if self._writer is None or self._reader is None:
-            self._reader, self._writer = await asyncio.open_connection(*self._address, limit=1 << 20)
+            self._reader, self._writer = await asyncio.open_connection(
+                *self._address, limit=1 << 20
+            )
         self._writer.write(f"GET {path} HTTP/1.1\r\nHost: {self._host}\r\n\r\n".encode())
         await self._writer.drain()
         head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
@@ -110,7 +112,11 @@ class Load:
     """Steady load until told to stop: open loop, one request outstanding per connection."""
 
     def __init__(
-        self, address: tuple[str, int], host: str, path: str, expect: bytes,
+        self,
+        address: tuple[str, int],
+        host: str,
+        path: str,
+        expect: bytes,
         tell: Callable[[dict[str, object]], None],
     ) -> None:
         self._address = address

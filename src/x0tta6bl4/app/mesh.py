@@ -94,32 +94,44 @@ class Mesh:
         ports = iter(free_ports(1 + 3 * len(nodes)))
         authority = next(ports)
         at = {node: (next(ports), next(ports), next(ports)) for node in nodes}
-        self._write("authority", cfg.dump(cfg.AuthoritySettings(
-            trust_domain=self.plan.trust_domain,
-            state_dir=str(self.root / "authority"),
-            listen=f"127.0.0.1:{authority}",
-            svid=cfg.Svid(ttl_s=self.plan.svid_ttl_s, node_ttl_s=self.plan.svid_ttl_s),
-        )))
+        self._write(
+            "authority",
+            cfg.dump(
+                cfg.AuthoritySettings(
+                    trust_domain=self.plan.trust_domain,
+                    state_dir=str(self.root / "authority"),
+                    listen=f"127.0.0.1:{authority}",
+                    svid=cfg.Svid(ttl_s=self.plan.svid_ttl_s, node_ttl_s=self.plan.svid_ttl_s),
+                )
+            ),
+        )
         for node in nodes:
             data, control, metrics = at[node]
-            self._write(node, cfg.dump(cfg.NodeSettings(
-                trust_domain=self.plan.trust_domain,
-                node=node,
-                state_dir=str(self.root / node),
-                authority=cfg.AuthorityAt(
-                    address=f"127.0.0.1:{authority}",
-                    token_file=str(self.root / node / "enrol-token"),
+            self._write(
+                node,
+                cfg.dump(
+                    cfg.NodeSettings(
+                        trust_domain=self.plan.trust_domain,
+                        node=node,
+                        state_dir=str(self.root / node),
+                        authority=cfg.AuthorityAt(
+                            address=f"127.0.0.1:{authority}",
+                            token_file=str(self.root / node / "enrol-token"),
+                        ),
+                        data=cfg.Data(listen=f"127.0.0.1:{data}", advertise=(f"127.0.0.1:{data}",)),
+                        control=cfg.Control(listen=f"127.0.0.1:{control}"),
+                        link=self._links(node, {n: p[1] for n, p in at.items()}),
+                        service=tuple(s for n, s in self.plan.services if n == node),
+                        caller=tuple(c for n, c in self.plan.callers if n == node),
+                        listen=tuple(x for n, x in self.plan.listeners if n == node),
+                        metrics=cfg.Metrics(listen=f"127.0.0.1:{metrics}"),
+                        log=cfg.Log(
+                            file=str(self.root / node / "node.log"),
+                            access_file=str(self.root / node / "access.log"),
+                        ),
+                    )
                 ),
-                data=cfg.Data(listen=f"127.0.0.1:{data}", advertise=(f"127.0.0.1:{data}",)),
-                control=cfg.Control(listen=f"127.0.0.1:{control}"),
-                link=self._links(node, {n: p[1] for n, p in at.items()}),
-                service=tuple(s for n, s in self.plan.services if n == node),
-                caller=tuple(c for n, c in self.plan.callers if n == node),
-                listen=tuple(x for n, x in self.plan.listeners if n == node),
-                metrics=cfg.Metrics(listen=f"127.0.0.1:{metrics}"),
-                log=cfg.Log(file=str(self.root / node / "node.log"),
-                            access_file=str(self.root / node / "access.log")),
-            )))
+            )
         (self.root / "plan.json").write_bytes(msgspec.json.encode(self.plan))
 
     def _links(self, node: str, control: dict[str, int]) -> tuple[cfg.Link, ...]:
@@ -159,7 +171,10 @@ class Mesh:
         with open(self.state(name) / "out.log", "ab") as log:
             child = subprocess.Popen(
                 [sys.executable, "-m", "x0tta6bl4", *arguments],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         self._children[name] = child
         return child
@@ -212,8 +227,12 @@ class Mesh:
             with contextlib.suppress(ProcessLookupError):
                 child.terminate()
         with contextlib.suppress(Unavailable):
-            wait_for(lambda: not any(self.pids(n) for n in names), "the mesh to end", STOP_S,
-                     reap=self._reap)
+            wait_for(
+                lambda: not any(self.pids(n) for n in names),
+                "the mesh to end",
+                STOP_S,
+                reap=self._reap,
+            )
         for name in names:
             self.signal(name, signal.SIGKILL)
         for child in self._children.values():
@@ -251,7 +270,9 @@ def opened(root: Path) -> Mesh:
 
 
 def wait_for(
-    ready: Callable[[], bool], what: str, seconds: float = READY_S,
+    ready: Callable[[], bool],
+    what: str,
+    seconds: float = READY_S,
     reap: Callable[[], None] = lambda: None,
 ) -> None:
     """Look every 10 ms until `ready()`.

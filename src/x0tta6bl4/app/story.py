@@ -96,9 +96,18 @@ class Watcher:
         self.samples: list[Sample] = []
         self.bulk: dict[str, object] = {}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "x0tta6bl4.app.load", address, "--expect", str(expect),
-             *arguments],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True,
+            [
+                sys.executable,
+                "-m",
+                "x0tta6bl4.app.load",
+                address,
+                "--expect",
+                str(expect),
+                *arguments,
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
         )
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
@@ -110,8 +119,9 @@ class Watcher:
             if "bulk" in line:
                 self.bulk = line
             elif len(self.samples) < SAMPLES_MAX:
-                self.samples.append(msgspec.convert(
-                    {k: line[k] for k in ("at", "took", "ok", "why")}, Sample))
+                self.samples.append(
+                    msgspec.convert({k: line[k] for k in ("at", "took", "ok", "why")}, Sample)
+                )
 
     def window(self, begin: float, end: float) -> tuple[int, list[Sample], float]:
         """Requests sent between two instants: (how many, the failed ones, longest gap in ms)."""

@@ -107,21 +107,28 @@ class Trusts:
     def crypto(self) -> Crypto:
         """What the agent's machine needs of cryptography, by the judge of now."""
         return Crypto(
-            verify=self._verify, verify_key=_verify_key,
-            verify_endpoint=self._verify_endpoint, sign=_sign,
+            verify=self._verify,
+            verify_key=_verify_key,
+            verify_endpoint=self._verify_endpoint,
+            sign=_sign,
         )
 
     def _verify(self, record: Record, unix_s: int) -> Verdict:
         found = self._judge.judge_signed(
-            record.signer, signed_part(record), record.signature, NODE, unix_s * 1_000_000)
+            record.signer, signed_part(record), record.signature, NODE, unix_s * 1_000_000
+        )
         if type(found.verdict) is Allowed and record.expires_unix_s > found.not_after_unix_s:
             return Denied("record outlives its SVID")
         return found.verdict
 
     def _verify_endpoint(self, node: str, endpoint: Endpoint, unix_s: int) -> Verdict:
         found = self._judge.judge_signed(
-            endpoint.chain, endpoint_signed_part(node, endpoint), endpoint.signature, WORKLOAD,
-            unix_s * 1_000_000)
+            endpoint.chain,
+            endpoint_signed_part(node, endpoint),
+            endpoint.signature,
+            WORKLOAD,
+            unix_s * 1_000_000,
+        )
         if type(found.verdict) is Allowed and endpoint.expires_unix_s > found.not_after_unix_s:
             return Denied("endpoint outlives its SVID")
         return found.verdict

@@ -50,15 +50,22 @@ class Up:
         self.digest = ""
         self._bulk_bytes = bulk_bytes
         nodes, links = ring_of_six()
-        self.mesh = Mesh(root / "mesh", Plan(
-            trust_domain=domain, nodes=nodes, links=links,
-            listeners=(
-                *((node, cfg.Listen(address="127.0.0.1:0", kind="plain", name="web"))
-                  for node in (CLIENT, GUEST_NODE)),
-                (CLIENT, cfg.Listen(address="127.0.0.1:0", kind="socks5")),
-                (CLIENT, cfg.Listen(address="127.0.0.1:0", kind="connect")),
+        self.mesh = Mesh(
+            root / "mesh",
+            Plan(
+                trust_domain=domain,
+                nodes=nodes,
+                links=links,
+                listeners=(
+                    *(
+                        (node, cfg.Listen(address="127.0.0.1:0", kind="plain", name="web"))
+                        for node in (CLIENT, GUEST_NODE)
+                    ),
+                    (CLIENT, cfg.Listen(address="127.0.0.1:0", kind="socks5")),
+                    (CLIENT, cfg.Listen(address="127.0.0.1:0", kind="connect")),
+                ),
             ),
-        ))
+        )
         self.operator = Operator(self.mesh.state("authority"))
         self._servers: list[subprocess.Popen[bytes]] = []
 
@@ -70,7 +77,8 @@ class Up:
             Conflict: a mesh runs in this directory already.
         """
         if (self.root / "mesh" / "plan.json").exists() and any(
-                self.mesh.pids(name) for name in ("authority", *self.mesh.plan.nodes)):
+            self.mesh.pids(name) for name in ("authority", *self.mesh.plan.nodes)
+        ):
             raise Conflict("X0-UP-004", f"a mesh is running in {self.root}", "x0 down ends it")
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.mesh.lay_out()
@@ -89,12 +97,16 @@ class Up:
 
     def _register(self, ports: list[int]) -> None:
         uid = f"unix:uid:{os.getuid()}"
-        self.operator.create_entries([
-            *(Entry(id=self.web, node=node, selectors=(uid,), address=f"127.0.0.1:{port}")
-              for node, port in zip(REPLICAS, ports, strict=True)),
-            Entry(id=self.shop, node=CLIENT, selectors=(uid,)),
-            Entry(id=self.guest, node=GUEST_NODE, selectors=(uid,)),
-        ])
+        self.operator.create_entries(
+            [
+                *(
+                    Entry(id=self.web, node=node, selectors=(uid,), address=f"127.0.0.1:{port}")
+                    for node, port in zip(REPLICAS, ports, strict=True)
+                ),
+                Entry(id=self.shop, node=CLIENT, selectors=(uid,)),
+                Entry(id=self.guest, node=GUEST_NODE, selectors=(uid,)),
+            ]
+        )
         self.operator.create_name(Name("web", self.web, (self.shop, self.guest)))
 
     def _serve(self) -> list[int]:
@@ -112,10 +124,23 @@ class Up:
         ports = free_ports(len(REPLICAS))
         for number, port in enumerate(ports):
             server = subprocess.Popen(
-                [sys.executable, "-m", "http.server", "--protocol", "HTTP/1.1", "--bind",
-                 "127.0.0.1", "--directory", str(pages), str(port)],
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                start_new_session=True)
+                [
+                    sys.executable,
+                    "-m",
+                    "http.server",
+                    "--protocol",
+                    "HTTP/1.1",
+                    "--bind",
+                    "127.0.0.1",
+                    "--directory",
+                    str(pages),
+                    str(port),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
             self._servers.append(server)
             (self.root / f"server{number}.pid").write_text(f"{server.pid}\n")
         return ports
@@ -151,8 +176,10 @@ class Up:
         try:
             wait_for(lambda: self._is_ready(node), f"{node} to be ready")
         except Unavailable as error:
-            raise Unavailable(error.id, f"{error.what}; it said last:\n{self.mesh.tail(node)}",
-                              ) from None
+            raise Unavailable(
+                error.id,
+                f"{error.what}; it said last:\n{self.mesh.tail(node)}",
+            ) from None
 
     def _is_ready(self, node: str) -> bool:
         try:

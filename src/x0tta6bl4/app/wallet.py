@@ -63,7 +63,8 @@ class Wallet:
             decode_bundle(kept.bundle)
         except (msgspec.DecodeError, BadInput):
             raise BadInput(
-                "X0-RUN-020", f"{self._dir / KEPT} is damaged",
+                "X0-RUN-020",
+                f"{self._dir / KEPT} is damaged",
                 "remove it: the node attests again by its key",
             ) from None
         self.svid, self.bundle = kept.svid, kept.bundle
@@ -94,14 +95,23 @@ def private_dir(path: Path) -> None:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = path.stat()
     except OSError as error:
-        raise Unavailable("X0-RUN-021", f"can't use state_dir {path}: {error.strerror}",
-                          "give it to the user that runs this process") from None
+        raise Unavailable(
+            "X0-RUN-021",
+            f"can't use state_dir {path}: {error.strerror}",
+            "give it to the user that runs this process",
+        ) from None
     if found.st_uid != os.geteuid():
-        raise Refused("X0-RUN-022", f"state_dir {path} belongs to uid {found.st_uid}",
-                      "run as its owner, or give this process its own")
+        raise Refused(
+            "X0-RUN-022",
+            f"state_dir {path} belongs to uid {found.st_uid}",
+            "run as its owner, or give this process its own",
+        )
     if found.st_mode & 0o077:
-        raise Refused("X0-RUN-001", f"{path} is open to other users",
-                      "chmod 700 it, and let its owner run this process")
+        raise Refused(
+            "X0-RUN-001",
+            f"{path} is open to other users",
+            "chmod 700 it, and let its owner run this process",
+        )
 
 
 def read_private(path: Path) -> bytes:
@@ -115,8 +125,11 @@ def read_private(path: Path) -> bytes:
         with open(path, "rb") as file:
             mode = os.fstat(file.fileno()).st_mode
             if mode & 0o077:
-                raise Refused("X0-RUN-023", f"{path} can be read by other users",
-                              f"chmod 600 {path}, and replace the key if somebody may have read it")
+                raise Refused(
+                    "X0-RUN-023",
+                    f"{path} can be read by other users",
+                    f"chmod 600 {path}, and replace the key if somebody may have read it",
+                )
             return file.read(FILE_BYTES_MAX)
     except OSError as error:
         raise Unavailable("X0-RUN-024", f"can't read {path}: {error.strerror}") from None
@@ -140,5 +153,8 @@ def write_private(path: Path, data: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             beside.unlink()
-        raise Unavailable("X0-RUN-025", f"can't write {path}: {error.strerror}",
-                          "make room, or check the directory's owner") from None
+        raise Unavailable(
+            "X0-RUN-025",
+            f"can't write {path}: {error.strerror}",
+            "make room, or check the directory's owner",
+        ) from None

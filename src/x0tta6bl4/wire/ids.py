@@ -55,8 +55,11 @@ def spiffe_id(text: str) -> SpiffeId:
     if slash:
         for segment in path.split("/"):
             if not _SEGMENT.match(segment) or segment in (".", ".."):
-                raise BadId("X0-ID-003", f"{text[:80]!r} has a bad path segment",
-                            "segments are [a-zA-Z0-9._-]+ and neither '.' nor '..'")
+                raise BadId(
+                    "X0-ID-003",
+                    f"{text[:80]!r} has a bad path segment",
+                    "segments are [a-zA-Z0-9._-]+ and neither '.' nor '..'",
+                )
     return SpiffeId(f"spiffe://{domain}{slash}{path}")
 
 
@@ -67,8 +70,11 @@ def node_name(text: str) -> NodeName:
         BadId: anything else.
     """
     if len(text) > NODE_NAME_BYTES_MAX or not text.isascii() or not _NODE.match(text):
-        raise BadId("X0-ID-004", f"{text[:80]!r} is no node name",
-                    "use 1 to 63 of [a-z0-9-], no '-' at either end")
+        raise BadId(
+            "X0-ID-004",
+            f"{text[:80]!r} is no node name",
+            "use 1 to 63 of [a-z0-9-], no '-' at either end",
+        )
     return NodeName(text)
 
 

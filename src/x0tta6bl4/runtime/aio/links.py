@@ -187,8 +187,13 @@ class LinkConnections:
             ports = []
             for host, port in listen:
                 server = await asyncio.start_server(
-                    self._accept, host, port, ssl=self._server, backlog=64,
-                    ssl_handshake_timeout=HANDSHAKE_S, ssl_shutdown_timeout=1.0,
+                    self._accept,
+                    host,
+                    port,
+                    ssl=self._server,
+                    backlog=64,
+                    ssl_handshake_timeout=HANDSHAKE_S,
+                    ssl_shutdown_timeout=1.0,
                 )
                 stack.push_async_callback(_close, server)
                 ports.append(server.sockets[0].getsockname()[1])
@@ -260,8 +265,12 @@ class LinkConnections:
         try:
             reader, writer = await asyncio.wait_for(
                 asyncio.open_connection(
-                    host.strip("[]"), int(port), ssl=self._client, server_hostname="",
-                    ssl_handshake_timeout=HANDSHAKE_S, ssl_shutdown_timeout=1.0,
+                    host.strip("[]"),
+                    int(port),
+                    ssl=self._client,
+                    server_hostname="",
+                    ssl_handshake_timeout=HANDSHAKE_S,
+                    ssl_shutdown_timeout=1.0,
                 ),
                 HANDSHAKE_S,
             )
@@ -346,7 +355,9 @@ class LinkConnections:
                     self._heard(connection, message)
 
     async def _read(
-        self, connection: _Connection, reader: asyncio.StreamReader,
+        self,
+        connection: _Connection,
+        reader: asyncio.StreamReader,
         messages: codec.Reader[LinkMessage],
     ) -> str:
         while data := await reader.read(262144):
@@ -360,14 +371,20 @@ class LinkConnections:
         if kind is Intro:
             intro = cast(Intro, message)
             if intro.version != LINK_VERSION:
-                raise BadMessage("X0-LNK-006", f"link version {intro.version}",
-                                 f"this node speaks {LINK_VERSION}")
+                raise BadMessage(
+                    "X0-LNK-006",
+                    f"link version {intro.version}",
+                    f"this node speaks {LINK_VERSION}",
+                )
             if intro.node != connection.node:
                 raise BadMessage("X0-LNK-007", f"{connection.node} greets as {intro.node}")
             skew = abs(intro.unix_us / 1e6 - self._unix_s())
             if connection.intro is None and skew > 30:
-                raise BadMessage("X0-LNK-008", f"clock of {intro.node} differs by {skew:.0f} s",
-                                 "set both clocks by NTP")
+                raise BadMessage(
+                    "X0-LNK-008",
+                    f"clock of {intro.node} differs by {skew:.0f} s",
+                    "set both clocks by NTP",
+                )
             connection.intro = intro
             if self._up.get(connection.node) is connection:
                 self._announce(connection)

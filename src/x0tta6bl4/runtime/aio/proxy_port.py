@@ -34,6 +34,7 @@ class ProxyPort:
         self._path = path
         self._on_fact = on_fact
         self._writer: asyncio.StreamWriter | None = None
+        self._transport: asyncio.WriteTransport | None = None
         self.pid = 0
 
     async def run(self) -> None:
@@ -49,6 +50,7 @@ class ProxyPort:
                 reader, writer = await asyncio.open_unix_connection(self._path, limit=1 << 20)
         except (OSError, TimeoutError) as error:
             raise Unavailable("X0-RUN-005", f"no proxy at {self._path}: {error}") from None
+        self._transport = writer.transport
         try:
             self.pid = self._peer(writer)
             messages = codec.proxy_reader()
@@ -60,7 +62,6 @@ class ProxyPort:
             pass  # A reset is an end like any other.
         finally:
             self.hang_up()
-            writer.transport.abort()
 
     def _peer(self, writer: asyncio.StreamWriter) -> int:
         """Pid of the proxy, once its user is found to be ours."""
@@ -68,12 +69,17 @@ class ProxyPort:
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         pid, uid, _ = struct.unpack("iII", credentials)
         if uid not in (os.getuid(), 0):
-            raise Refused("X0-RUN-008", f"user {uid} listens at {self._path}",
-                          "only this user's own proxy may hold its keys")
+            raise Refused(
+                "X0-RUN-008",
+                f"user {uid} listens at {self._path}",
+                "only this user's own proxy may hold its keys",
+            )
         return int(pid)
 
     async def _greeting(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter,
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
         messages: codec.Reader[ProxyFact],
     ) -> None:
         """Hear Ready and the snapshot, check versions, and open the way for orders."""
@@ -91,8 +97,11 @@ class ProxyPort:
         if type(ready) is not Ready or type(held) is not Full:
             raise BadMessage("X0-RUN-007", "the proxy greets with something else")
         if ready.wire_version != PROXY_VERSION:
-            raise BadMessage("X0-RUN-007", f"the proxy speaks version {ready.wire_version}",
-                             f"this agent speaks {PROXY_VERSION}: restart the node")
+            raise BadMessage(
+                "X0-RUN-007",
+                f"the proxy speaks version {ready.wire_version}",
+                f"this agent speaks {PROXY_VERSION}: restart the node",
+            )
         self._writer = writer
         for fact in first:
             self._on_fact(fact)
@@ -111,7 +120,7 @@ class ProxyPort:
         writer.write(codec.encode(order))
 
     def hang_up(self) -> None:
-        """Close the connection, if there is one."""
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.transport.abort()
+        """Close the connection, if there is one; `run` returns."""
+        transport, self._transport, self._writer = self._transport, None, None
+        if transport is not None:
+            transport.abort()

@@ -168,8 +168,11 @@ def listen_private(path: str, what: str) -> socket.socket:
     """
     folder = os.stat(os.path.dirname(path))
     if folder.st_uid != os.getuid() or folder.st_mode & 0o077:
-        raise Refused("X0-RUN-001", f"{os.path.dirname(path)} is open to other users",
-                      "chmod 700 it, and let its owner run this process")
+        raise Refused(
+            "X0-RUN-001",
+            f"{os.path.dirname(path)} is open to other users",
+            "chmod 700 it, and let its owner run this process",
+        )
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(1.0)
         try:
@@ -179,8 +182,11 @@ def listen_private(path: str, what: str) -> socket.socket:
         except OSError as error:
             raise Refused("X0-RUN-002", f"cannot use {path}: {error.strerror}") from None
         else:
-            raise Refused("X0-RUN-003", f"a {what} is already running on {path}",
-                          "stop it first, or give this one another state_dir")
+            raise Refused(
+                "X0-RUN-003",
+                f"a {what} is already running on {path}",
+                "stop it first, or give this one another state_dir",
+            )
     if os.path.lexists(path):
         os.unlink(path)
     listener = socket.socket(socket.AF_UNIX)
