@@ -11,6 +11,7 @@ Give it to a harness of proxy pairs as one command; it runs until SIGTERM.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import shutil
 import signal
@@ -41,7 +42,7 @@ def main() -> int:
         Plan(
             trust_domain=DOMAIN,
             nodes=tuple(nodes),
-            links=tuple(zip(nodes, nodes[1:], strict=False)),
+            links=tuple(itertools.pairwise(nodes)),
             listeners=(
                 (
                     "a",

@@ -443,9 +443,8 @@ def run(settings: cfg.NodeSettings, config: Path) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, agent.stopping.set)
-        running = asyncio.ensure_future(agent.run())
         with contextlib.suppress(asyncio.CancelledError):
-            await running
+            await agent.run()
         if agent.failure is not None:
             raise agent.failure
 

@@ -93,7 +93,7 @@ class Demo:
         self._mend()
 
     def _path(self) -> tuple[str, ...]:
-        """Path of the client's busiest session, as its own agent sees it (or "" while it is dead)."""
+        """Path of the client's busiest session, as its own agent sees it; none while it is dead."""
         try:
             sessions = [s for s in self.up.status(CLIENT).sessions if s.source == self.up.shop]
         except X0Error:

@@ -7,6 +7,7 @@ nothing is decided.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 from collections import deque
 from typing import TYPE_CHECKING, Final
@@ -332,10 +333,8 @@ def _disjoint(paths: tuple[tuple[str, ...], ...]) -> bool:
     if len(paths) < 2:
         return False
     first, second = paths[0], paths[1]
-    links = set(zip(first, first[1:], strict=False))
-    return not set(first[1:-1]) & set(second[1:-1]) and not links & set(
-        zip(second, second[1:], strict=False)
-    )
+    links = set(itertools.pairwise(first))
+    return not set(first[1:-1]) & set(second[1:-1]) and not links & set(itertools.pairwise(second))
 
 
 def _with_port(address: str, port: int) -> str:
