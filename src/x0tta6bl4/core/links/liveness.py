@@ -388,6 +388,7 @@ class Links:
         n.run = n.run + 1 if step == 1 and before == UP else 0
         if n.state == UP and before != UP:
             n.up_at = now
+            window.forgive()
         if n.state == UP:
             self._tell_up(n, now, out)
         n.judge_at = now + n.suspect_us if n.state != DOWN else NEVER

@@ -75,6 +75,10 @@ class Window:
         good = (self._bits >> _REORDER & ((1 << count) - 1)).bit_count()
         return good, count - good
 
+    def forgive(self) -> None:
+        """Judge nothing that was sent before the newest: the link was down."""
+        self._judged = self.top
+
 
 class Loss:
     """Share of one direction that gets lost, and whether it is a gray failure.

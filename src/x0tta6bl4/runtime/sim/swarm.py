@@ -12,12 +12,12 @@ from typing import Final, final
 
 import msgspec
 
-from x0tta6bl4.core.machine import MS, SECOND
+from x0tta6bl4.core.machine import MS, SECOND, Effects, Event, Send
 from x0tta6bl4.runtime.sim import laws
 from x0tta6bl4.runtime.sim.faults import KINDS, Fault, Faults, Sides, draw, shape
 from x0tta6bl4.runtime.sim.mesh import Host, Mesh
 from x0tta6bl4.runtime.sim.sides import start_agent, start_proxy
-from x0tta6bl4.runtime.sim.world import Clock, LawBroken, World
+from x0tta6bl4.runtime.sim.world import Clock, LawBroken, Process, World, shown
 
 ITEMS_MAX: Final = 4096
 """Most items in any container of a machine, in worlds of at most NODES_MAX nodes."""
@@ -82,18 +82,29 @@ def build(world: World, count: int, everyday: bool = True) -> Mesh:
     return mesh
 
 
-def judged(seed: int, trace: Callable[[str], None] | None = None) -> Report:
+def judged(
+    seed: int,
+    trace: Callable[[str], None] | None = None,
+    nodes: int | None = None,
+    seconds: int | None = None,
+) -> Report:
     """Run one seed to its end.
 
     Args:
         seed: chooses everything.
         trace: takes one line per fault and fact.
+        nodes: in place of the number of nodes that the seed chooses.
+        seconds: virtual seconds with faults, in place of the seed's 35 to 60.
     """
     random = Random(f"{seed}/swarm")
     count = min(NODES_MAX, max(NODES_MIN, int(random.gauss(14, 6))))
+    if nodes is not None:
+        count = nodes
     world = World(seed, tick_late_us=random.choice((0, 0, 500, 5 * MS)))
     mesh = build(world, count)
     faulty_until = random.randrange(35, 60) * SECOND
+    if seconds is not None:
+        faulty_until = max(6, seconds) * SECOND
     plan = draw(random, mesh, random.randrange(3, 4 + count), 5 * SECOND, faulty_until)
     few = random.sample(sorted(KINDS), random.randrange(3, len(KINDS)))
     kept = [fault for fault in plan if fault.kind in few]
@@ -112,7 +123,8 @@ def run(
     faults = Faults(mesh, Sides(_agent, _proxy), plan)
     if trace is not None:
         for fault in plan:
-            trace(str(fault))
+            trace(f"plan: {fault}")
+        world.observe(Trace(trace))
     world.observe(laws.LinkFacts())
     laws.LinkTimes(mesh)
     for name in sorted(mesh.hosts):
@@ -138,6 +150,23 @@ def run(
         handled,
         broken,
     )
+
+
+class Trace:
+    """Shows every fact (whatever is no message to another node) as one line.
+
+    Args:
+        out: takes the lines.
+    """
+
+    def __init__(self, out: Callable[[str], None]) -> None:
+        self._out = out
+
+    def __call__(self, process: Process, event: Event, effects: Effects) -> None:
+        """Look at the effects of one step."""
+        for effect in effects:
+            if type(effect) is not Send:
+                self._out(f"{shown(process.world.now)} {process.name} {effect!r}")
 
 
 def _agent(host: Host) -> None:

@@ -1,0 +1,185 @@
+"""Transcripts: commands and expected answers in a text file, in the manner of etcd/raft.
+
+    # A comment.
+    link a b latency=2ms
+    start
+    run 1s
+    ----
+    0.006 a: link b up
+
+A block is some commands, one a line, then `----`, then what they answer, up to an empty line.
+Playing a file gives the same file with the answers of now: read the diff.
+
+    link A B [latency=T] [jitter=T] [loss=PPM]    lay wires (hosts appear as they are named)
+    start [HOST ...]                              start proxy and agent of these, or of all
+    run T                                         let time pass; answers with what was told
+    fault KIND TARGET ... [NUMBER]                begin a fault (kinds: see `faults`)
+    mend KIND TARGET ...                          end it
+    show links                                    each host's links as its proxy holds them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from x0tta6bl4.core.machine import MS, SECOND
+from x0tta6bl4.runtime.sim.faults import FOREVER, KINDS, Fault, Sides, Undo
+from x0tta6bl4.runtime.sim.mesh import Host, Mesh
+from x0tta6bl4.runtime.sim.network import Shape
+from x0tta6bl4.runtime.sim.sides import start_agent, start_proxy
+from x0tta6bl4.runtime.sim.world import Clock, World, shown
+from x0tta6bl4.wire.errors import BadInput
+
+_RULE: Final = "----"
+
+
+class Scenario:
+    """One transcript being played."""
+
+    def __init__(self) -> None:
+        self.world = World("scenario")
+        self.mesh = Mesh(self.world)
+        self._told: list[str] = []
+        self._sides = Sides(self._start_agent, self._start_proxy)
+        self._undo: dict[tuple[str, tuple[str, ...]], Undo] = {}
+        self._commands: dict[str, Callable[[list[str]], list[str]]] = {
+            "link": self._link,
+            "start": self._start,
+            "run": self._run,
+            "fault": self._fault,
+            "mend": self._mend,
+            "show": self._show,
+        }
+
+    def perform(self, line: str) -> list[str]:
+        """Carry one command out.
+
+        Raises:
+            BadInput: no such command, or its words make no sense.
+        """
+        word, *rest = line.split()
+        command = self._commands.get(word)
+        if command is None:
+            raise BadInput("X0-SIM-001", f"no command {word!r}", f"one of {sorted(self._commands)}")
+        try:
+            return command(rest)
+        except (IndexError, KeyError, ValueError) as error:
+            raise BadInput("X0-SIM-002", f"{line!r} makes no sense: {error!r}") from None
+
+    def _link(self, words: list[str]) -> list[str]:
+        a, b, *settings = words
+        shape = Shape()
+        for setting in settings:
+            name, _, value = setting.partition("=")
+            if name == "loss":
+                shape.loss_ppm = int(value)
+            else:
+                setattr(shape, {"latency": "latency_us", "jitter": "jitter_us"}[name], time(value))
+        for name in (a, b):
+            if name not in self.mesh.hosts:
+                self.mesh.host(name, Clock(SECOND))
+        self.mesh.link(a, b, shape)
+        return []
+
+    def _start(self, words: list[str]) -> list[str]:
+        for name in words or sorted(self.mesh.hosts):
+            host = self.mesh.hosts[name]
+            if host.proxy is None:
+                self._start_proxy(host)
+            if host.agent is None:
+                self._start_agent(host)
+        return []
+
+    def _start_agent(self, host: Host) -> None:
+        start_agent(host)
+
+    def _start_proxy(self, host: Host) -> None:
+        start_proxy(host)
+        tell = host.proxy.tell
+
+        def told(fact: msgspec.Struct) -> None:
+            tell(fact)
+            self._told.append(f"{shown(self.world.now)} {host.name}: {_said(fact)}")
+
+        host.proxy.tell = told
+
+    def _run(self, words: list[str]) -> list[str]:
+        self.world.run(self.world.now + time(words[0]))
+        told, self._told = self._told, []
+        return told
+
+    def _fault(self, words: list[str]) -> list[str]:
+        kind, *rest = words
+        number = int(rest.pop()) if rest[-1].lstrip("-").isdigit() else 0
+        fault = Fault(kind, self.world.now, FOREVER, tuple(rest), number)
+        self._undo[kind, fault.target] = KINDS[kind](self.mesh, self._sides, fault)
+        return []
+
+    def _mend(self, words: list[str]) -> list[str]:
+        self._undo.pop((words[0], tuple(words[1:])))()
+        return []
+
+    def _show(self, words: list[str]) -> list[str]:
+        assert words == ["links"], words
+        lines: list[str] = []
+        for name, host in sorted(self.mesh.hosts.items()):
+            if host.proxy is None:
+                lines.append(f"{name}: no proxy")
+                continue
+            lines += [
+                f"{name}: {link.node} {link.state}, {link.rtt_us / MS:.1f} ms,"
+                f" {link.loss_ppm} ppm{', gray' if link.gray else ''}"
+                f"{'' if link.agent_alive else ', no agent'}"
+                for link in host.proxy.machine.statistics()
+            ]
+        return lines
+
+
+def time(text: str) -> int:
+    """Microseconds of `2ms`, `1.5s`, `300us`.
+
+    Raises:
+        ValueError: anything else.
+    """
+    for unit, factor in (("us", 1), ("ms", MS), ("s", SECOND)):
+        if text.endswith(unit) and text[: -len(unit)].replace(".", "", 1).isdigit():
+            return int(float(text[: -len(unit)]) * factor)
+    raise ValueError(f"{text!r} is no time")
+
+
+def play(text: str) -> str:
+    """Play a transcript; the same text if everything is answered as written.
+
+    Raises:
+        BadInput: a command makes no sense.
+    """
+    out: list[str] = []
+    scenario = Scenario()
+    answers: list[str] = []
+    expecting = False
+    for line in text.splitlines():
+        if expecting:
+            if line:
+                continue
+            expecting = False
+            out.append(line)
+        elif line == _RULE:
+            out += [line, *answers]
+            answers = []
+            expecting = True
+        else:
+            out.append(line)
+            if line and not line.startswith("#"):
+                answers += scenario.perform(line)
+    return "\n".join(out) + "\n"
+
+
+def _said(fact: msgspec.Struct) -> str:
+    name = type(fact).__name__
+    fields = msgspec.structs.asdict(fact)
+    node = fields.pop("node")
+    more = ", ".join(f"{key}={value}" for key, value in fields.items() if value)
+    return f"{name} {node}" + (f" ({more})" if more else "")
