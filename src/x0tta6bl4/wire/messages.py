@@ -342,6 +342,14 @@ class ListenState(Message, frozen=True):
 
 
 @final
+class PathBad(Message, frozen=True):
+    """A path corrupted, dropped or swallowed what a session sent over it: avoid it for a while."""
+
+    path: tuple[str, ...]
+    reason: str
+
+
+@final
 class Notice(Message, frozen=True):
     """Something an operator wants to read: refused callers, lost circuits, bounds met."""
 
@@ -357,6 +365,7 @@ class Counters(Message, frozen=True):
 
 
 ProxyFact = (
-    Ready | NeedFull | LinkState | ListenState | SessionState | SessionGone | Notice | Counters | Full
+    Ready | NeedFull | LinkState | ListenState | SessionState | SessionGone | PathBad | Notice
+    | Counters | Full
 )
 AgentOrder = Full | Delta

@@ -35,6 +35,10 @@ class Up(Value, frozen=True):
     """Client: value exported under `EXPERIMENTAL x0 session`; used if this is the first circuit."""
     generation: int = 0
     """Which of our SVIDs it presents; another one makes the circuit stale."""
+    peer_issued_unix_s: int = 0
+    """notBefore of the peer's SVID, for revocations."""
+    peer_via: str = ""
+    """Node through which it was issued, or empty."""
 
 
 @final

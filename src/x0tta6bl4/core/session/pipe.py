@@ -142,6 +142,7 @@ class Pipe:
         if self.ring.held > HELD_MAX + HELD_SLACK // 2:
             return Reset.BUSY
         number = stream.number = self.next_number
+        stream.ask = ask
         self.next_number = number + 1
         self.opened_total += 1
         stream.pipe = self
@@ -317,6 +318,11 @@ class Pipe:
                 stream.on_reset(reason)
         self._grants.clear()
 
+    def withdraw(self, stream: Stream) -> None:
+        """Cut a stream off because it is no longer allowed; both ends hear why."""
+        self.reset(stream, Reset.WITHDRAWN)
+        stream.on_reset(Reset.WITHDRAWN)
+
     def rest(self) -> None:
         """Nothing has moved for a while: give grown memory back."""
         if not self.ring.limit:
@@ -334,6 +340,7 @@ class Pipe:
         answer = self.hooks.accept(self, number, ask)
         if isinstance(answer, Stream):
             answer.number = number
+            answer.ask = ask
             answer.pipe = self
             self.streams[number] = answer
             self.opened_total += 1

@@ -16,19 +16,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from x0tta6bl4.core.session.frames import Reset
+from x0tta6bl4.core.session.frames import Open, Reset
 
 if TYPE_CHECKING:
     from x0tta6bl4.core.session.pipe import Pipe
 
 CREDIT_MIN: Final = 64 * 1024
 CREDIT_MAX: Final = 1024 * 1024
+NO_NAME: Final = Open()
 
 
 class Stream:
     """State of one stream at one end.
 
     Attributes:
+        ask: what was asked for in OPEN.
         number: its number in the session; 0 before `Pipe.open` or acceptance.
         pipe: the session's pipe, None once the stream is done.
         credit: bytes that may still be sent.
@@ -47,6 +49,7 @@ class Stream:
 
     def __init__(self) -> None:
         self.number = 0
+        self.ask = NO_NAME
         self.pipe: Pipe | None = None
         self.credit = CREDIT_MIN
         self.opened = self.finished = self.ended = False
