@@ -142,6 +142,8 @@ class Watcher:
             self._process.kill()
             self._process.wait()
         self._thread.join(5)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
 
 def sleep_until(instant: float) -> None:

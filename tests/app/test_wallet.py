@@ -1,0 +1,85 @@
+"""What a node keeps on disk: modes, damage, full disk, and whose directory it is."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.ca import FakeCa
+from x0tta6bl4.app.wallet import KEPT, KEY, Wallet, private_dir, read_private, write_private
+from x0tta6bl4.wire.errors import BadInput, Refused, Unavailable
+from x0tta6bl4.wire.records import Bundle, encode_body
+
+BUNDLE = encode_body(Bundle("t.mesh", 1, (b"anchor",), ()))
+
+
+def test_a_new_node_has_a_key_and_nothing_else(tmp_path: Path) -> None:
+    wallet = Wallet(tmp_path / "state")
+    assert wallet.is_new
+    assert wallet.svid is None
+    assert wallet.known_bundle is None
+    assert (tmp_path / "state").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "state" / KEY).stat().st_mode & 0o777 == 0o600
+
+
+def test_key_svid_and_bundle_are_found_again(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    svid = FakeCa().svid("node/a")
+    first = Wallet(tmp_path)
+    first.keep(svid, BUNDLE)
+    again = Wallet(tmp_path)
+    assert not again.is_new
+    assert again.svid == svid
+    assert again.bundle == BUNDLE
+    assert again.key.private_numbers() == first.key.private_numbers()
+    assert (tmp_path / KEPT).stat().st_mode & 0o777 == 0o600
+    assert not list(tmp_path.glob("*.new"))
+
+
+def test_a_damaged_file_is_a_clear_error(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    Wallet(tmp_path).keep(FakeCa().svid("node/a"), BUNDLE)
+    data = (tmp_path / KEPT).read_bytes()
+    for damaged in (b"", data[:-7], b"\xff" * 64):
+        (tmp_path / KEPT).write_bytes(damaged)
+        with pytest.raises(BadInput, match="X0-RUN-020: .* is damaged. remove it"):
+            Wallet(tmp_path)
+
+
+def test_files_and_directories_that_others_may_read_are_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    with pytest.raises(Refused, match="X0-RUN-001: .* is open to other users. chmod 700"):
+        private_dir(tmp_path)
+    tmp_path.chmod(0o700)
+    Wallet(tmp_path)
+    (tmp_path / KEY).chmod(0o644)
+    with pytest.raises(Refused, match="X0-RUN-023: .* can be read by other users. chmod 600"):
+        Wallet(tmp_path)
+
+
+def test_a_directory_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Unavailable, match="X0-RUN-021: can't use state_dir"):
+        private_dir(tmp_path / "file" / "state")
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("small_files")
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    write_private(path, b"old")
+    with pytest.raises(Unavailable, match="X0-RUN-025: can't write"):
+        write_private(path, bytes(5000))
+    assert read_private(path) == b"old"
+    assert os.listdir(tmp_path) == ["secret"]
