@@ -1,0 +1,1 @@
+"""Where to go: a checked map of the mesh, shortest paths and disjoint backups over it."""

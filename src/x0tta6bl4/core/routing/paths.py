@@ -1,0 +1,329 @@
+"""Shortest distances, kept up to date link by link, and paths that share as little as possible.
+
+`Tree` holds the distance of every node from this one and mends it after changes: first the nodes
+that lost their last support are found, in order of distance, then they and whatever got nearer
+are relaxed.  Parents are not stored: a path is walked back along tight links, and of several the
+one over the lowest name is taken, so the same map gives the same paths whatever its history.
+
+Backups are found by A* from the destination towards this node with the tree's distances as
+heuristic, counting shared links and nodes before cost.  Where the shortest path leaves no disjoint
+second although a disjoint pair exists (a trap), Suurballe's algorithm finds the pair.
+
+Source: Ramalingam & Reps, J. Algorithms 21 (1996); Suurballe & Tarjan, Networks 14 (1984);
+Bhandari, Survivable Networks (1999) for the split of nodes.
+"""
+
+from __future__ import annotations
+
+import heapq
+from itertools import pairwise
+from typing import Final
+
+from x0tta6bl4.core.routing.map import NO_LINK, Change, Map
+
+INFINITE: Final = 2**60
+HOPS_MAX: Final = 16
+PATHS_MAX: Final = 3
+_SHARED_LINK: Final = 2**52
+_SHARED_NODE: Final = 2**44
+
+Path = tuple[int, ...]
+Link = tuple[int, int]
+
+
+class Tree:
+    """Distance of every node of a map from node 0; bounded by the map.
+
+    Args:
+        map: links and stubs; changed by its owner, who then calls `mend` or `build`.
+    """
+
+    __slots__ = ("_map", "distance")
+
+    def __init__(self, map: Map) -> None:
+        self._map = map
+        self.distance: list[int] = [0]
+
+    def build(self) -> None:
+        """Compute everything anew (Dijkstra)."""
+        links, stub = self._map.links, self._map.stub
+        distance = self.distance = [INFINITE] * len(links)
+        distance[0] = 0
+        heap = [(0, 0)]
+        while heap:
+            reached, node = heapq.heappop(heap)
+            if reached > distance[node] or (node and stub[node]):
+                continue
+            for other, cost in links[node].items():
+                if reached + cost < distance[other]:
+                    distance[other] = reached + cost
+                    heapq.heappush(heap, (reached + cost, other))
+
+    def mend(self, changes: list[Change]) -> None:
+        """Bring the distances up to date after these changes of the map."""
+        distance = self.distance
+        distance.extend([INFINITE] * (len(self._map.links) - len(distance)))
+        heap: list[tuple[int, int]] = []
+        for node in self._cut_off(changes):
+            distance[node] = INFINITE
+            heap.append((0, node))
+        heap = [(self._nearest(node), node) for _, node in heap]
+        for reached, node in heap:
+            distance[node] = reached
+        for a, b, _, _ in changes:
+            for here, there in ((a, b), (b, a)):
+                cost = self._map.links[here].get(there, NO_LINK)
+                reached = distance[here] + cost
+                if cost and reached < distance[there] and self._transit(here):
+                    distance[there] = reached
+                    heap.append((reached, there))
+        heapq.heapify(heap)
+        self._relax(heap)
+
+    def path(self, target: int) -> Path:
+        """The shortest path to a node, from node 0 to it inclusive; empty if there is none."""
+        distance, names = self.distance, self._map.names
+        if target >= len(distance) or distance[target] >= INFINITE:
+            return ()
+        back = [target]
+        node = target
+        while node:
+            here = distance[node]
+            node = min(
+                (
+                    other
+                    for other, cost in self._map.links[node].items()
+                    if distance[other] + cost == here and self._transit(other)
+                ),
+                key=names.__getitem__,
+            )
+            back.append(node)
+        back.reverse()
+        return tuple(back)
+
+    def _transit(self, node: int) -> bool:
+        return node == 0 or not self._map.stub[node]
+
+    def _cut_off(self, changes: list[Change]) -> dict[int, None]:
+        """Nodes whose distance has lost its last support, nearest first."""
+        distance, links = self.distance, self._map.links
+        suspects: list[tuple[int, int]] = []
+        for a, b, old, _ in changes:
+            if old != NO_LINK:
+                if distance[b] == distance[a] + old:
+                    suspects.append((distance[b], b))
+                if distance[a] == distance[b] + old:
+                    suspects.append((distance[a], a))
+        heapq.heapify(suspects)
+        cut: dict[int, None] = {}
+        while suspects:
+            reached, node = heapq.heappop(suspects)
+            if node in cut or node == 0 or reached >= INFINITE:
+                continue
+            for other, cost in links[node].items():
+                if distance[other] + cost <= reached and other not in cut and self._transit(other):
+                    break
+            else:
+                cut[node] = None
+                for other, cost in links[node].items():
+                    if distance[other] == reached + cost:
+                        heapq.heappush(suspects, (distance[other], other))
+        return cut
+
+    def _nearest(self, node: int) -> int:
+        distance = self.distance
+        near = INFINITE
+        for other, cost in self._map.links[node].items():
+            if distance[other] + cost < near and self._transit(other):
+                near = distance[other] + cost
+        return near
+
+    def _relax(self, heap: list[tuple[int, int]]) -> None:
+        distance, links, stub = self.distance, self._map.links, self._map.stub
+        while heap:
+            reached, node = heapq.heappop(heap)
+            if reached > distance[node] or reached >= INFINITE or (node and stub[node]):
+                continue
+            for other, cost in links[node].items():
+                if reached + cost < distance[other]:
+                    distance[other] = reached + cost
+                    heapq.heappush(heap, (reached + cost, other))
+
+
+def paths(map: Map, tree: Tree, target: int) -> tuple[Path, ...]:
+    """Up to three paths, best first: the second shares as little with the first as can be.
+
+    Returns:
+        Simple paths from node 0 to `target` of at most 16 hops; none if it is out of reach, one
+        if everything leads over the same links.
+    """
+    if target == 0:
+        return ((0,),)
+    first = tree.path(target)
+    if not first:
+        return ()
+    found = [first]
+    second, shared = _detour(map, tree, target, found)
+    if shared and len(map.links[0]) > 1 and len(map.links[target]) > 1:
+        pair = _disjoint_pair(map, tree, first, split=True)
+        if pair is None and shared >= _SHARED_LINK:
+            pair = _disjoint_pair(map, tree, first, split=False)
+        if pair is not None:
+            found = sorted(pair, key=lambda path: (map.cost(path), _named(map, path)))
+            if first not in found:
+                found.append(first)
+            return tuple(path for path in found if len(path) <= HOPS_MAX + 1)
+    if second and second != first:
+        found.append(second)
+        third, _ = _detour(map, tree, target, found)
+        if third and third not in found:
+            found.append(third)
+    return tuple(path for path in found if len(path) <= HOPS_MAX + 1)
+
+
+def links_of(path: Path) -> list[Link]:
+    """Links of a path, each with the lower number first."""
+    return [(a, b) if a < b else (b, a) for a, b in pairwise(path)]
+
+
+def shares(path: Path, others: list[Path]) -> bool:
+    """Whether a path has a link or an inner node in common with one of the others."""
+    nodes = {node for other in others for node in other[1:-1]}
+    if any(node in nodes for node in path[1:-1]):
+        return True
+    links = {link for other in others for link in links_of(other)}
+    return any(link in links for link in links_of(path))
+
+
+def _named(map: Map, path: Path) -> tuple[str, ...]:
+    return tuple(map.names[node] for node in path)
+
+
+def _detour(map: Map, tree: Tree, target: int, avoid: list[Path]) -> tuple[Path, int]:
+    """The path that shares the fewest links with others, then the fewest nodes, then the cheapest.
+
+    A* from the target; the distances in the tree are the exact rest of the way without penalties,
+    hence never too high with them.
+
+    Returns:
+        The path, and its penalty: 0 if it shares nothing, from _SHARED_LINK if it shares a link.
+    """
+    links, names, stub, distance = map.links, map.names, map.stub, tree.distance
+    links_used = {link for path in avoid for link in links_of(path)}
+    nodes_used = {node for path in avoid for node in path[1:-1]}
+    cost_to = {target: 0}
+    towards: dict[int, int] = {}
+    heap = [(distance[target], names[target], target, 0)]
+    best = INFINITE
+    while heap:
+        guess, _, node, cost = heapq.heappop(heap)
+        if guess > best:
+            break
+        if cost > cost_to[node]:
+            continue
+        if node == 0:
+            best = cost
+            continue
+        for other, step in links[node].items():
+            if other and (stub[other] or other == target or distance[other] >= INFINITE):
+                continue
+            there = cost + step
+            if ((node, other) if node < other else (other, node)) in links_used:
+                there += _SHARED_LINK
+            if other in nodes_used:
+                there += _SHARED_NODE
+            known = cost_to.get(other)
+            if known is None or there < known:
+                cost_to[other] = there
+                towards[other] = node
+                heapq.heappush(heap, (there + distance[other], names[other], other, there))
+            elif there == known and names[node] < names[towards[other]]:
+                towards[other] = node
+    if 0 not in cost_to:
+        return (), 0
+    path = [0]
+    while path[-1] != target:
+        path.append(towards[path[-1]])
+    return tuple(path), cost_to[0] // _SHARED_NODE * _SHARED_NODE
+
+
+def _disjoint_pair(map: Map, tree: Tree, first: Path, *, split: bool) -> list[Path] | None:
+    """Two disjoint paths of least total cost, found from the shortest one by an augmenting path.
+
+    With `split` nodes are disjoint too: a node of `first` that is entered from aside can only be
+    left backwards along `first`, and only one that was entered backwards can be left aside.
+    States are (node, 0) for what was entered from aside and (node, 1) for the rest.
+    """
+    links, names, stub, distance = map.links, map.names, map.stub, tree.distance
+    target = first[-1]
+    previous = dict(zip(first[1:], first, strict=False))
+    following = dict(pairwise(first))
+    inner = set(first[1:-1]) if split else set()
+    reached: dict[tuple[int, int], int] = {(0, 1): 0}
+    origin: dict[tuple[int, int], tuple[int, int]] = {}
+    heap = [(0, names[0], 0, 1)]
+    while heap:
+        cost, _, node, side = heapq.heappop(heap)
+        if cost > reached[(node, side)]:
+            continue
+        if node == target:
+            break
+        steps: list[tuple[int, int, int]] = []
+        if node in previous and node != 0:
+            back = previous[node]
+            if back != 0:
+                steps.append((back, 1, 0))
+        if not (node in inner and side == 0) and (node == 0 or not stub[node]):
+            for other, step in links[node].items():
+                if other == 0 or following.get(node) == other or previous.get(node) == other:
+                    continue
+                side_there = 0 if other in inner else 1
+                steps.append((other, side_there, step + distance[node] - distance[other]))
+        for other, side_there, step in steps:
+            state = (other, side_there)
+            if cost + step < reached.get(state, INFINITE):
+                reached[state] = cost + step
+                origin[state] = (node, side)
+                heapq.heappush(heap, (cost + step, names[other], other, side_there))
+    else:
+        return None
+    return _untangle(first, origin, target)
+
+
+def _untangle(
+    first: Path, origin: dict[tuple[int, int], tuple[int, int]], target: int
+) -> list[Path] | None:
+    """Take out the links that the two paths use in opposite directions; read off what is left."""
+    arcs = dict.fromkeys(pairwise(first))
+    state = (target, 1)
+    while state != (0, 1):
+        before = origin[state]
+        arc = (before[0], state[0])
+        if arc[::-1] in arcs:
+            del arcs[arc[::-1]]
+        else:
+            arcs[arc] = None
+        state = before
+    onward: dict[int, list[int]] = {}
+    for a, b in arcs:
+        onward.setdefault(a, []).append(b)
+    found = []
+    for _ in range(2):
+        path = [0]
+        while path[-1] != target:
+            path.append(onward[path[-1]].pop())
+        found.append(_without_loops(path))
+    return found
+
+
+def _without_loops(path: list[int]) -> Path:
+    seen: dict[int, int] = {}
+    out: list[int] = []
+    for node in path:
+        if node in seen:
+            del out[seen[node] + 1 :]
+            seen = {node: at for at, node in enumerate(out)}
+        else:
+            seen[node] = len(out)
+            out.append(node)
+    return tuple(out)
