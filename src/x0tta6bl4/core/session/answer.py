@@ -192,6 +192,16 @@ class Server:
         effects, self._effects = tuple(self._effects), []
         return effects
 
+    def close(self, now: Instant, number: int, reason: str) -> Effects:
+        """Close a circuit by a decision from outside, e.g. a revocation; deadlines stay honest."""
+        held = self.circuits.get(number)
+        if held is None:
+            return NOTHING
+        self._close(now, held, reason)
+        self._run_due(now)
+        effects, self._effects = tuple(self._effects), []
+        return effects
+
     # ------------------------------------------------------------------ events
     def _on_accepted(self, now: Instant, event: Accepted) -> None:
         limits = self._limits

@@ -43,7 +43,7 @@ class Stream:
     """
 
     __slots__ = (
-        "_promised", "_window", "credit", "ended", "finished", "lent", "number", "opened",
+        "_promised", "_window", "ask", "credit", "ended", "finished", "lent", "number", "opened",
         "pipe", "received", "sent", "taken",
     )  # fmt: skip
 

@@ -1,0 +1,628 @@
+"""The proxy's composite: gives each event to its machine and lets the others hear the facts.
+
+One loop over one growing list of effects, no recursion (house rule for composites).  Streams,
+circuits and sessions are judged again at every change of names, rules and revocations.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable
+from random import Random
+from typing import Final
+
+from x0tta6bl4.core.identity.revocation import Revocations
+from x0tta6bl4.core.links.liveness import (
+    AgentAlive,
+    Counted,
+    LinkDown,
+    LinkQuality,
+    Links,
+    LinkSuspected,
+    LinkUp,
+    NeighbourGone,
+    NeighbourSet,
+)
+from x0tta6bl4.core.machine import (
+    NEVER,
+    NOTHING,
+    SECOND,
+    Allowed,
+    ClockSet,
+    Denied,
+    Done,
+    Effect,
+    Effects,
+    Event,
+    Failed,
+    Instant,
+    Received,
+    Send,
+    Tick,
+    Verdict,
+)
+from x0tta6bl4.core.policy.gate import Policy
+from x0tta6bl4.core.proxy.snapshot import Snapshot
+from x0tta6bl4.core.proxy.words import AGENT, Changed, Dial, OpenSession
+from x0tta6bl4.core.session import facts
+from x0tta6bl4.core.session.answer import Server
+from x0tta6bl4.core.session.control import Client
+from x0tta6bl4.core.session.facts import LIMITS, Limits, Path
+from x0tta6bl4.core.session.frames import Mac
+from x0tta6bl4.core.session.pipe import Pipe
+from x0tta6bl4.wire.hello import Hello
+from x0tta6bl4.wire.ids import NodeName, SpiffeId
+from x0tta6bl4.wire.messages import (
+    ClockItem,
+    Delta,
+    Full,
+    Item,
+    LinkState,
+    NameItem,
+    NeedFull,
+    NeighbourItem,
+    NodeItem,
+    PathBad,
+    PathsItem,
+    ReplicasItem,
+    RevokedItem,
+    RuleItem,
+    ServiceItem,
+    SessionGone,
+    SvidItem,
+)
+
+SESSIONS_MAX: Final = 4096
+"""Client sessions of one proxy; further ones are refused."""
+
+MakePipe = Callable[[int, bool], Pipe]
+"""(session, whether this end is the client) -> its pipe."""
+
+STALE: Final = Denied("revocations are too old")
+
+
+class Outgoing:
+    """A client's session with whom it joins."""
+
+    __slots__ = (
+        "deadline",
+        "machine",
+        "node",
+        "peer_issued_unix_s",
+        "peer_via",
+        "source",
+        "target",
+    )
+
+    def __init__(self, machine: Client, event: OpenSession) -> None:
+        self.machine = machine
+        self.source = event.source
+        self.target = event.target
+        self.node = event.node
+        self.deadline: int = NEVER
+        self.peer_issued_unix_s = 0
+        self.peer_via = ""
+
+
+class Proxy:
+    """All decisions of one proxy.
+
+    Args:
+        incarnation: random 63 bits, new at each start.
+        make_pipe: gives the pipe of a new session.
+        mac: HMAC-SHA256.
+        seed: names the random streams.
+        now: instant of creation.
+        clock_us: wall time minus instant, microseconds (later told by ClockSet).
+        limits: of sessions.
+
+    Attributes:
+        deadline: see `core.machine`.
+        policy, revocations, snapshot: its tables; to be read.
+        clients: client sessions by number.
+        server: accepted circuits and sessions.
+        links: neighbours.
+    """
+
+    __slots__ = (
+        "_by_circuit", "_by_key", "_clock_us", "_due", "_floor_unix_us", "_generations",
+        "_limits", "_mac", "_make_pipe", "_numbers", "_out", "_seed", "_stale_at", "_suspects",
+        "_svid_at", "clients", "deadline", "links", "me", "policy", "revocations", "server",
+        "snapshot",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        incarnation: int,
+        make_pipe: MakePipe,
+        mac: Mac,
+        seed: object,
+        now: Instant,
+        clock_us: int,
+        limits: Limits = LIMITS,
+    ) -> None:
+        self._numbers = itertools.count(1)
+        self._make_pipe, self._mac, self._seed, self._limits = make_pipe, mac, seed, limits
+        self._clock_us = clock_us
+        self.me = NodeName("")
+        self.snapshot = Snapshot()
+        self.policy = Policy()
+        self.revocations = Revocations()
+        self.links = Links(incarnation, Random(f"{seed}/links"))
+        self.server = Server(
+            lambda number, source, target: make_pipe(number, False),
+            token=self.token,
+            mac=mac,
+            clock_us=clock_us,
+            limits=limits,
+        )
+        self.clients: dict[int, Outgoing] = {}
+        self._by_key: dict[tuple[SpiffeId, SpiffeId, NodeName], int] = {}
+        self._by_circuit: dict[int, int] = {}
+        """Circuits and dials of client sessions: number -> session."""
+        self._generations: dict[SpiffeId, int] = {}
+        self._suspects: set[str] = set()
+        """Neighbours whose links are suspected or down: new circuits avoid them."""
+        self._due: list[tuple[int, int]] = []
+        self._floor_unix_us = 0
+        self._stale_at: int = NEVER
+        self._svid_at: int = NEVER
+        self._out: list[Effect] = []
+        self.deadline: Instant = NEVER
+
+    # ------------------------------------------------------------------ questions
+    def token(self) -> int:
+        """A fresh number: of a circuit, a dial, a session."""
+        return next(self._numbers)
+
+    def open(self, source: SpiffeId, target: SpiffeId, name: str = "") -> Verdict:
+        """Whether a stream may be opened now, in either role."""
+        if self._stale_at == 0:
+            return STALE
+        return self.policy.open(source, target, name)
+
+    def resolve(self, name: str) -> SpiffeId | None:
+        """The ID behind a service name."""
+        return self.policy.resolve(name)
+
+    def check(self, id: SpiffeId, issued_unix_s: int, via: NodeName | None) -> Verdict:
+        """Whether an SVID counts: for the judge of handshakes."""
+        return self.revocations.check(id, issued_unix_s, via)
+
+    def service(self, target: SpiffeId) -> ServiceItem | None:
+        """The local service of a workload."""
+        item = self.snapshot.items.get(f"ServiceItem/{target}")
+        return item if type(item) is ServiceItem else None
+
+    def svid(self, id: SpiffeId) -> SvidItem | None:
+        """The SVID that this proxy holds for a workload of its node."""
+        item = self.snapshot.items.get(f"SvidItem/{id}")
+        return item if type(item) is SvidItem else None
+
+    def generation(self, id: SpiffeId) -> int:
+        """Grows with each new SVID of this ID."""
+        return self._generations.get(id, 0)
+
+    def session(self, source: SpiffeId, target: SpiffeId, node: NodeName) -> int | None:
+        """Number of the client session that exists, if one does."""
+        return self._by_key.get((source, target, node))
+
+    def paths(self, node: NodeName) -> tuple[Path, ...]:
+        """Paths to a node, best first; to this node itself, itself."""
+        if node == self.me:
+            return ((self.me,),)
+        item = self.snapshot.items.get(f"PathsItem/{node}")
+        return item.paths if type(item) is PathsItem else ()
+
+    def replicas(self, target: SpiffeId) -> tuple[NodeName, ...]:
+        """Nodes where a workload can be reached, nearest first, then least loaded."""
+        item = self.snapshot.items.get(f"ReplicasItem/{target}")
+        found: list[tuple[int, int, str]] = []
+        if type(item) is ReplicasItem:
+            for node, load in item.nodes:
+                paths = self.paths(NodeName(node))
+                if paths:
+                    found.append((self._distance(paths[0]), load, node))
+        if self.service(target) is not None and all(node != self.me for _, _, node in found):
+            found.append((0, 0, self.me))
+        return tuple(NodeName(node) for _, _, node in sorted(found))
+
+    def route(self, node: NodeName, avoid: tuple[Path, ...]) -> Path | None:
+        """The path for a new circuit: not over a suspect, not over `avoid`, else the best."""
+        paths = self.paths(node)
+        if not paths:
+            return None
+        inner = {name for path in avoid for name in path[1:-1]}
+
+        def rank(index: int) -> tuple[bool, bool, int, int]:
+            path = paths[index]
+            shared = len(inner.intersection(path[1:-1]))
+            return self._doubtful(path), path in avoid, shared, index
+
+        return paths[min(range(len(paths)), key=rank)]
+
+    # ------------------------------------------------------------------ entrance
+    def handle(self, now: Instant, event: Event) -> Effects:
+        """See `core.machine.Machine`."""
+        if type(event) is Tick:
+            if now < self.deadline:
+                return NOTHING
+            self._tick(now)
+        else:
+            self._give(now, event)
+        at = 0
+        while at < len(self._out):
+            # An effect that is a fact for another machine may append more.
+            self._hear(now, at)
+            at += 1
+        effects = tuple(effect for effect in self._out if effect is not NONE)
+        self._out = []
+        due = self._due
+        while (
+            due
+            and due[0][1] in self.clients
+            and (self.clients[due[0][1]].machine.deadline != due[0][0])
+        ) or (due and due[0][1] not in self.clients):
+            heapq.heappop(due)
+        self.deadline = Instant(
+            min(
+                due[0][0] if due else NEVER,
+                self.server.deadline,
+                self.links.deadline,
+                self._stale_at or NEVER,
+                self._svid_at,
+            )
+        )
+        return effects
+
+    def _tick(self, now: Instant) -> None:
+        tick = Tick()
+        if self.links.deadline <= now:
+            self._out += self.links.handle(now, tick)
+        if self.server.deadline <= now:
+            self._out += self.server.handle(now, tick)
+        due = self._due
+        while due and due[0][0] <= now:
+            deadline, number = heapq.heappop(due)
+            client = self.clients.get(number)
+            if client is not None and client.machine.deadline == deadline:
+                self._run(now, number, client, tick)
+        if self._svid_at <= now:
+            self._expire_svids(now)
+        if 0 < self._stale_at <= now:
+            self._stale_at = 0
+            self._judge_streams()
+
+    def _give(self, now: Instant, event: Event) -> None:
+        """Give an event to its owner."""
+        if type(event) is Received:
+            if type(event.message) is Hello:
+                self._out += self.links.handle(now, event)
+            else:
+                self._on_agent(now, event.message)
+        elif type(event) in _OF_CIRCUIT:
+            self._to_circuit(now, event)
+        elif type(event) in _OF_SESSION:
+            number: int = event.session  # type: ignore[attr-defined]
+            client = self.clients.get(number)
+            if client is not None:
+                self._run(now, number, client, event)
+            else:
+                self._out += self.server.handle(now, event)
+        elif type(event) is facts.Accepted:
+            verdict = self.check(
+                event.source, event.up.peer_issued_unix_s, _node(event.up.peer_via)
+            )
+            if type(verdict) is Allowed:
+                self._out += self.server.handle(now, event)
+            else:
+                self._out.append(facts.CloseCircuit(event.number, "revoked"))
+        elif type(event) is OpenSession:
+            self._open_session(now, event)
+        elif type(event) is AgentAlive or type(event) is Counted:
+            self._out += self.links.handle(now, event)
+        elif type(event) is ClockSet:
+            self._on_clock(now, event)
+
+    def _hear(self, now: Instant, at: int) -> None:
+        """Facts of one machine that concern another, or the agent."""
+        fact = self._out[at]
+        if type(fact) is facts.DialCircuit:
+            self._out[at] = self._dial(now, fact)
+        elif type(fact) is facts.SessionEnded:
+            client = self.clients.pop(fact.session, None)
+            if client is not None:
+                del self._by_key[client.source, client.target, client.node]
+                gone = SessionGone(client.source, client.target, client.node, fact.reason)
+                self._out.append(Send(AGENT, gone))
+        elif type(fact) is facts.CloseCircuit:
+            self._by_circuit.pop(fact.circuit, None)
+        elif type(fact) is facts.PathFailed:
+            self._out[at] = Send(AGENT, PathBad(fact.path, fact.reason))
+        elif type(fact) is LinkUp or type(fact) is LinkQuality:
+            self._suspects.discard(fact.node)
+            self._out[at] = Send(
+                AGENT,
+                LinkState(
+                    fact.node,
+                    "up",
+                    fact.rtt_us,
+                    fact.loss_ppm,
+                    self._dials(fact.node),
+                    fact.agent_alive,
+                    gray=fact.gray,
+                ),
+            )
+        elif type(fact) is LinkSuspected:
+            self._suspects.add(fact.node)
+            self._out[at] = Send(
+                AGENT, LinkState(fact.node, "suspected", 0, 0, self._dials(fact.node), True)
+            )
+        elif type(fact) is LinkDown:
+            self._suspects.add(fact.node)
+            self._out[at] = Send(
+                AGENT,
+                LinkState(fact.node, "down", 0, 0, self._dials(fact.node), False, fact.reason),
+            )
+
+    # ------------------------------------------------------------------ sessions
+    def _open_session(self, now: Instant, event: OpenSession) -> None:
+        key = (event.source, event.target, event.node)
+        if key in self._by_key or len(self.clients) >= SESSIONS_MAX:
+            self._out.append(facts.SessionEnded(event.session, "busy"))
+            return
+        machine = Client(
+            event.session,
+            event.session_id,
+            self._make_pipe(event.session, True),
+            token=self.token,
+            mac=self._mac,
+            random=Random(f"{self._seed}/session/{event.session}"),
+            now=now,
+            clock_us=self._clock_us,
+            generation=self.generation(event.source),
+            limits=self._limits,
+        )
+        client = self.clients[event.session] = Outgoing(machine, event)
+        self._by_key[key] = event.session
+        paths = facts.PathsChanged(event.session, self.paths(event.node))
+        self._run(now, event.session, client, paths)
+
+    def _run(self, now: Instant, number: int, client: Outgoing, event: Event) -> None:
+        machine = client.machine
+        self._out += machine.handle(now, event)
+        if machine.deadline != client.deadline:
+            client.deadline = machine.deadline
+            if machine.deadline != NEVER:
+                heapq.heappush(self._due, (machine.deadline, number))
+
+    def _to_circuit(self, now: Instant, event: Event) -> None:
+        number: int = (
+            event.circuit  # type: ignore[attr-defined]
+            if type(event) is facts.Heard or type(event) is facts.CircuitLost
+            else event.token  # type: ignore[attr-defined]
+        )
+        session = self._by_circuit.get(number)
+        if session is None:
+            self._out += self.server.handle(now, event)
+            return
+        if type(event) is facts.CircuitLost or type(event) is Failed:
+            del self._by_circuit[number]
+        client = self.clients.get(session)
+        if client is None:
+            self._by_circuit.pop(number, None)
+            if type(event) is Done:
+                self._out.append(facts.CloseCircuit(number, "ended"))
+            return
+        if type(event) is Done:
+            up: facts.Up = event.value
+            client.peer_issued_unix_s, client.peer_via = up.peer_issued_unix_s, up.peer_via
+        self._run(now, session, client, event)
+
+    def _dial(self, now: Instant, fact: facts.DialCircuit) -> Effect:
+        client = self.clients.get(fact.session)
+        path = None if client is None else self.route(client.node, fact.avoid)
+        if client is None or path is None:
+            if client is not None:
+                self._run(now, fact.session, client, Failed(fact.token, "no path"))
+            return NONE
+        self._by_circuit[fact.token] = fact.session
+        return Dial(fact.token, fact.session, path, client.source, client.target)
+
+    # ------------------------------------------------------------------ the agent
+    def _on_agent(self, now: Instant, message: Full | Delta) -> None:
+        taken = (
+            self.snapshot.take_full(message)
+            if type(message) is Full
+            else self.snapshot.take_delta(message)
+            if type(message) is Delta
+            else None
+        )
+        if taken is None:
+            self._out.append(Send(AGENT, NeedFull(self.snapshot.version)))
+            return
+        puts, drops = taken
+        changes = self.policy.changes
+        revoked = False
+        for item in puts:
+            revoked = self._put(now, item) or revoked
+        for key in drops:
+            revoked = self._drop(now, key) or revoked
+        self._out.append(Changed(puts, drops))
+        if revoked:
+            self._judge_circuits(now)
+        if self.policy.changes != changes:
+            self._judge_streams()
+
+    def _put(self, now: Instant, item: Item) -> bool:
+        """Let the tables and machines know of an item; returns whether it revokes something."""
+        if type(item) is NameItem or type(item) is RuleItem:
+            self.policy.put(item)
+        elif type(item) is RevokedItem:
+            self.revocations.put(item.subject, item.until_unix_s, item.issued_before_unix_s)
+            return True
+        elif type(item) is SvidItem:
+            self._on_svid(now, item)
+        elif type(item) is PathsItem:
+            self._on_paths(now, NodeName(item.node))
+        elif type(item) is NeighbourItem:
+            self._out += self.links.handle(
+                now, NeighbourSet(item.node, item.incarnation, item.link, item.hello_us)
+            )
+        elif type(item) is NodeItem:
+            self.me = NodeName(item.node)
+            self._set_stale_at(now)
+        elif type(item) is ClockItem:
+            self._floor_unix_us = max(self._floor_unix_us, item.floor_unix_us)
+            self._set_stale_at(now)
+        return False
+
+    def _drop(self, now: Instant, key: str) -> bool:
+        """As `_put`; an SVID named here is withdrawn: what presents it ends at once."""
+        kind, _, name = key.partition("/")
+        if kind == "NameItem":
+            self.policy.drop_name(name)
+        elif kind == "RuleItem":
+            self.policy.drop_rule(name)
+        elif kind == "RevokedItem":
+            subject, _, before = name.rpartition("/")
+            self.revocations.drop(subject, int(before))
+        elif kind == "NeighbourItem":
+            self._out += self.links.handle(now, NeighbourGone(name))
+            self._suspects.discard(name)
+        elif kind == "PathsItem":
+            self._on_paths(now, NodeName(name))
+        elif kind == "SvidItem":
+            self._withdraw(now, SpiffeId(name))
+        return False
+
+    def _on_svid(self, now: Instant, item: SvidItem) -> None:
+        id = SpiffeId(item.id)
+        generation = self._generations[id] = self.generation(id) + 1
+        changed = facts.SvidChanged(id, generation)
+        for number, client in tuple(self.clients.items()):
+            if client.source == id:
+                self._run(now, number, client, changed)
+        self._out += self.server.handle(now, changed)
+        self._set_svid_at()
+
+    def _on_paths(self, now: Instant, node: NodeName) -> None:
+        for number, client in tuple(self.clients.items()):
+            if client.node == node:
+                event = facts.PathsChanged(number, self.paths(node))
+                self._run(now, number, client, event)
+
+    def _on_clock(self, now: Instant, event: ClockSet) -> None:
+        self._clock_us = event.unix_us - now
+        for number, client in tuple(self.clients.items()):
+            self._run(now, number, client, event)
+        self._out += self.server.handle(now, event)
+        self.revocations.prune(event.unix_us // SECOND)
+        self._set_svid_at()
+        self._set_stale_at(now)
+
+    # ------------------------------------------------------------------ judged again
+    def _judge_streams(self) -> None:
+        """Every open stream, in both roles, by the policy of now."""
+        sessions = [(c.source, c.target, c.machine.pipe) for c in self.clients.values()]
+        sessions += [(s.source, s.target, s.pipe) for s in self.server.sessions.values()]
+        for source, target, pipe in sessions:
+            for stream in tuple(pipe.streams.values()):
+                if type(self.open(source, target, stream.ask.name)) is not Allowed:
+                    pipe.withdraw(stream)
+
+    def _judge_circuits(self, now: Instant) -> None:
+        """Every peer, by the revocations of now; what is revoked ends for good."""
+        for number, client in tuple(self.clients.items()):
+            via = _node(client.peer_via) or client.node
+            issued = client.peer_issued_unix_s
+            if type(self.check(client.target, issued, via)) is not Allowed or (
+                type(self.check(client.source, self._issued(client.source), self.me)) is not Allowed
+            ):
+                self._run(now, number, client, facts.Withdraw(number, "revoked"))
+        for held in tuple(self.server.circuits.values()):
+            up = held.up
+            verdict = self.check(held.source, up.peer_issued_unix_s, _node(up.peer_via))
+            if type(verdict) is Allowed:
+                continue
+            if held.session is not None:
+                event = facts.Withdraw(held.session.number, "revoked")
+                self._out += self.server.handle(now, event)
+            else:
+                self._out += self.server.close(now, held.number, "revoked")
+
+    def _withdraw(self, now: Instant, id: SpiffeId) -> None:
+        for number, client in tuple(self.clients.items()):
+            if client.source == id:
+                self._run(now, number, client, facts.Withdraw(number, "withdrawn"))
+        for held in tuple(self.server.circuits.values()):
+            if held.target != id:
+                continue
+            if held.session is not None:
+                event = facts.Withdraw(held.session.number, "withdrawn")
+                self._out += self.server.handle(now, event)
+            else:
+                self._out += self.server.close(now, held.number, "withdrawn")
+
+    def _expire_svids(self, now: Instant) -> None:
+        """SVIDs leave by expiry; their circuits have closed a second before."""
+        unix_s = (now + self._clock_us) // SECOND
+        gone = [
+            key
+            for key, item in self.snapshot.items.items()
+            if type(item) is SvidItem and item.not_after_unix_s <= unix_s
+        ]
+        for key in gone:
+            self.snapshot.drop(key)
+        if gone:
+            self._out.append(Changed((), tuple(gone)))
+        self._set_svid_at()
+
+    # ------------------------------------------------------------------ details
+    def _set_svid_at(self) -> None:
+        ends = [
+            item.not_after_unix_s * SECOND - self._clock_us
+            for item in self.snapshot.items.values()
+            if type(item) is SvidItem
+        ]
+        self._svid_at = min(ends, default=NEVER)
+
+    def _set_stale_at(self, now: Instant) -> None:
+        """When everything is refused because the newest revocations are too old."""
+        node = self.snapshot.items.get("NodeItem")
+        age_s = node.revocation_max_age_s if type(node) is NodeItem else 0
+        if not age_s:
+            self._stale_at = NEVER
+            return
+        was = self._stale_at
+        at = self._floor_unix_us + age_s * SECOND - self._clock_us
+        self._stale_at = at if at > now else 0
+        if was and not self._stale_at:
+            self._judge_streams()
+
+    def _issued(self, id: SpiffeId) -> int:
+        """When our own SVID was issued: not known here; only bans of the identity count."""
+        return 2**62 if self.svid(id) is not None else 0
+
+    def _distance(self, path: Path) -> int:
+        return len(path) + (100 if self._doubtful(path) else 0)
+
+    def _doubtful(self, path: Path) -> bool:
+        return len(path) > 1 and path[1] in self._suspects
+
+    def _dials(self, node: str) -> bool:
+        item = self.snapshot.items.get(f"NeighbourItem/{node}")
+        return type(item) is NeighbourItem and bool(item.endpoints)
+
+
+NONE: Final = Tick()
+"""Stands where an effect was consumed inside."""
+
+_OF_CIRCUIT: Final = frozenset({Done, Failed, facts.Heard, facts.CircuitLost})
+_OF_SESSION: Final = frozenset({facts.Wrote, facts.Owing, facts.Broken, facts.Withdraw})
+
+
+def _node(name: str) -> NodeName | None:
+    return NodeName(name) if name else None
