@@ -358,3 +358,7 @@ def request_reader() -> Reader[AdminRequest]:
 def answer_reader() -> Reader[AdminAnswer]:
     """Reader, in a command, of what the agent sends."""
     return Reader(AdminAnswer, ADMIN_FRAME_BYTES_MAX)
+
+
+STATUS_JSON: Final = msgspec.json.Encoder()
+"""Encodes what a support bundle has."""
