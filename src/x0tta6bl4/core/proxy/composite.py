@@ -259,16 +259,9 @@ class Proxy:
             at += 1
         effects = tuple(effect for effect in self._out if effect is not NONE)
         self._out = []
-        due = self._due
-        while (
-            due
-            and due[0][1] in self.clients
-            and (self.clients[due[0][1]].machine.deadline != due[0][0])
-        ) or (due and due[0][1] not in self.clients):
-            heapq.heappop(due)
         self.deadline = Instant(
             min(
-                due[0][0] if due else NEVER,
+                self._soonest(),
                 self.server.deadline,
                 self.links.deadline,
                 self._stale_at or NEVER,
@@ -294,6 +287,17 @@ class Proxy:
         if 0 < self._stale_at <= now:
             self._stale_at = 0
             self._judge_streams()
+
+    def _soonest(self) -> int:
+        """Earliest deadline of all client sessions."""
+        due = self._due
+        while due:
+            deadline, number = due[0]
+            client = self.clients.get(number)
+            if client is not None and client.machine.deadline == deadline:
+                return deadline
+            heapq.heappop(due)
+        return NEVER
 
     def _give(self, now: Instant, event: Event) -> None:
         """Give an event to its owner."""
@@ -397,13 +401,15 @@ class Proxy:
             client.deadline = machine.deadline
             if machine.deadline != NEVER:
                 heapq.heappush(self._due, (machine.deadline, number))
+                if len(self._due) > 64 + 8 * len(self.clients):
+                    self._due = sorted((c.deadline, n) for n, c in self.clients.items())
 
     def _to_circuit(self, now: Instant, event: Event) -> None:
-        number: int = (
-            event.circuit  # type: ignore[attr-defined]
-            if type(event) is facts.Heard or type(event) is facts.CircuitLost
-            else event.token  # type: ignore[attr-defined]
-        )
+        number = -1
+        if type(event) is facts.Heard or type(event) is facts.CircuitLost:
+            number = event.circuit
+        elif type(event) is Done or type(event) is Failed:
+            number = event.token
         session = self._by_circuit.get(number)
         if session is None:
             self._out += self.server.handle(now, event)
@@ -432,7 +438,7 @@ class Proxy:
         return Dial(fact.token, fact.session, path, client.source, client.target)
 
     # ------------------------------------------------------------------ the agent
-    def _on_agent(self, now: Instant, message: Full | Delta) -> None:
+    def _on_agent(self, now: Instant, message: object) -> None:
         taken = (
             self.snapshot.take_full(message)
             if type(message) is Full
