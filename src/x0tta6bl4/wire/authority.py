@@ -58,8 +58,8 @@ class Entry(Call, frozen=True):
     """Name of the parent node, the only one that gets this SVID."""
     selectors: tuple[str, ...]
     """`unix:uid:1000`, ...; all must hold; at least one."""
-    ttl_s: int = TTL_S_DEFAULT
-    """Lifetime of the SVID, back-dating included."""
+    ttl_s: int = 0
+    """Lifetime of the SVID, back-dating included; 0 at creation: the authority's default."""
     address: str = ""
     """Where the service listens: `127.0.0.1:80`, `[::1]:80`, `unix:/path`; empty: no service."""
     proxy_header: bool = False
@@ -340,7 +340,8 @@ class TokenCreate(Call, frozen=True):
 
     node: str = ""
     """The only name it enrols; empty: any that is free."""
-    ttl_s: int = TOKEN_TTL_S_MAX
+    ttl_s: int = 0
+    """0: the authority's default."""
     authorities: tuple[str, ...] = ()
     """Where the node will dial; empty: as the authority's configuration says."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final, final
 
 from x0tta6bl4.core.authority.rows import Change, Crypto, Drop, Put, Row
@@ -28,6 +27,10 @@ DAY_S: Final = 86_400
 class AuthorityConfig(Value, frozen=True):
     """How an authority lives; seconds.  The defaults are for production."""
 
+    svid_ttl_s: int = 3600
+    """Lifetime of a workload's SVID where its entry says nothing."""
+    token_ttl_s: int = 600
+    """Lifetime of an enrolment token where its maker says nothing."""
     node_ttl_s: int = 3600
     """Lifetime of node SVIDs: how long an evicted node's neighbours depend on the revocation."""
     ca_ttl_s: int = 30 * DAY_S
@@ -40,8 +43,6 @@ class AuthorityConfig(Value, frozen=True):
     """Every so often: `x0 status` alarms at 120 s."""
     authorities: tuple[str, ...] = ()
     """`host:port` at which nodes dial this authority: goes into tokens."""
-    check_selector: Callable[[str], object] | None = None
-    """Raises BadInput for a selector that nobody can match; None: only its form is checked."""
 
 
 class Desk:

@@ -1,0 +1,405 @@
+"""The authority's process: store, machine, TLS and the two servers, wired and run.
+
+    state_dir/  0700   authority.db (0600, with the keys)   lock   admin.sock (0600)   authority.pid
+
+The CA of a new trust domain is made at the first start.  Everything that is wrong is refused
+before a socket is bound, with an id and what to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import structlog
+import uvloop
+
+from x0tta6bl4 import __version__
+from x0tta6bl4.app.settings import AuthoritySettings, split_address
+from x0tta6bl4.core.authority.desk import AuthorityConfig
+from x0tta6bl4.core.authority.life import genesis
+from x0tta6bl4.core.authority.machine import Authority
+from x0tta6bl4.core.authority.rows import Caller, CaRow, Leaf, NewCa, NodeCut, OwnSvid, Published
+from x0tta6bl4.core.identity.rules import NODE
+from x0tta6bl4.core.machine import Allowed, Denied, Effect, Instant, Verdict
+from x0tta6bl4.edge.authority_api.server import ApiServer, bind_private, bind_tcp
+from x0tta6bl4.edge.authority_api.service import Service
+from x0tta6bl4.edge.store.store import FILE, Store
+from x0tta6bl4.edge.tls import x509
+from x0tta6bl4.edge.tls.aio import SslContext
+from x0tta6bl4.edge.tls.context import ALPN_AUTHORITY, TlsContext
+from x0tta6bl4.edge.tls.judge import Judge
+from x0tta6bl4.wire import authority as words
+from x0tta6bl4.wire.errors import BadConfig, Conflict, Refused, X0Error
+from x0tta6bl4.wire.ids import NodeName, SpiffeId, TrustDomain, node_id, trust_domain
+
+ADMIN_SOCKET: Final = "admin.sock"
+PID_FILE: Final = "authority.pid"
+NAME: Final = "main"
+"""This authority's name in its SPIFFE ID."""
+RELEASED_UNIX_S: Final = 1_780_000_000
+"""A clock that stands before the release of this code is wrong."""
+_OWN: Final = Caller(own=True)
+
+
+def clock() -> Instant:
+    """Microseconds of CLOCK_BOOTTIME."""
+    return Instant(time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000)
+
+
+def unix_us() -> int:
+    """Wall time in microseconds since 1970."""
+    return time.clock_gettime_ns(time.CLOCK_REALTIME) // 1000
+
+
+class Keys:
+    """The authority's cryptography, on `edge.tls.x509`; keys parsed once and kept by their CA.
+
+    Args:
+        domain: trust domain of all that is issued.
+    """
+
+    def __init__(self, domain: TrustDomain) -> None:
+        self._domain = domain
+        self._issuers: dict[str, x509.Issuer] = {}
+        self._record_keys: dict[str, x509.PrivateKey] = {}
+
+    def issue(
+        self,
+        ca: CaRow,
+        csr: bytes,
+        id: SpiffeId,
+        not_before_unix_s: int,
+        not_after_unix_s: int,
+        via: NodeName | None,
+    ) -> Leaf:
+        """Issue for the key in a CSR; raises BadInput for a CSR without proof of possession."""
+        issuer = self._issuers.get(ca.id)
+        if issuer is None:
+            _bound(self._issuers)
+            issuer = x509.Issuer(self._domain, x509.load_key(ca.private), ca.certificate)
+            self._issuers[ca.id] = issuer
+        chain = x509.issue_leaf(
+            issuer,
+            csr,
+            id,
+            not_before_unix_s,
+            via=via,
+            backdate_s=0,
+            ttl_s=not_after_unix_s - not_before_unix_s,
+        )
+        return Leaf(chain, f"{x509.parse(chain[0]).certificate.serial_number:x}")
+
+    def new_ca(self, trust_domain: str, not_before_unix_s: int, not_after_unix_s: int) -> NewCa:
+        """Make a CA and a record key."""
+        issuer = x509.new_anchor(
+            self._domain,
+            not_before_unix_s + x509.BACKDATE_S,
+            ttl_s=not_after_unix_s - not_before_unix_s,
+        )
+        record = x509.new_key("P-256")
+        return NewCa(
+            issuer.certificate,
+            x509.key_bytes(issuer.key),
+            x509.public_point(record),
+            x509.key_bytes(record),
+        )
+
+    def sign(self, ca: CaRow, data: bytes) -> bytes:
+        """Sign with the CA's record key."""
+        key = self._record_keys.get(ca.record_key)
+        if key is None:
+            _bound(self._record_keys)
+            key = self._record_keys[ca.record_key] = x509.load_key(ca.record_private)
+        return x509.sign(key, data)
+
+    def verify(self, point: bytes, data: bytes, signature: bytes) -> bool:
+        """Whether the P-256 key signed this."""
+        return x509.verify(point, data, signature)
+
+    def random(self, size_bytes: int) -> bytes:
+        """Bytes of the kernel's generator."""
+        return os.urandom(size_bytes)
+
+
+def _bound(keys: dict[str, Any]) -> None:
+    if len(keys) >= 8:  # As many as there can be CAs; those of retired ones go.
+        keys.clear()
+
+
+class AuthorityProcess:
+    """One authority, from its directory to its sockets.
+
+    Args:
+        settings: a judged `authority.toml`.
+
+    Attributes:
+        stopping: set it to end `run`.
+        port: TCP port of the nodes' server, once it serves.
+        service: for tests and metrics.
+    """
+
+    def __init__(self, settings: AuthoritySettings) -> None:
+        self._settings = settings
+        self._dir = Path(settings.state_dir)
+        self._log = structlog.get_logger("authority")
+        self.stopping = asyncio.Event()
+        self.port = 0
+        self._started_unix_us = unix_us()
+        self._refused: dict[str, int] = {}
+        self._context: TlsContext | None = None
+        self._svid: x509.Svid | None = None
+        self._bundle_changed = asyncio.Event()
+        check_clock(self._started_unix_us)
+        domain = trust_domain(settings.trust_domain)
+        self._domain, keys, config = domain, Keys(domain), machine_config(settings)
+        if not (self._dir / FILE).exists():
+            Store.create(self._dir, genesis(domain, NAME, self._started_unix_us, keys, config))
+            self._log.info("trust domain made", trust_domain=domain)
+        self._store = Store(self._dir)
+        try:
+            self._machine = Authority(
+                self._store.load(self._started_unix_us // 1_000_000), keys, config
+            )
+            self._check_state()
+        except BaseException:
+            self._store.close()
+            raise
+        self._executor = ThreadPoolExecutor(1, "store")
+        self.service = Service(
+            self._machine,
+            self._store.commit,
+            self._executor,
+            clock,
+            unix_us,
+            self._on_fact,
+            self._on_state,
+        )
+        self._api = ApiServer(self.service, unix_us, self._health, self._on_refused)
+
+    def _check_state(self) -> None:
+        row = self._machine.state.the_domain()
+        if row.trust_domain != self._domain:
+            raise Conflict(
+                "X0-AUT-100",
+                f"the authority in {self._dir} is of trust domain "
+                f"{row.trust_domain}, the settings say {self._domain}",
+                "correct trust_domain, or use another state_dir",
+            )
+        if self._started_unix_us + words.CLOCK_SKEW_US_MAX < row.floor_unix_us:
+            raise Refused(
+                "X0-AUT-011",
+                "the clock stands before the last time that this authority signed",
+                "set it right (NTP), then start again",
+            )
+
+    # -------------------------------------------------------------- running
+    async def run(self) -> None:
+        """Serve until `stopping`.
+
+        Raises:
+            X0Error: it can't start; what was bound is given back.
+        """
+        async with self.serving():
+            await self.stopping.wait()
+            self._log.info("stopping")
+
+    @contextlib.asynccontextmanager
+    async def serving(self) -> AsyncIterator[AuthorityProcess]:
+        """Serve while the context is open."""
+        host, port = split_address(self._settings.listen)
+        sockets = []
+        try:
+            sockets.append(bind_tcp(host, port))
+            sockets.append(bind_private(self._dir / ADMIN_SOCKET))
+        except BaseException:
+            for sock in sockets:
+                sock.close()
+            self._close()
+            raise
+        nodes, operators = sockets
+        self.port = nodes.getsockname()[1]
+        tasks = [asyncio.create_task(self.service.run())]
+        try:
+            await self._renew()
+            await self._api.serve_nodes(nodes, SslContext(self._tls, self._on_refused))
+            await self._api.serve_operators(operators)
+            (self._dir / PID_FILE).write_text(str(os.getpid()))
+            tasks.append(asyncio.create_task(self._renew_for_ever()))
+            tasks.append(asyncio.create_task(self._end_with(tasks[0])))
+            self._log.info(
+                "serving",
+                listen=self._settings.listen,
+                port=self.port,
+                ms=(unix_us() - self._started_unix_us) // 1000,
+            )
+            yield self
+        finally:
+            await self._api.stop()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for path in (self._dir / ADMIN_SOCKET, self._dir / PID_FILE):
+                path.unlink(missing_ok=True)
+            self._close()
+
+    async def _end_with(self, writer: asyncio.Task[None]) -> None:
+        """A writer that has failed ends the process: systemd starts it anew."""
+        try:
+            await asyncio.shield(writer)
+        except asyncio.CancelledError:
+            raise
+        finally:
+            if writer.done() and not writer.cancelled() and writer.exception() is not None:
+                self._log.error("writer failed", error=repr(writer.exception()))
+                self.stopping.set()
+
+    def _close(self) -> None:
+        self._executor.shutdown()
+        self._store.close()
+
+    # -------------------------------------------------------------- TLS of its own
+    async def _renew(self) -> None:
+        key = x509.new_key()
+        issued: words.Issued = await self.service.ask(_OWN, "OwnSvid", OwnSvid(x509.new_csr(key)))
+        self._svid = x509.Svid(
+            SpiffeId(issued.id), issued.chain, x509.key_bytes(key), issued.not_after_unix_s
+        )
+        self._context = None
+
+    async def _renew_for_ever(self) -> None:
+        while True:
+            assert self._svid is not None
+            left_s = self._svid.not_after_unix_s - unix_us() / 1e6
+            try:
+                async with asyncio.timeout(max(1.0, min(60.0, left_s / 3))):
+                    await self._bundle_changed.wait()
+            except TimeoutError:
+                pass
+            changed = self._bundle_changed.is_set()
+            self._bundle_changed.clear()
+            half_s = self._settings.svid.node_ttl_s / 2
+            if changed or left_s < half_s:
+                try:
+                    await self._renew()
+                except X0Error as error:  # The one in use stays good; tried again soon.
+                    self._log.warning("own SVID not renewed", error=str(error))
+
+    def _tls(self) -> TlsContext:
+        if self._context is None:
+            assert self._svid is not None
+            anchors = [ca.certificate for ca in self._machine.state.cas.values()]
+            judge = Judge(self._domain, anchors, self._revoked, unix_us)
+            self._context = TlsContext(self._svid, judge, (ALPN_AUTHORITY,), NODE, demand=False)
+        return self._context
+
+    def _revoked(self, id: SpiffeId, issued_unix_s: int, via: NodeName | None) -> Verdict:
+        state = self._machine.state
+        row = state.nodes.get(via) if via else None
+        if id in state.bans or (row is not None and row.evicted_unix_s):
+            return Denied("banned")
+        floor = max(state.floor(id), state.floor(node_id(self._domain, via)) if via else 0)
+        return Denied("revoked") if issued_unix_s < floor else Allowed(id)
+
+    # -------------------------------------------------------------- what it hears and says
+    def _on_fact(self, effect: Effect) -> None:
+        if type(effect) is NodeCut:
+            self._log.info("node cut off", node=effect.node, reason=effect.reason)
+            self._api.cut(effect.node, effect.reason)
+        elif type(effect) is Published and effect.set == "bundle":
+            self._context = None
+            self._bundle_changed.set()
+
+    def _on_state(self, line: str) -> None:
+        self._log.warning("store", state=line)
+
+    def _on_refused(self, reason: str) -> None:
+        if reason in self._refused or len(self._refused) < 64:
+            self._refused[reason] = self._refused.get(reason, 0) + 1
+
+    def _health(self, health: words.Health) -> words.Health:
+        return msgspec.structs.replace(
+            health,
+            version=__version__,
+            started_unix_us=self._started_unix_us,
+            listen=(self._settings.listen,),
+            read_only=self.service.read_only,
+            watchers=self.service.watchers(),
+        )
+
+    def statistics(self) -> dict[str, int]:
+        """Plain sums and levels for metrics; labels after a `|`."""
+        state = self._machine.state
+        heartbeat = state.sets.get("heartbeat")
+        return {
+            **self._machine.statistics(),
+            **self.service.counts,
+            **self._api.statistics(),
+            **{f"handshakes_refused|{reason}": n for reason, n in self._refused.items()},
+            "watchers": self.service.watchers(),
+            "read_only": bool(self.service.read_only),
+            "entries": len(state.entries),
+            "nodes": len(state.nodes),
+            "names": len(state.names),
+            "rules": len(state.rules),
+            "revocations": len(state.revocations),
+            "ca_not_after_unix_s": state.active().not_after_unix_s,
+            "heartbeat_unix_s": heartbeat.generation if heartbeat else 0,
+        }
+
+
+def machine_config(settings: AuthoritySettings) -> AuthorityConfig:
+    """What the settings say to the machine."""
+    host, port = split_address(settings.listen)
+    anywhere = host in ("0.0.0.0", "::", "")
+    own = () if anywhere or not port else (settings.listen,)
+    return AuthorityConfig(
+        svid_ttl_s=settings.svid.ttl_s,
+        node_ttl_s=settings.svid.node_ttl_s,
+        token_ttl_s=settings.token_ttl_s,
+        ca_ttl_s=settings.ca.ttl_s,
+        heartbeat_s=settings.heartbeat_s,
+        authorities=settings.advertise or own,
+    )
+
+
+def check_clock(now_unix_us: int) -> None:
+    """Refuse a clock that is obviously off.
+
+    Raises:
+        BadConfig: X0-AUT-101.
+    """
+    if now_unix_us < RELEASED_UNIX_S * 1_000_000:
+        when = time.strftime("%Y-%m-%d", time.gmtime(now_unix_us // 1_000_000))
+        raise BadConfig(
+            "X0-AUT-101",
+            f"the clock says {when}, before this program was made",
+            "set it (NTP), then start again",
+        )
+
+
+def main(settings: AuthoritySettings) -> int:
+    """Run an authority until SIGTERM or SIGINT; exit status.
+
+    Raises:
+        X0Error: it can't start.
+    """
+
+    async def serve() -> None:
+        process = AuthorityProcess(settings)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, process.stopping.set)
+        await process.run()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve())
+    return 0
