@@ -183,7 +183,9 @@ class _Neighbour:
         "echo_us",
         "failed",
         "heard_at",
+        "interval_us",
         "judge_at",
+        "multiplier",
         "next_send",
         "quality",
         "received",
@@ -235,10 +237,16 @@ class _Neighbour:
 
     def agree(self, interval_us: int, multiplier: int) -> None:
         """Timers from both ends' intervals (RFC 5880 section 6.8.4)."""
+        self.interval_us = interval_us
+        self.multiplier = multiplier
         self.base_us = base = max(self.config.hello_us, interval_us)
         self.detect_us = multiplier * base
-        # Jitter of the path is no reason for suspicion: up to one interval of it is waited for.
-        self.suspect_us = base * 7 // 5 + min(4 * self.quality.deviation_us, base)
+        self.suspect_us = base * 7 // 5
+
+    def patience_us(self) -> int:
+        """Silence that is no reason for suspicion: 1.4 intervals, and up to one for jitter."""
+        slack = self.quality.deviation_us << 2
+        return self.suspect_us + (slack if slack < self.base_us else self.base_us)
 
 
 class Links:
@@ -292,7 +300,7 @@ class Links:
         if type(event) is Counted:
             neighbour = self._neighbours.get(event.node)
             if neighbour is not None:
-                neighbour.quality.tx.count(event.good, event.lost)
+                neighbour.quality.counted(event.good, event.lost)
         elif type(event) is AgentAlive:
             self._agent_alive = event.alive
         return NOTHING
@@ -337,7 +345,7 @@ class Links:
                 self._tell_down(n, "neighbour restarted", out)
                 n.start(now)
             else:
-                n.agree(n.base_us, n.detect_us // n.base_us)
+                n.agree(n.interval_us, n.multiplier)
         self._schedule(n)
         return tuple(out)
 
@@ -380,18 +388,26 @@ class Links:
         n.heard_at = now
         n.suspect = False
         n.agent_alive = hello.flags & AGENT_ALIVE != 0
-        n.agree(hello.interval_us, hello.multiplier)
+        if hello.interval_us != n.interval_us or hello.multiplier != n.multiplier:
+            n.agree(hello.interval_us, hello.multiplier)
         out: list[Effect] = []
         before = n.state
         if before != UP or hello.state != UP:
             self._step(n, hello.state, out)
         n.run = n.run + 1 if step == 1 and before == UP else 0
-        if n.state == UP and before != UP:
-            n.up_at = now
-            window.forgive()
         if n.state == UP:
-            self._tell_up(n, now, out)
-        n.judge_at = now + n.suspect_us if n.state != DOWN else NEVER
+            if before != UP:
+                n.up_at = now
+                window.forgive()
+            last = n.told_quality
+            if (
+                n.told != _TOLD_UP
+                or now - n.told_at >= self._config.quality_us
+                or quality.gray != last.gray
+                or n.agent_alive != last.agent_alive
+            ):
+                self._tell_up(n, now, out)
+        n.judge_at = now + n.patience_us() if n.state != DOWN else NEVER
         # A change of state is news, and a poll wants an answer, but not more than 16 an interval.
         if n.state != before or (hello.flags & POLL and now - n.sent_at >= max(n.base_us >> 4, 1)):
             self._say(n, now, FINAL if hello.flags & POLL else 0, out)
@@ -452,8 +468,8 @@ class Links:
         if silence >= n.detect_us:
             self._fail(n, "silent", out)
             n.next_send = now
-        elif silence < n.suspect_us:
-            n.judge_at = n.heard_at + n.suspect_us
+        elif silence < (patience := n.patience_us()):
+            n.judge_at = n.heard_at + patience
         else:
             n.judge_at = n.heard_at + n.detect_us
             n.suspect = True
@@ -499,7 +515,7 @@ class Links:
 
     def _schedule(self, n: _Neighbour) -> None:
         due = n.next_send if n.next_send < n.judge_at else n.judge_at
-        if due < n.scheduled:
+        if due != n.scheduled:
             n.scheduled = due
             heapq.heappush(self._heap, (due, n.serial, n))
             if len(self._heap) > 4 * len(self._neighbours):
@@ -522,11 +538,8 @@ class Links:
     def _tell_up(self, n: _Neighbour, now: Instant, out: list[Effect]) -> None:
         quality = n.quality
         if n.told == _TOLD_UP:
-            last = n.told_quality
-            flags_stay = quality.gray == last.gray and n.agent_alive == last.agent_alive
-            if flags_stay and (
-                now - n.told_at < self._config.quality_us or not _differs(quality, last)
-            ):
+            if not _differs(quality, n):
+                n.told_at = now
                 return
             kind: type[LinkQuality] | type[LinkUp] = LinkQuality
         else:
@@ -549,11 +562,15 @@ class Links:
             out.append(LinkDown(n.config.node, reason))
 
 
-def _differs(quality: Quality, last: LinkQuality) -> bool:
-    """RTT by more than a tenth and 100 µs, or loss by half a percent."""
+def _differs(quality: Quality, n: _Neighbour) -> bool:
+    """A flag, or RTT by more than a tenth and 100 µs, or loss by half a percent."""
+    last = n.told_quality
     change_us = abs(quality.rtt_us - last.rtt_us)
-    return (change_us > 100 and change_us * 10 > last.rtt_us) or (
-        abs(quality.loss_ppm - last.loss_ppm) >= 5_000
+    return (
+        (change_us > 100 and change_us * 10 > last.rtt_us)
+        or abs(quality.loss_ppm - last.loss_ppm) >= 5_000
+        or quality.gray != last.gray
+        or n.agent_alive != last.agent_alive
     )
 
 

@@ -87,15 +87,17 @@ class Loss:
         ppm: smoothed loss, parts per million (EWMA, 1/64 per sample).
         gray: the CUSUM has alarmed and not come back to 0 since.
         watched: there is enough suspicion of loss to want more samples.
+        clean: no loss is remembered: counting good samples would change nothing.
     """
 
-    __slots__ = ("_sum_milli", "gray", "ppm", "watched")
+    __slots__ = ("_sum_milli", "clean", "gray", "ppm", "watched")
 
     def __init__(self) -> None:
         self._sum_milli = 0
         self.ppm = 0
         self.gray = False
         self.watched = False
+        self.clean = True
 
     def count(self, good: int, lost: int) -> None:
         """Take samples in, the lost ones first; more than 1,000 of a kind count as 1,000."""
@@ -109,6 +111,7 @@ class Loss:
         elif self._sum_milli >= _WATCH_MILLI:
             self.watched = not self.gray
         if not good:
+            self.clean = self.clean and not lost
             return
         for _ in range(min(good, _COUNTED_MAX) if self.ppm else 0):
             self.ppm -= (self.ppm + (1 << _LOSS_SHIFT) - 1) >> _LOSS_SHIFT
@@ -116,6 +119,7 @@ class Loss:
         if self._sum_milli < _CALM_MILLI:
             self.watched = False
             self.gray = self.gray and self._sum_milli > 0
+        self.clean = not self._sum_milli and not self.ppm
 
 
 class Quality:
@@ -128,6 +132,8 @@ class Quality:
         rtt_us: smoothed round-trip time, 0 before the first sample.
         deviation_us: smoothed mean deviation of the samples.
         good, lost: hellos of the other end judged here, modulo 2**32: the reports we send.
+        gray: either direction loses too much.
+        watched: either direction is under suspicion of loss.
     """
 
     __slots__ = (
@@ -136,10 +142,12 @@ class Quality:
         "_started",
         "deviation_us",
         "good",
+        "gray",
         "lost",
         "rtt_us",
         "rx",
         "tx",
+        "watched",
     )
 
     def __init__(self, rtt_us: int = 0, deviation_us: int = 0) -> None:
@@ -149,19 +157,11 @@ class Quality:
         self.tx = Loss()
         self.good = 0
         self.lost = 0
+        self.gray = False
+        self.watched = False
         self._seen_good = 0
         self._seen_lost = 0
         self._started = False
-
-    @property
-    def gray(self) -> bool:
-        """Whether either direction loses too much."""
-        return self.rx.gray or self.tx.gray
-
-    @property
-    def watched(self) -> bool:
-        """Whether either direction is under suspicion of loss."""
-        return self.rx.watched or self.tx.watched
 
     @property
     def loss_ppm(self) -> int:
@@ -186,7 +186,8 @@ class Quality:
         """Take in what the window says of hellos received here."""
         self.good = self.good + good & _MASK32
         self.lost = self.lost + lost & _MASK32
-        self.rx.count(good, lost)
+        if lost or not self.rx.clean:
+            self._count(self.rx, good, lost)
 
     def reported(self, good: int, lost: int) -> None:
         """Take in the other end's sums of hellos it judged; both are modulo 2**32."""
@@ -195,6 +196,16 @@ class Quality:
             more_lost = lost - self._seen_lost & _MASK32
             if more_good > _MASK32 >> 1 or more_lost > _MASK32 >> 1:
                 return  # An older report that was overtaken.
-            self.tx.count(more_good, more_lost)
+            if more_lost or not self.tx.clean:
+                self._count(self.tx, more_good, more_lost)
         self._started = True
         self._seen_good, self._seen_lost = good, lost
+
+    def counted(self, good: int, lost: int) -> None:
+        """Take in packets of the link's own traffic, counted where they were sent."""
+        self._count(self.tx, good, lost)
+
+    def _count(self, direction: Loss, good: int, lost: int) -> None:
+        direction.count(good, lost)
+        self.gray = self.rx.gray or self.tx.gray
+        self.watched = self.rx.watched or self.tx.watched
