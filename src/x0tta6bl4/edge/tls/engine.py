@@ -146,6 +146,8 @@ class Engine:
             raise self._refuse("no common protocol")
         name = lib.SSL_get0_group_name(self._ssl)
         self.group = ffi.string(name).decode() if name != ffi.NULL else ""
+        if self.group == "x25519":  # As in the settings and in RFC 7748.
+            self.group = "X25519"
         self._complete = True
 
     def _alpn_agreed(self) -> bool:

@@ -1,0 +1,143 @@
+"""A twin of `edge.tls.engine.Engine` on the standard library's TLS: same contract, other code.
+
+It judges after the handshake (the standard library has no callback for it), so a refused peer
+gets no alert from it; nothing is delivered all the same.  No exporter, no hybrid groups.
+"""
+
+from __future__ import annotations
+
+import ssl
+import tempfile
+from pathlib import Path
+
+from cryptography.hazmat.primitives import serialization
+
+from x0tta6bl4.core.machine import Allowed, Denied, Verdict
+from x0tta6bl4.edge.tls.context import TlsContext
+from x0tta6bl4.edge.tls.engine import TlsClosed, TlsRefused
+from x0tta6bl4.edge.tls.x509 import load_key, pem_chain
+
+
+class StdEngine:
+    def __init__(self, context: TlsContext, server: bool, anchors: tuple[bytes, ...]) -> None:
+        self.context = context
+        self.server = server
+        self.peer: Verdict = Denied("no certificate")
+        self.peer_not_after_unix_s = 0
+        self.alpn = ""
+        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._ssl = _settings(context, server, anchors).wrap_bio(
+            self._in, self._out, server_side=server)
+        self._complete = False
+        self._failed = ""
+        self._due = ""
+
+    def shake(self) -> bool:
+        if self._failed:
+            raise TlsRefused(self._failed)
+        if self._complete:
+            return True
+        try:
+            self._ssl.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        except (ssl.SSLError, OSError) as error:
+            raise self._refuse(_reason(error)) from None
+        self.alpn = self._ssl.selected_alpn_protocol() or ""
+        if self.alpn.encode() not in self.context.alpn:
+            raise self._refuse("no common protocol")
+        leaf = self._ssl.getpeercert(True)
+        if leaf is not None:
+            judgement = self.context.judge.judge([leaf], self.context.expect)
+            self.peer = judgement.verdict
+            self.peer_not_after_unix_s = judgement.not_after_unix_s
+            if type(self.peer) is Denied:
+                raise self._refuse(self.peer.reason)
+        assert type(self.peer) is Allowed or not self.context.demand
+        self._complete = True
+        return True
+
+    def feed(self, view: bytes | bytearray | memoryview) -> None:
+        self._in.write(view)
+
+    def feed_eof(self) -> None:
+        self._in.write_eof()
+
+    def take(self, into: bytearray | memoryview) -> int:
+        data = self._out.read(len(into))
+        into[: len(data)] = data
+        return len(data)
+
+    def write(self, view: bytes | bytearray | memoryview) -> None:
+        assert self._complete
+        sent = 0
+        while sent < len(view):
+            sent += self._ssl.write(memoryview(view)[sent:])
+
+    def read(self, into: bytearray | memoryview) -> int:
+        if self._failed:
+            raise TlsRefused(self._failed)
+        assert self._complete
+        got = 0
+        view = memoryview(into)
+        while got < len(view):
+            try:
+                n = self._ssl.read(len(view) - got, view[got:])
+            except ssl.SSLWantReadError:
+                break
+            except ssl.SSLZeroReturnError:
+                n = 0
+            except (ssl.SSLError, OSError) as error:
+                self._failed = _reason(error)
+                if got:
+                    break
+                raise TlsRefused(self._failed) from None
+            if not n:
+                if got:
+                    break
+                raise TlsClosed
+            got += n
+        return got
+
+    def close(self) -> None:
+        if self._complete:
+            try:
+                self._ssl.unwrap()
+            except ssl.SSLError:
+                pass
+
+    def _refuse(self, reason: str) -> TlsRefused:
+        self._failed = reason
+        return TlsRefused(reason)
+
+
+def _settings(context: TlsContext, server: bool, anchors: tuple[bytes, ...]) -> ssl.SSLContext:
+    found = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    found.minimum_version = ssl.TLSVersion.TLSv1_3
+    found.check_hostname = False
+    found.verify_mode = ssl.CERT_REQUIRED if context.demand or not server else ssl.CERT_OPTIONAL
+    found.load_verify_locations(cadata=pem_chain(anchors).decode())
+    found.set_alpn_protocols([name.decode() for name in context.alpn])
+    if context.svid is not None:
+        key = load_key(context.svid.key).private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption())
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "svid.pem"
+            path.write_bytes(pem_chain(context.svid.chain) + key)
+            found.load_cert_chain(path)
+    return found
+
+
+def _reason(error: OSError) -> str:
+    text = str(error)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return "untrusted issuer"
+    for known, reason in (
+        ("PEER_DID_NOT_RETURN", "no certificate"), ("EOF", "cut off without a close"),
+        ("WRONG_VERSION_NUMBER", "not tls"), ("ALERT", "alert from peer"),
+    ):
+        if known in text:
+            return reason
+    return "bad tls: " + text[:60]
+
