@@ -1,0 +1,241 @@
+"""Every metric there is: declared once, here.
+
+Rooms count in plain ints under these names without `x0_`, label values after `|` in the order
+given here: `requests_total|client|ok`.  What is not declared is not exported, but counted in
+`x0_undeclared`; docs/metrics.md is made from this module.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, final
+
+import msgspec
+
+Kind = Literal["counter", "gauge"]
+PREFIX: Final = "x0_"
+SERIES_MAX: Final = 2048
+"""Label sets of one metric; those beyond are added up under `other`."""
+
+
+@final
+class Metric(msgspec.Struct, frozen=True):
+    """One metric."""
+
+    name: str
+    """Without PREFIX; counters end in `_total`, the others in their unit, if they have one."""
+    kind: Kind
+    help: str
+    labels: tuple[str, ...] = ()
+    room: str = ""
+    """Which room counts it."""
+    process: str = "node"
+    """`node` (agent and proxy, one endpoint) or `authority`."""
+    per: int = 1
+    """What the room's int is divided by: 1_000_000 where it counts microseconds."""
+
+
+def _c(name: str, room: str, help: str, *labels: str, process: str = "node") -> Metric:
+    return Metric(name, "counter", help, labels, room, process)
+
+
+def _g(
+    name: str, room: str, help: str, *labels: str, per: int = 1, process: str = "node"
+) -> Metric:
+    return Metric(name, "gauge", help, labels, room, process, per)
+
+
+NODE: Final = (
+    # --- streams and sessions: what programs see
+    _c(
+        "requests_total",
+        "session",
+        "Streams opened, one per application connection, by how they "
+        "went: ok, or the reason of the refusal.",
+        "side",
+        "outcome",
+    ),
+    _c("stream_bytes_total", "session", "Application bytes carried.", "side", "direction"),
+    _g("streams", "session", "Streams open now.", "side"),
+    _g("sessions", "session", "Sessions now.", "side"),
+    _c("sessions_opened_total", "session", "Sessions made.", "side"),
+    _c("sessions_closed_total", "session", "Sessions ended, by reason.", "side", "reason"),
+    _c(
+        "session_moves_total",
+        "session",
+        "Sessions that went over to another circuit, by reason.",
+        "reason",
+    ),
+    _c("resent_bytes_total", "session", "Bytes sent again on another circuit."),
+    _c("sent_bytes_total", "session", "Bytes of session frames sent, those resent included."),
+    _c("credit_stalls_total", "session", "Times that a stream had to wait for credit."),
+    # --- circuits
+    _g("circuits", "session", "Circuits now.", "side", "state"),
+    _c("circuits_opened_total", "session", "Circuits made.", "side"),
+    _c("circuits_closed_total", "session", "Circuits ended, by reason.", "reason"),
+    _c(
+        "handshakes_total",
+        "edge/tls",
+        "TLS handshakes by where (circuit, link, authority) and "
+        "result: ok, or the reason of the refusal.",
+        "where",
+        "result",
+    ),
+    _c("handshake_groups_total", "edge/tls", "Completed handshakes by key exchange.", "group"),
+    # --- who may what
+    _c(
+        "refused_total",
+        "policy",
+        "Callers, listeners, hops and frames refused, by what and why.",
+        "what",
+        "reason",
+    ),
+    _c(
+        "judged_again_total",
+        "policy",
+        "Open streams judged again after a change, by verdict.",
+        "verdict",
+    ),
+    # --- hops and relaying
+    _g("hops", "runtime/loop", "Hops now, by kind.", "kind"),
+    _c("hops_total", "runtime/loop", "Hops accepted, by kind.", "kind"),
+    _c("relayed_bytes_total", "runtime/loop", "Bytes spliced for others."),
+    _c(
+        "hop_setups_refused_total",
+        "runtime/loop",
+        "Setup frames refused: with a reason (refused) "
+        "or because they were none of ours (hostile).",
+        "how",
+    ),
+    _c("dial_backs_total", "runtime/loop", "Dial-backs asked for."),
+    # --- links
+    _g("link_up", "links", "1 while a link is up, suspected or not.", "peer"),
+    _g("link_suspected", "links", "1 while a link is suspected.", "peer"),
+    _g("link_rtt_seconds", "links", "Round-trip time of hellos, smoothed.", "peer", per=1_000_000),
+    _g("link_loss_ratio", "links", "Hellos lost, smoothed.", "peer", per=1_000_000),
+    _c("link_downs_total", "links", "Times that a link was lost.", "peer"),
+    _c(
+        "hellos_total",
+        "runtime/loop",
+        "Hellos by direction and way (udp, channel).",
+        "direction",
+        "way",
+    ),
+    _c(
+        "hellos_refused_total",
+        "runtime/loop",
+        "Hellos refused: foreign, forged or replayed.",
+        "why",
+    ),
+    _c(
+        "link_connections_total",
+        "runtime/aio",
+        "Connections of agents, by what became of them.",
+        "what",
+    ),
+    # --- records and routes
+    _g("records", "records", "Records held."),
+    _g("records_bytes", "records", "Bytes of records held."),
+    _c("records_accepted_total", "records", "Records taken in."),
+    _c("records_refused_total", "records", "Records refused: forged, stale, oversized, over rate."),
+    _c("records_verified_total", "records", "Signatures verified."),
+    _g("members", "routing", "Nodes in the map."),
+    _g(
+        "destinations",
+        "routing",
+        "Nodes to which there is a path, by whether a backup shares nothing with it.",
+        "backup",
+    ),
+    # --- identity
+    _g("svid_not_after_seconds", "identity", "End of each SVID, seconds since 1970.", "id"),
+    _c("svid_renewals_total", "identity", "SVIDs renewed."),
+    _c("svid_renewal_failures_total", "identity", "Renewals that failed."),
+    # --- authority, as the node sees it
+    _g("authority_connected", "app", "1 while there is a connection to the authority."),
+    _g(
+        "authority_age_seconds",
+        "app",
+        "Age of its newest signed heartbeat; -1: none yet.",
+        per=1000,
+    ),
+    _g("authority_clock_offset_seconds", "app", "Its clock minus this one's.", per=1000),
+    # --- processes
+    _g("build_info", "app", "1; the version is a label.", "version"),
+    _g("up_seconds", "app", "Time since the agent has started.", per=1000),
+    _g("state", "app", "1 for the state that the node is in.", "state"),
+    _g(
+        "proxy_loop_late_seconds",
+        "runtime/loop",
+        "Latest wake-up of the proxy's loop in the last second.",
+        per=1_000_000,
+    ),
+    _g("proxy_snapshot_version", "agent", "Version of the snapshot that the proxy holds."),
+    _c(
+        "access_log_lines_total",
+        "telemetry",
+        "Lines of the access log, by whether they were written or dropped.",
+        "what",
+    ),
+    _g("undeclared", "telemetry", "Counters that this catalogue does not know: a bug."),
+)
+
+AUTHORITY: Final = (
+    _c(
+        "authority_calls_total",
+        "edge/authority_api",
+        "Calls by method and result.",
+        "method",
+        "result",
+        process="authority",
+    ),
+    _g("authority_connections", "edge/authority_api", "Nodes connected now.", process="authority"),
+    _g(
+        "authority_anonymous",
+        "edge/authority_api",
+        "Connections without an SVID now.",
+        process="authority",
+    ),
+    _c(
+        "authority_decisions_total",
+        "authority",
+        "Requests by what became of them.",
+        "what",
+        process="authority",
+    ),
+    _g(
+        "authority_rows",
+        "authority",
+        "What is registered: entries, names, rules, nodes, tokens, revocations, bans, SVIDs alive.",
+        "what",
+        process="authority",
+    ),
+    _g(
+        "authority_set_sequence",
+        "authority",
+        "Sequence of each signed set.",
+        "set",
+        process="authority",
+    ),
+    _g(
+        "authority_ca_not_after_seconds",
+        "authority",
+        "End of the active CA, seconds since 1970.",
+        process="authority",
+    ),
+    _g(
+        "authority_read_only",
+        "edge/store",
+        "1 while nothing can be written (full disk).",
+        process="authority",
+    ),
+    _g(
+        "authority_heartbeat_seconds",
+        "authority",
+        "When the last heartbeat was signed, seconds since 1970.",
+        per=1_000_000,
+        process="authority",
+    ),
+)
+
+METRICS: Final = NODE + AUTHORITY
+BY_NAME: Final = {metric.name: metric for metric in METRICS}
+assert len(BY_NAME) == len(METRICS), "a metric is declared twice"
