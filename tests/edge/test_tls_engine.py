@@ -15,7 +15,7 @@ from tests.fakes.std_engine import StdEngine
 from x0tta6bl4.core.identity.revocation import Revocations
 from x0tta6bl4.core.identity.rules import NODE, WORKLOAD, Expect
 from x0tta6bl4.core.machine import Allowed, Denied
-from x0tta6bl4.edge.tls.context import GROUPS_PQ, TlsContext
+from x0tta6bl4.edge.tls.context import GROUPS, GROUPS_PQ, TlsContext
 from x0tta6bl4.edge.tls.engine import WRITE_BYTES_MAX, Engine, TlsClosed, TlsRefused
 from x0tta6bl4.edge.tls.x509 import Svid
 from x0tta6bl4.wire.errors import BadInput
@@ -273,7 +273,7 @@ def test_nothing_is_read_or_written_before_the_peer_is_judged(ca: FakeCa) -> Non
 
 def test_one_failure_does_not_condemn_the_next_connection(ca: FakeCa) -> None:
     """OpenSSL's queue of errors is per thread: what is left there hits somebody else."""
-    c, s = pair(ca)
+    _, s = pair(ca)
     victim, other = pair(ca)
     for garbage in (b"GET / HTTP/1.1\r\n\r\n", b"\x17\x03\x03\x00\x20" + bytes(32)):
         broken = Engine(ca.context("web"), True)
@@ -319,14 +319,14 @@ def test_a_failed_connection_can_be_collected(ca: FakeCa) -> None:
         c.write(b"x")
         c.close()
         move(c, s)
-        errors = []
+        errors: list[object] = []
         view = memoryview(bytearray(10))
         for _ in range(3):
             try:
                 s.read(view)
             except TlsClosed as closed:
                 errors.append(closed)
-        errors.append(errors)  # type: ignore[arg-type]
+        errors.append(errors)
         del c, s, view, errors
         gc.collect()
 
@@ -335,13 +335,10 @@ def test_a_key_that_does_not_fit_and_settings_that_make_no_sense(ca: FakeCa) -> 
     mine, other = ca.svid("shop"), ca.svid("web")
     mixed = Svid(mine.id, mine.chain, other.key, mine.not_after_unix_s)
     assert "key" not in repr(mixed)
-    for make in (
-        lambda: TlsContext(mixed, ca.judge(), [ALPN], WORKLOAD),
-        lambda: TlsContext(mine, ca.judge(), [], WORKLOAD),
-        lambda: TlsContext(mine, ca.judge(), [ALPN], WORKLOAD, groups=("nonsense",)),
-    ):
+    for svid, alpn, groups in ((mixed, [ALPN], GROUPS), (mine, [], GROUPS),
+                               (mine, [ALPN], ("nonsense",))):
         with pytest.raises(BadInput):
-            make()
+            TlsContext(svid, ca.judge(), alpn, WORKLOAD, groups)
     pair(ca)  # And nothing of it is left in OpenSSL's queue.
 
 

@@ -82,7 +82,7 @@ class StdEngine:
         view = memoryview(into)
         while got < len(view):
             try:
-                n = self._ssl.read(len(view) - got, view[got:])
+                n = int(self._ssl.read(len(view) - got, view[got:]))  # A number, with a buffer.
             except ssl.SSLWantReadError:
                 break
             except ssl.SSLZeroReturnError:

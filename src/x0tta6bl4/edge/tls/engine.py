@@ -314,6 +314,7 @@ _REASONS: Final = {
     "unexpected eof while reading": "cut off without a close",
     "no shared groups": "no common group",
     "no suitable groups": "no common group",
+    "no suitable key share": "no common group",
 }
 
 
