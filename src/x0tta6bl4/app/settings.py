@@ -15,7 +15,9 @@ from msgspec import Meta
 
 from x0tta6bl4.app.settings_where import Where, split_address
 from x0tta6bl4.app.toml_file import Section, decode, dump, read_text
+from x0tta6bl4.core.identity import selectors as selectors_rules
 from x0tta6bl4.wire.authority import TOKEN_TTL_S_MAX, TTL_S_DEFAULT, TTL_S_MAX, TTL_S_MIN
+from x0tta6bl4.wire.errors import BadInput
 from x0tta6bl4.wire.ids import domain_of, is_reserved, node_name, spiffe_id, trust_domain
 
 __all__ = [
@@ -385,13 +387,12 @@ class _NodeJudge:
                 'for example: selectors = ["unix:uid:1000"]',
             )
         for i, text in enumerate(selectors):
-            if not _SELECTOR.fullmatch(text):
+            try:
+                selectors_rules.parse(text)
+            except BadInput as error:
                 raise self.where.error(
-                    "X0-CFG-013",
-                    f"{key}[{i}]",
-                    f"{text!r} is no selector",
-                    "unix:uid:N, unix:gid:N, unix:path:/x, unix:sha256:HEX or unix:cgroup:/x",
-                )
+                    "X0-CFG-013", f"{key}[{i}]", error.what, error.hint
+                ) from None
 
     def _services(self, services: tuple[Service, ...]) -> None:
         for i, service in enumerate(services):
@@ -443,7 +444,4 @@ class _NodeJudge:
         )
 
 
-_SELECTOR = re.compile(
-    r"unix:(uid:\d{1,10}|gid:\d{1,10}|path:/[^\0\n]*|sha256:[0-9a-f]{64}|cgroup:/[^\0\n]*)"
-)
 _SERVICE_NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")

@@ -25,6 +25,7 @@ LEVELS: Final = {
     "warning": logging.WARNING,
     "error": logging.ERROR,
 }
+_CHATTY: Final = ("asyncio", "grpclib", "h2", "hpack", "alembic", "sqlalchemy")
 EVENT_CHARS_MAX: Final = 4096
 _TRACE_CHARS_MAX = 16_384
 
@@ -73,8 +74,9 @@ def configure(level: str = "info", file: str = "") -> None:
             old.close()
     handler._x0 = True  # type: ignore[attr-defined]
     root.addHandler(handler)
-    root.setLevel(logging.WARNING)
-    logging.getLogger(ROOT).setLevel(LEVELS[level])
+    root.setLevel(LEVELS[level])
+    for library in _CHATTY:
+        logging.getLogger(library).setLevel(max(LEVELS[level], logging.WARNING))
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

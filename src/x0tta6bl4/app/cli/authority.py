@@ -98,14 +98,16 @@ Examples:
   x0 authority run --config /etc/x0/authority.toml"""
 )
 @click.option("--config", type=click.Path(path_type=Path, dir_okay=False), required=True)
-def run(config: Path) -> None:
+def run(config: Path) -> int:
     """Run the authority in the foreground, as systemd wants it; SIGTERM ends it."""
     from x0tta6bl4.app.settings import read_authority
 
     settings = read_authority(config)
     from x0tta6bl4.app import authority as process
+    from x0tta6bl4.telemetry import log
 
-    process.run(settings)
+    log.configure(settings.log.level, settings.log.file)
+    return process.main(settings)
 
 
 @authority.command(
