@@ -21,6 +21,7 @@ from typing import Any, Final
 import msgspec
 import structlog
 import uvloop
+from cryptography.x509 import load_der_x509_certificate
 
 from x0tta6bl4 import __version__
 from x0tta6bl4.app.settings import AuthoritySettings, split_address
@@ -96,7 +97,7 @@ class Keys:
             backdate_s=0,
             ttl_s=not_after_unix_s - not_before_unix_s,
         )
-        return Leaf(chain, f"{x509.parse(chain[0]).certificate.serial_number:x}")
+        return Leaf(chain, f"{load_der_x509_certificate(chain[0]).serial_number:x}")
 
     def new_ca(self, trust_domain: str, not_before_unix_s: int, not_after_unix_s: int) -> NewCa:
         """Make a CA and a record key."""

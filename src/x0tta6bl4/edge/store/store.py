@@ -118,7 +118,6 @@ class Store:
                 _migrate(connection)
                 with connection.begin():
                     _write(connection, [Put(row) for row in rows])
-                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
             finally:
                 connection.close()
                 connection.engine.dispose()
