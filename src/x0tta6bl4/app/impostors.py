@@ -88,11 +88,11 @@ def _attempts(mesh: Mesh) -> list[tuple[str, Attempt]]:
 
 
 def issuer_of(mesh: Mesh) -> Issuer:
-    """The mesh's own CA, read from its database: the worst an impostor could have had the use of."""
+    """The mesh's own CA, read from its database: the worst that an impostor could use."""
     path = mesh.state("authority") / FILE
     with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as database:
         row = database.execute(
-            "SELECT certificate, private FROM cas WHERE state = 'active'"
+            "SELECT certificate, private FROM ca_keys WHERE state = 'active'"
         ).fetchone()
     return Issuer(TrustDomain(mesh.plan.trust_domain), x509.load_key(row[1]), row[0])
 
