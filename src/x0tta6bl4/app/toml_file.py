@@ -159,14 +159,12 @@ def _as_config_error(message: str, source: str, raw: Mapping[str, Any]) -> BadCo
             f"{source}: {path}: {value!r} is none of {', '.join(choices)}",
             _nearest(str(value), choices, "value"),
         )
-    bound = re.match(r"Expected `(\w+)` (>=|<=|of length <=) (\S+)", what)
+    bound = re.match(r"Expected `\w+` (of length )?(>=|<=) (\S+)", what)
     if bound:
-        words = {">=": "at least", "<=": "at most", "of length <=": "at most"}[bound[2]]
-        return BadConfig(
-            "X0-CFG-006",
-            f"{source}: {path}: {value!r} is out of range",
-            f"it is {words} {bound[3]}",
-        )
+        noun = ("item(s)" if isinstance(value, list) else "character(s)") if bound[1] else ""
+        limit = f"{'at least' if bound[2] == '>=' else 'at most'} {bound[3]}"
+        hint = f"it has {limit} {noun}" if noun else f"it is {limit}"
+        return BadConfig("X0-CFG-006", f"{source}: {path}: {value!r} is out of range", hint)
     typed = re.match(r"Expected `([^`]+)`, got `([^`]+)`", what)
     if typed:
         want, got = (_TYPES.get(t, t) for t in (typed[1], typed[2]))
@@ -204,6 +202,8 @@ _TYPE_EXAMPLES: Final = {
 }
 _CHOICES: Final = {
     "kind": ("plain", "socks5", "connect"),
+    "effect": ("allow", "deny"),
+    "expect": ("allow", "deny"),
     "level": ("debug", "info", "warning", "error"),
 }
 _EXAMPLES: Final = {
