@@ -276,9 +276,8 @@ class Proxy:
             self._out += self.links.handle(now, tick)
         if self.server.deadline <= now:
             self._out += self.server.handle(now, tick)
-        due = self._due
-        while due and due[0][0] <= now:
-            deadline, number = heapq.heappop(due)
+        while self._due and self._due[0][0] <= now:
+            deadline, number = heapq.heappop(self._due)
             client = self.clients.get(number)
             if client is not None and client.machine.deadline == deadline:
                 self._run(now, number, client, tick)

@@ -239,7 +239,7 @@ class Client:
         carrier = self._forget(number)
         if carrier is None:
             return
-        if reason in FAILED_PATH:
+        if reason.partition(":")[0] in FAILED_PATH:
             self._effects.append(PathFailed(carrier.path, reason))
         self.pipe.detach(carrier.circuit)
         if carrier is self.active:

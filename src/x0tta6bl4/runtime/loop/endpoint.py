@@ -1,0 +1,880 @@
+"""The endpoint of a proxy: local applications on one side, circuits on the other.
+
+    client  connect(sock, source, name) -> policy -> replica -> session -> OPEN + first DATA
+            Dial -> hop -> TLS -> Done(Up) -> NEW or JOIN -> chunks
+    server  on_circuit(sock, previous, target) -> TLS -> Accepted -> NEW or JOIN -> OPEN
+            -> policy -> listener attested -> connect -> attested again -> OPENED
+
+It owns the composite machine (`core.proxy`), carries the effects of sessions out, and hands all
+others to `perform`.  Everything that touches the world beyond sockets comes in through the
+constructor: how to dial a hop, TLS by workload, what listens at an address.
+
+How it is wired (app/proxy.py, and the tests):
+
+    endpoint = Endpoint(loop, incarnation=..., seed=..., dial=hops.dial, tls=make_tls,
+                        perform=perform, listener=attest, mac=..., random=os.urandom,
+                        on_record=..., unix_us=...)
+    hops = Hops(..., on_circuit=endpoint.on_circuit, ...)
+    endpoint.give(Received(AGENT, message))     each Full and Delta of the agent
+    endpoint.give(Received(node, hello))        each verified hello
+    endpoint.connect(sock, source, "web")       each accepted connection of an application
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol, final
+
+import msgspec
+
+from x0tta6bl4.core.machine import (
+    MS,
+    NEVER,
+    SECOND,
+    Allowed,
+    ClockSet,
+    Denied,
+    Done,
+    Effect,
+    Event,
+    Failed,
+    Instant,
+    Tick,
+)
+from x0tta6bl4.core.proxy.composite import Proxy
+from x0tta6bl4.core.proxy.words import Dial, OpenSession
+from x0tta6bl4.core.session import facts
+from x0tta6bl4.core.session.circuit import Circuit
+from x0tta6bl4.core.session.facts import LIMITS, Limits, Up
+from x0tta6bl4.core.session.frames import SECRET_BYTES, SESSION_ID_BYTES, Mac, Open, Reset
+from x0tta6bl4.core.session.pipe import Pipe
+from x0tta6bl4.core.session.stream import Stream
+from x0tta6bl4.runtime.loop.carry import Cancellable
+from x0tta6bl4.runtime.loop.circuits import Buffers, Tls, TlsCircuit, allocate
+from x0tta6bl4.runtime.loop.connect import parse_address
+from x0tta6bl4.runtime.loop.poll import WRITE, Loop, Timer, clock
+from x0tta6bl4.runtime.loop.sessions import (
+    RETRY,
+    Opening,
+    Reply,
+    Session,
+    StreamRecord,
+    refuse,
+    session_of,
+)
+from x0tta6bl4.runtime.loop.streams import AppStream
+from x0tta6bl4.wire.errors import BadConfig
+from x0tta6bl4.wire.hop import pack_refusal
+from x0tta6bl4.wire.ids import NodeName, SpiffeId, spiffe_id
+from x0tta6bl4.wire.messages import ServiceItem, SessionState
+
+LABEL_CIRCUIT: Final = b"EXPERIMENTAL x0 circuit"
+LABEL_SESSION: Final = b"EXPERIMENTAL x0 session"
+SWEEP_US: Final = 500 * MS
+CONNECT_US: Final = 5 * SECOND
+"""How long a service may take to accept."""
+OPEN_US: Final = 10 * SECOND
+"""How long OPENED may take before another replica is tried."""
+REACH_US: Final = 3 * SECOND
+"""The same while the session has never had a circuit and there is another replica."""
+STANDING_US: Final = SECOND
+STANDING_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Bytes of streams that stand still, in all; at the bound the longest idle are reset."""
+STREAMS_MAX: Final = 16_384
+"""Application connections of one proxy."""
+SHAKING_MAX: Final = 1024
+"""Accepted circuits whose TLS is not done."""
+
+
+class Tune(Protocol):
+    """`dial(path, target, on_done)`: see `runtime.loop.hops.Hops.dial`."""
+
+    def __call__(
+        self,
+        path: Sequence[NodeName],
+        target: SpiffeId | str,
+        on_done: Callable[[socket.socket | None, str], None],
+    ) -> Cancellable:
+        """Set up a hop; `on_done` gets the socket, or None and the reason."""
+        ...
+
+
+MakeTls = Callable[[SpiffeId, SpiffeId | None, bool], Tls | Denied]
+"""(our workload, the peer a client expects or None, whether we are the server) -> fresh TLS."""
+
+Listener = Callable[[ServiceItem], object]
+"""What listens at a service's address now: a value to compare (its socket's cookie and owner), or
+Denied if it is nothing or not what the service's selectors say."""
+
+ProxyHeader = Callable[[SpiffeId], bytes]
+"""PROXY protocol header for a connection of this caller."""
+
+
+@final
+class EndpointStatistics(msgspec.Struct, frozen=True, gc=False):
+    """Sums since the start, but for the first three, which are now."""
+
+    sessions: int
+    circuits: int
+    streams: int
+    streams_opened: int
+    streams_refused: int
+    streams_reset: int
+    bytes_in: int
+    """Towards applications of this node."""
+    bytes_out: int
+    circuits_dialled: int
+    circuits_accepted: int
+    circuits_lost: int
+    circuits_refused: int
+    moves: int
+    resent_bytes: int
+    standing_bytes: int
+    ticks_late: int
+
+
+class Endpoint:
+    """Sessions of one proxy.
+
+    Args:
+        loop: the proxy's loop.
+        incarnation: of this proxy; random 63 bits, new at each start.
+        seed: names random streams (jitter); any unpredictable value.
+        dial: sets up a hop (`Hops.dial`).
+        tls: fresh TLS of one of our workloads, or why not.
+        perform: carries out effects that are not the endpoint's: Send, Changed.
+        listener: attests what listens at a service's address; called before and after connect.
+        mac: HMAC-SHA256.
+        random: `random(n)` gives n unpredictable bytes.
+        unix_us: wall time; never below the newest time signed by the authority.
+        on_record: takes the access log's records.
+        proxy_header: makes PROXY headers.
+        limits: of sessions.
+
+    Attributes:
+        proxy: the composite machine; its tables may be read, events go through `give`.
+        circuits: by number.
+        sessions: by number.
+        draining: no new streams are taken.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        *,
+        incarnation: int,
+        seed: object,
+        dial: Tune,
+        tls: MakeTls,
+        perform: Callable[[Effect], None],
+        listener: Listener,
+        mac: Mac,
+        random: Callable[[int], bytes],
+        unix_us: Callable[[], int],
+        on_record: Callable[[StreamRecord], None],
+        proxy_header: ProxyHeader | None = None,
+        limits: Limits = LIMITS,
+    ) -> None:
+        self.loop = loop
+        self._dial_hop, self._tls, self._perform = dial, tls, perform
+        self._listener, self._random, self._unix_us = listener, random, unix_us
+        self._on_record, self._proxy_header = on_record, proxy_header
+        self._buffers = Buffers()
+        self.allocate = allocate
+        self.circuits: dict[int, TlsCircuit] = {}
+        self.sessions: dict[int, Session] = {}
+        self.draining = False
+        self._dials: dict[int, Cancellable] = {}
+        self._lost: list[Event] = []
+        self._later: list[Callable[[], None]] = []
+        self._openings: dict[AppStream, None] = {}
+        self._connecting: dict[AppStream, _Connect] = {}
+        self._shaking = 0
+        self._streams = 0
+        self._counts = dict.fromkeys(_COUNTS, 0)
+        self._timer: Timer | None = None
+        self._armed: Instant = NEVER
+        self._clock_us = unix_us() - clock()
+        self.proxy = Proxy(
+            incarnation=incarnation,
+            make_pipe=self._make_pipe,
+            mac=mac,
+            seed=seed,
+            now=clock(),
+            clock_us=self._clock_us,
+            limits=limits,
+        )
+        loop.after(SWEEP_US, self._sweep)
+
+    # ------------------------------------------------------------------ the machine
+    def give(self, event: Event) -> None:
+        """Give the machine an event and carry its effects out."""
+        proxy = self.proxy
+        for effect in proxy.handle(clock(), event):
+            act = self._acts.get(type(effect))
+            if act is None:
+                self._perform(effect)
+            else:
+                act(self, effect)
+        deadline = proxy.deadline
+        if deadline < self._armed:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._armed = deadline
+            self._timer = self.loop.at(deadline, self._tick)
+
+    def _tick(self) -> None:
+        # A deadline that moved away is met by an early tick, which does nothing.
+        if clock() - self._armed > 12 * MS:
+            self._counts["ticks_late"] += 1
+        self._armed = NEVER
+        self._timer = None
+        self.give(Tick())
+
+    def _after_batch(self, event: Event) -> None:
+        """Tell the machine at the end of this batch: never from within `pump` or `feed`."""
+        if not self._lost:
+            self.loop.after_batch(self._give_lost)
+        self._lost.append(event)
+
+    def _give_lost(self) -> None:
+        events, self._lost = self._lost, []
+        for event in events:
+            self.give(event)
+
+    def _soon(self, call: Callable[[], None]) -> None:
+        if not self._later:
+            self.loop.after_batch(self._run_later)
+        self._later.append(call)
+
+    def _run_later(self) -> None:
+        calls, self._later = self._later, []
+        for call in calls:
+            call()
+
+    # ------------------------------------------------------------------ applications, client side
+    def connect(
+        self,
+        sock: socket.socket,
+        source: SpiffeId,
+        name: str,
+        *,
+        port: int = 0,
+        reply: Reply | None = None,
+        first: bytes = b"",
+    ) -> Allowed | Denied:
+        """Take an application's connection and carry it to a service.
+
+        Args:
+            sock: accepted, non-blocking; owned from here on, also when it is refused.
+            source: who calls, as its socket's owner was attested.
+            name: service name, with or without `.mesh`, or a SPIFFE ID.
+            port: port that the application named, 0 if none.
+            reply: for SOCKS5 and CONNECT: gives the bytes of the answer, after OPENED or a
+                refusal; None: nothing is answered, and a refusal is a reset.
+            first: bytes of the application that were read already, at most 64 KiB.
+        Returns:
+            Allowed(target) if it is under way, Denied if it was refused at once.
+        """
+        sock.setblocking(False)
+        now = clock()
+        if name.lower().startswith("spiffe://"):
+            target, name = spiffe_id(name), ""
+        else:
+            found = self.proxy.resolve(name)
+            if found is None:
+                return self._refuse(sock, source, name, reply, "no such name", Reset.NO_SERVICE)
+            target = found
+        if self.proxy.svid(source) is None:
+            return self._refuse(sock, source, name, reply, "caller has no svid", Reset.DENIED)
+        verdict = self.proxy.open(source, target, name)
+        if type(verdict) is Denied:
+            return self._refuse(sock, source, name, reply, verdict.reason, Reset.DENIED)
+        if self.draining:
+            return self._refuse(sock, source, name, reply, "draining", Reset.DRAINING)
+        if self._streams >= STREAMS_MAX:
+            return self._refuse(sock, source, name, reply, "too many streams", Reset.BUSY)
+        replicas = self.proxy.replicas(target)
+        if not replicas:
+            return self._refuse(sock, source, name, reply, "no replica", Reset.UNREACHABLE)
+        opening = Opening(source, target, name, port, replicas, reply, first, now)
+        self._try_next(sock, opening, Reset.UNREACHABLE)
+        return Allowed(target)
+
+    def _refuse(
+        self,
+        sock: socket.socket,
+        source: SpiffeId,
+        name: str,
+        reply: Reply | None,
+        why: str,
+        reason: Reset,
+    ) -> Denied:
+        self._counts["streams_refused"] += 1
+        refuse(sock, reply, reason)
+        record = StreamRecord(source, "", name, True, "", (), 0, 0, 0, f"refused: {why}")
+        self._on_record(record)
+        return Denied(why)
+
+    def _try_next(self, sock: socket.socket, opening: Opening, reason: Reset) -> None:
+        """Open a stream to the best replica that was not tried yet."""
+        while opening.replicas:
+            node = opening.replicas.pop(0)
+            opening.tried.append(node)
+            session = self._session_to(opening.source, opening.target, node)
+            if session is None:
+                reason = Reset.BUSY
+                continue
+            stream = AppStream(session, sock, opening.begun_at)
+            refused = session.pipe.open(stream, Open(opening.name, opening.port))
+            if refused is not None:
+                reason = refused
+                continue
+            self._begin(stream, opening)
+            return
+        self._counts["streams_refused"] += 1
+        refuse(sock, opening.reply, reason)
+        self._on_record(
+            StreamRecord(
+                opening.source,
+                opening.target,
+                opening.name,
+                True,
+                "",
+                (),
+                0,
+                0,
+                clock() - opening.begun_at,
+                f"refused: {reason.phrase}",
+            )
+        )
+
+    def _begin(self, stream: AppStream, opening: Opening) -> None:
+        self._streams += 1
+        stream.opening = opening
+        opening.tried_at = clock()
+        self._openings[stream] = None
+        if opening.replicas:
+            stream.early = bytearray(opening.first)
+        if opening.reply is not None:
+            stream.held = True
+            return
+        if opening.first:
+            stream.session.pipe.write(stream, opening.first)
+        stream.start()
+
+    def opened(self, stream: AppStream) -> None:
+        """The service has taken the connection (called by its session)."""
+        self._openings.pop(stream, None)
+        opening, stream.opening = stream.opening, None
+        self._counts["streams_opened"] += 1
+        if opening is None or opening.reply is None:
+            return
+        stream.put_first(opening.reply(None))
+        if opening.first and stream.pipe is not None:
+            stream.pipe.write(stream, opening.first)
+        stream.start()
+
+    def try_another(self, stream: AppStream, reason: Reset) -> bool:
+        """A stream was reset: whether it was only refused and another replica may have it."""
+        opening = stream.opening
+        if opening is None:
+            return False
+        stream.opening = None
+        self._openings.pop(stream, None)
+        early = stream.early
+        kept = early is not None or (stream.held and not stream.sent)
+        if reason not in RETRY or not opening.replicas or not kept or stream.received:
+            if opening.reply is not None:
+                stream.put_first(opening.reply(reason))
+            return False
+        if early is not None and opening.reply is None:
+            opening.first = bytes(early)
+        ended = stream.finished
+        sock = stream.leave()
+        self._soon(lambda: self._try_again(sock, opening, reason, ended))
+        return True
+
+    def _try_again(self, sock: socket.socket, opening: Opening, reason: Reset, ended: bool) -> None:
+        self._try_next(sock, opening, reason)
+
+    def _session_to(self, source: SpiffeId, target: SpiffeId, node: NodeName) -> Session | None:
+        number = self.proxy.session(source, target, node)
+        if number is None:
+            number = self.proxy.token()
+            session_id = self._random(SESSION_ID_BYTES)
+            self.give(OpenSession(number, session_id, source, target, node))
+            session = self.sessions.get(number)
+            client = self.proxy.clients.get(number)
+            if session is None or client is None:
+                return None
+            session.source, session.target, session.node = source, target, node
+            session.control = client.machine
+        return self.sessions.get(number)
+
+    def _make_pipe(self, number: int, client: bool) -> Pipe:
+        session = self.sessions[number] = Session(self, number, client)
+        return session.pipe
+
+    # ------------------------------------------------------------------ services, server side
+    def accept(self, session: Session, ask: Open) -> Stream | Reset:
+        """OPEN came: policy, what listens there, connect (called by its session)."""
+        service = self.proxy.service(session.target)
+        verdict = self.proxy.open(session.source, session.target, ask.name)
+        if type(verdict) is Denied:
+            return self._refused(session, ask, verdict.reason, Reset.DENIED)
+        if self.draining:
+            return self._refused(session, ask, "draining", Reset.DRAINING)
+        if service is None:
+            return self._refused(session, ask, "no service", Reset.NO_SERVICE)
+        if self._streams >= STREAMS_MAX:
+            return self._refused(session, ask, "too many streams", Reset.BUSY)
+        seen = self._listener(service)
+        if isinstance(seen, Denied):
+            return self._refused(session, ask, seen.reason, Reset.LISTENER)
+        try:
+            family, address = parse_address(service.address)
+        except BadConfig:
+            return self._refused(session, ask, "bad address", Reset.NO_SERVICE)
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        if family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            code = sock.connect_ex(address)
+        except OSError as error:
+            code = error.errno or errno.EIO
+        if code not in (0, errno.EINPROGRESS):
+            sock.close()
+            reason = Reset.BUSY if code == errno.EAGAIN else Reset.CONNECT_REFUSED
+            return self._refused(session, ask, reason.phrase, reason)
+        stream = AppStream(session, sock, clock())
+        stream.held = True
+        self._streams += 1
+        self._connecting[stream] = _Connect(self, stream, service, seen, code == 0)
+        return stream
+
+    def _refused(self, session: Session, ask: Open, why: str, reason: Reset) -> Reset:
+        self._counts["streams_refused"] += 1
+        self._on_record(
+            StreamRecord(
+                session.source,
+                session.target,
+                ask.name,
+                False,
+                "",
+                session.path,
+                0,
+                0,
+                0,
+                f"refused: {why}",
+            )
+        )
+        return reason
+
+    def connected(self, stream: AppStream, connect: _Connect, code: int) -> None:
+        """The service's socket is connected, or not."""
+        self._connecting.pop(stream, None)
+        if stream.reason:
+            return
+        pipe = stream.pipe
+        if code or pipe is None:
+            stream.fail(Reset.CONNECT_TIMEOUT if code == errno.ETIMEDOUT else Reset.CONNECT_REFUSED)
+            return
+        seen = self._listener(connect.service)
+        if isinstance(seen, Denied) or seen != connect.seen:
+            # Somebody else has taken the port meanwhile: not a byte goes there.
+            stream.fail(Reset.LISTENER)
+            return
+        self._counts["streams_opened"] += 1
+        if connect.service.proxy_header and self._proxy_header is not None:
+            stream.put_first(self._proxy_header(stream.session.source))
+        pipe.opened(stream)
+        stream.start()
+
+    # ------------------------------------------------------------------ streams, both roles
+    def ended(self, session: Session, stream: AppStream) -> None:
+        """A stream is over (called by its session)."""
+        self._streams -= 1
+        self._openings.pop(stream, None)
+        connect = self._connecting.pop(stream, None)
+        if connect is not None:
+            connect.cancel()
+        if stream.reason != "closed":
+            self._counts["streams_reset"] += 1
+        self._counts["bytes_in"] += stream.received
+        self._counts["bytes_out"] += stream.sent
+        self._on_record(
+            StreamRecord(
+                session.source,
+                session.target,
+                stream.ask.name,
+                session.client,
+                session.node,
+                session.path,
+                stream.received,
+                stream.sent,
+                clock() - stream.begun_at,
+                stream.reason,
+            )
+        )
+
+    def flushed(self, session: Session) -> None:
+        """A session's batch was flushed: the machine may have to watch it."""
+        pipe = session.pipe
+        if pipe.broken:
+            if session.number in self.sessions:
+                self._after_batch(facts.Broken(session.number, pipe.broken))
+        elif session.client and not session.control.watching:
+            ring = pipe.ring
+            if ring.written > ring.confirmed:
+                self.give(facts.Wrote(session.number))
+
+    # ------------------------------------------------------------------ circuits
+    def on_circuit(
+        self, sock: socket.socket, previous: NodeName, target: SpiffeId, first: bytes
+    ) -> None:
+        """A hop whose path ends here: speak TLS as `target` (given to `Hops`)."""
+        if self.proxy.svid(target) is None:
+            return self._refuse_circuit(sock, "no such workload here")
+        if self._shaking >= SHAKING_MAX:
+            return self._refuse_circuit(sock, "too many handshakes")
+        tls = self._tls(target, None, True)
+        if isinstance(tls, Denied):
+            return self._refuse_circuit(sock, tls.reason)
+        self._counts["circuits_accepted"] += 1
+        number = self.proxy.token()
+        circuit = self._circuit(number, sock, tls, target, (previous, self.proxy.me), first)
+        self._shaking += 1
+        circuit.start()
+        return None
+
+    def _refuse_circuit(self, sock: socket.socket, reason: str) -> None:
+        self._counts["circuits_refused"] += 1
+        try:
+            sock.send(pack_refusal(f"{self.proxy.me}: {reason}"))
+        except OSError:
+            pass  # It has gone away meanwhile.
+        sock.close()
+
+    def _circuit(
+        self,
+        number: int,
+        sock: socket.socket,
+        tls: Tls,
+        own: SpiffeId,
+        path: tuple[str, ...],
+        first: bytes = b"",
+        peer: SpiffeId | None = None,
+    ) -> TlsCircuit:
+        circuit = self.circuits[number] = TlsCircuit(
+            self.loop,
+            sock,
+            tls,
+            self._buffers,
+            Circuit(number, self._heard),
+            self,
+            own,
+            peer=peer,
+            first=first,
+        )
+        circuit.path = path
+        circuit.generation = self.proxy.generation(own)
+        return circuit
+
+    def _dial(self, effect: Dial) -> None:
+        def done(sock: socket.socket | None, why: str) -> None:
+            self._dials.pop(effect.token, None)
+            if sock is None:
+                self.give(Failed(effect.token, why))
+                return
+            tls = self._tls(effect.source, effect.target, False)
+            if isinstance(tls, Denied):
+                sock.close()
+                self.give(Failed(effect.token, tls.reason))
+                return
+            self._circuit(
+                effect.token, sock, tls, effect.source, effect.path, peer=effect.target
+            ).start()
+
+        self._counts["circuits_dialled"] += 1
+        path = tuple(NodeName(node) for node in effect.path)
+        self._dials[effect.token] = self._dial_hop(path, effect.target, done)
+
+    def _cancel_dial(self, effect: facts.CancelDial) -> None:
+        dialling = self._dials.pop(effect.token, None)
+        if dialling is not None:
+            dialling.cancel()
+        circuit = self.circuits.pop(effect.token, None)
+        if circuit is not None:
+            circuit.close()
+        self._after_batch(Failed(effect.token, "cancelled"))
+
+    def on_shaken(self, circuit: TlsCircuit) -> None:
+        """See `CircuitOwner`."""
+        tls = circuit.tls
+        number = circuit.circuit.number
+        svid = self.proxy.svid(circuit.own)
+        peer = tls.peer
+        if type(peer) is not Allowed or svid is None:
+            return circuit.lose("tls: peer was not judged")
+        if circuit.client and peer.peer != circuit.expected:
+            return circuit.lose("tls: another peer than expected")
+        circuit.peer = peer.peer
+        ends = min(svid.not_after_unix_s, tls.peer_not_after_unix_s)
+        up = Up(
+            circuit=circuit.circuit,
+            path=circuit.path,
+            not_after_unix_us=ends * SECOND,
+            exporter=tls.exporter(LABEL_CIRCUIT, b"", SECRET_BYTES),
+            secret=tls.exporter(LABEL_SESSION, b"", SECRET_BYTES) if circuit.client else b"",
+            generation=circuit.generation,
+            peer_issued_unix_s=tls.peer_issued_unix_s,
+            peer_via=tls.peer_via,
+        )
+        circuit.told = True
+        if circuit.client:
+            self.give(Done(number, up))
+        else:
+            self._shaking -= 1
+            self.give(facts.Accepted(number, circuit.peer, circuit.own, up))
+        return None
+
+    def on_fed(self, circuit: TlsCircuit) -> None:
+        """See `CircuitOwner`."""
+        core = circuit.circuit
+        pipe = core.pipe
+        if pipe is None:
+            return
+        session = session_of(pipe)
+        if pipe.broken:
+            if session.number in self.sessions:
+                self._after_batch(facts.Broken(session.number, pipe.broken))
+        elif core.offset > core.told and not session.control.owing:
+            self.give(facts.Owing(session.number))
+
+    def on_lost(self, circuit: TlsCircuit, reason: str) -> None:
+        """See `CircuitOwner`."""
+        number = circuit.circuit.number
+        if self.circuits.pop(number, None) is None:
+            return
+        self._counts["circuits_lost"] += 1
+        if circuit.told:
+            self._after_batch(facts.CircuitLost(number, reason))
+        elif circuit.client:
+            self._after_batch(Failed(number, reason))
+        else:
+            self._shaking -= 1
+
+    def _heard(self, circuit: Circuit, kind: int, value: int, body: bytes) -> None:
+        self.give(facts.Heard(circuit.number, kind, value, body))
+
+    def _send_frame(self, effect: facts.SendFrame) -> None:
+        circuit = self.circuits.get(effect.circuit)
+        if circuit is not None:
+            circuit.say(effect.frame)
+
+    def _close_circuit(self, effect: facts.CloseCircuit) -> None:
+        circuit = self.circuits.pop(effect.circuit, None)
+        if circuit is not None:
+            circuit.close()
+
+    # ------------------------------------------------------------------ sessions
+    def _session_opened(self, effect: facts.SessionOpened) -> None:
+        session = self.sessions[effect.session]
+        session.source, session.target = effect.source, effect.target
+        session.control = self.proxy.server.sessions[effect.session]
+
+    def _joined(self, effect: facts.Joined) -> None:
+        session = self.sessions.get(effect.session)
+        if session is not None:
+            session.path = effect.path
+            session.moves += session.joined
+            self._counts["moves"] += session.joined
+            session.joined = True
+
+    def _session_ended(self, effect: facts.SessionEnded) -> None:
+        session = self.sessions.pop(effect.session, None)
+        if session is not None:
+            self._counts["resent_bytes"] += session.pipe.resent
+
+    def _ignore(self, effect: Effect) -> None:
+        pass
+
+    _acts: Final[dict[type, Callable[[Any, Any], None]]] = {
+        Dial: _dial,
+        facts.CancelDial: _cancel_dial,
+        facts.SendFrame: _send_frame,
+        facts.CloseCircuit: _close_circuit,
+        facts.SessionOpened: _session_opened,
+        facts.Joined: _joined,
+        facts.SessionEnded: _session_ended,
+        facts.CircuitsGone: _ignore,
+    }
+
+    # ------------------------------------------------------------------ now and then
+    def _sweep(self) -> None:
+        self.loop.after(SWEEP_US, self._sweep)
+        now = clock()
+        offset = self._unix_us() - now
+        if abs(offset - self._clock_us) > 500 * MS:
+            self._clock_us = offset
+            self.give(ClockSet(now + offset))
+        self._sweep_openings(now)
+        self._sweep_standing(now)
+
+    def _sweep_openings(self, now: Instant) -> None:
+        for stream in tuple(self._openings):
+            opening = stream.opening
+            if opening is None:
+                continue
+            waited = now - opening.tried_at
+            unreachable = not stream.session.joined and bool(opening.replicas)
+            if waited > (REACH_US if unreachable else OPEN_US):
+                pipe = stream.pipe
+                if pipe is not None:
+                    pipe.reset(stream, Reset.CONNECT_TIMEOUT)
+                    stream.on_reset(Reset.CONNECT_TIMEOUT)
+
+    def _sweep_standing(self, now: Instant) -> None:
+        """Give the credit of streams that stand still back to their sessions, within a budget."""
+        lent: list[tuple[int, int, AppStream]] = []
+        for session in self.sessions.values():
+            for stream in session.slow:
+                if stream.taken != stream.looked_at:
+                    stream.looked_at = stream.taken
+                    stream.standing_since = now
+                elif now - stream.standing_since >= STANDING_US:
+                    stream.lend()
+                if stream.lent:
+                    lent.append((stream.standing_since, stream.number, stream))
+        total = sum(stream.lent for _, _, stream in lent)
+        self._counts["standing_bytes"] = total
+        if total > STANDING_BYTES_MAX:
+            for _, _, stream in sorted(lent, key=lambda item: item[:2]):
+                total -= stream.lent
+                stream.fail(Reset.STALLED)
+                if total <= STANDING_BYTES_MAX:
+                    break
+
+    def clock_set(self) -> None:
+        """The wall clock has stepped: judge everything that ends again."""
+        self._clock_us = self._unix_us() - clock()
+        self.give(ClockSet(clock() + self._clock_us))
+
+    # ------------------------------------------------------------------ drain, status
+    def drain(self) -> int:
+        """Take no new streams; returns how many are open still."""
+        self.draining = True
+        return self._streams
+
+    def close(self, reason: str = "drained") -> None:
+        """End every session: the proxy stops."""
+        for number in tuple(self.sessions):
+            self.give(facts.Withdraw(number, reason))
+        for circuit in tuple(self.circuits.values()):
+            circuit.close()
+        self.circuits.clear()
+
+    def states(self) -> tuple[SessionState, ...]:
+        """All client sessions as they stand, for status views."""
+        return tuple(
+            self._state(session)
+            for session in self.sessions.values()
+            if session.client and session.control is not None
+        )
+
+    def _state(self, session: Session) -> SessionState:
+        control, pipe = session.control, session.pipe
+        standby = control.standby
+        state = (
+            "running"
+            if control.active is not None and control.joined
+            else ("paused" if control.joined else "new")
+        )
+        return SessionState(
+            session.source,
+            session.target,
+            session.node,
+            path=control.active.path if control.active is not None else (),
+            standby=standby.path if standby is not None else (),
+            streams=len(pipe.streams),
+            state=state,
+            requests=pipe.opened_total,
+            bytes_out=pipe.ring.written,
+            bytes_in=pipe.received,
+            resent_bytes=pipe.resent,
+            moves=control.moves,
+        )
+
+    def statistics(self) -> EndpointStatistics:
+        """An immutable snapshot of the counters."""
+        resent = sum(session.pipe.resent for session in self.sessions.values())
+        counts = dict(self._counts)
+        counts["resent_bytes"] += resent
+        return EndpointStatistics(
+            sessions=len(self.sessions),
+            circuits=len(self.circuits),
+            streams=self._streams,
+            **counts,
+        )
+
+
+class _Connect:
+    """A connection to a local service under way."""
+
+    __slots__ = ("_done", "_endpoint", "_fd", "_stream", "_timer", "seen", "service")
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        stream: AppStream,
+        service: ServiceItem,
+        seen: object,
+        connected: bool,
+    ) -> None:
+        self._endpoint, self._stream = endpoint, stream
+        self.service, self.seen = service, seen
+        self._fd = stream.fd
+        self._done = False
+        loop = endpoint.loop
+        self._timer = loop.after(CONNECT_US, lambda: self._finish(errno.ETIMEDOUT))
+        if connected:
+            # The stream gets its number only when `accept` has returned.
+            loop.after_batch(lambda: self._finish(0))
+        else:
+            loop.add(self._fd, WRITE, self._on_event)
+
+    def cancel(self) -> None:
+        """Forget it; the socket is the stream's."""
+        if not self._done:
+            self._done = True
+            self._timer.cancel()
+            self._endpoint.loop.drop(self._fd)
+
+    def _on_event(self, mask: int) -> None:
+        self._finish(self._stream.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+
+    def _finish(self, code: int) -> None:
+        if self._done:
+            return
+        self.cancel()
+        self._endpoint.connected(self._stream, self, code)
+
+
+_COUNTS: Final = (
+    "streams_opened",
+    "streams_refused",
+    "streams_reset",
+    "bytes_in",
+    "bytes_out",
+    "circuits_dialled",
+    "circuits_accepted",
+    "circuits_lost",
+    "circuits_refused",
+    "moves",
+    "resent_bytes",
+    "standing_bytes",
+    "ticks_late",
+)

@@ -1,0 +1,233 @@
+"""Sessions of the proxy's endpoint: the pipe of each, its streams, and who waits for room."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, cast, final
+
+import msgspec
+
+from x0tta6bl4.core.machine import Instant
+from x0tta6bl4.core.session.frames import Open, Reset
+from x0tta6bl4.core.session.pipe import Hooks, Pipe
+from x0tta6bl4.core.session.stream import Stream
+from x0tta6bl4.runtime.loop.poll import Loop
+from x0tta6bl4.runtime.loop.streams import AppStream
+from x0tta6bl4.wire.ids import NodeName, SpiffeId
+
+if TYPE_CHECKING:
+    from x0tta6bl4.runtime.loop.endpoint import Endpoint
+
+RETRY: frozenset[Reset] = frozenset(
+    {
+        Reset.CONNECT_REFUSED,
+        Reset.CONNECT_TIMEOUT,
+        Reset.NO_SERVICE,
+        Reset.LISTENER,
+        Reset.BUSY,
+        Reset.DRAINING,
+        Reset.SESSION_ENDED,
+        Reset.UNREACHABLE,
+    }
+)
+"""Answers to OPEN after which another replica is tried."""
+
+Reply = Callable[[Reset | None], bytes]
+"""What the application gets before anything else: None when its stream was OPENED, else why not."""
+
+
+@final
+class StreamRecord(msgspec.Struct, frozen=True, gc=False):
+    """One line of the access log."""
+
+    source: str
+    target: str
+    name: str
+    client: bool
+    """Whether the calling workload is on this node."""
+    node: str
+    """The other node; empty at the server, which does not learn it."""
+    path: tuple[str, ...]
+    """Of the circuit that carried it last."""
+    bytes_in: int
+    """Towards the application here."""
+    bytes_out: int
+    duration_us: int
+    reason: str
+
+
+class Owed(Protocol):
+    """What the glue needs of either machine's idea of a session."""
+
+    owing: bool
+
+
+class Opening:
+    """A stream on its way to a replica.
+
+    Args:
+        source, target, name, port: what is asked for.
+        replicas: those not tried yet, best first.
+        reply: for SOCKS5 and CONNECT; None for plain ports, whose data goes out with OPEN.
+        first: bytes of the application that were read already.
+        begun_at: instant of the application's connection.
+    """
+
+    __slots__ = (
+        "begun_at", "first", "name", "port", "replicas", "reply", "source", "target", "tried",
+        "tried_at",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        source: SpiffeId,
+        target: SpiffeId,
+        name: str,
+        port: int,
+        replicas: tuple[NodeName, ...],
+        reply: Reply | None,
+        first: bytes,
+        now: Instant,
+    ) -> None:
+        self.source, self.target, self.name, self.port = source, target, name, port
+        self.replicas = list(replicas)
+        self.reply = reply
+        self.first = first
+        self.begun_at = now
+        self.tried_at = now
+        self.tried: list[NodeName] = []
+
+
+class Session(Hooks):
+    """One session of this proxy, in either role; the hooks of its pipe.
+
+    Attributes:
+        number: the machine's.
+        pipe: its bytes.
+        control: `core.session.control.Client` or `answer.Carried`.
+        slow: streams whose application has not taken everything.
+        waiting: streams that are not read because the session is paused or without credit.
+        requests: streams opened so far.
+    """
+
+    __slots__ = (
+        "_flushing", "client", "control", "endpoint", "joined", "loop", "moves", "node",
+        "number", "path", "pipe", "slow", "source", "target", "told", "waiting",
+    )  # fmt: skip
+
+    def __init__(self, endpoint: Endpoint, number: int, client: bool) -> None:
+        self.endpoint = endpoint
+        self.loop: Loop = endpoint.loop
+        self.number = number
+        self.client = client
+        self.pipe = Pipe(endpoint.allocate, self, client)
+        self.source = self.target = SpiffeId("")
+        self.node = NodeName("")
+        self.path: tuple[str, ...] = ()
+        self.joined = False
+        self.moves = 0
+        self.control: Any = None
+        self.slow: dict[AppStream, None] = {}
+        self.waiting: dict[AppStream, None] = {}
+        self.told = 0
+        self._flushing = False
+
+    # ------------------------------------------------------------------ hooks of the pipe
+    def wake(self, pipe: Pipe) -> None:
+        """See `Hooks`."""
+        if not self._flushing:
+            self._flushing = True
+            self.loop.after_batch(self._flush)
+
+    def ready(self, pipe: Pipe) -> None:
+        """See `Hooks`."""
+        active = pipe.active
+        if active is not None:
+            circuit = self.endpoint.circuits.get(active.number)
+            if circuit is not None:
+                circuit.pump()
+
+    def resume(self, pipe: Pipe) -> None:
+        """See `Hooks`."""
+        waiting, self.waiting = self.waiting, {}
+        for stream in waiting:
+            stream.resume()
+
+    def accept(self, pipe: Pipe, number: int, ask: Open) -> Stream | Reset:
+        """See `Hooks`."""
+        return self.endpoint.accept(self, ask)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        pipe = self.pipe
+        pipe.flush()
+        self.endpoint.flushed(self)
+
+    # ------------------------------------------------------------------ called by streams
+    def blocked(self, stream: AppStream) -> bool:
+        """Whether a stream must not be read now; it is resumed when that ends."""
+        pipe = self.pipe
+        if pipe.paused or pipe.credit <= 0:
+            self.waiting[stream] = None
+            return True
+        return stream.credit <= 0
+
+    def wait(self, stream: AppStream) -> None:
+        """There was no room for this stream."""
+        if stream.credit > 0:
+            self.waiting[stream] = None
+            if not self.pipe.paused and self.pipe.credit > 0:
+                # Paused and resumed within one batch.
+                self.loop.after_batch(lambda: self.resume(self.pipe))
+
+    def standing(self, stream: AppStream) -> None:
+        """Its application has not taken everything."""
+        if stream not in self.slow:
+            self.slow[stream] = None
+            stream.looked_at = stream.taken
+            stream.standing_since = self.loop.now
+
+    def moving(self, stream: AppStream) -> None:
+        """Its application has taken everything."""
+        self.slow.pop(stream, None)
+
+    def opened(self, stream: AppStream) -> None:
+        """OPENED came."""
+        self.endpoint.opened(stream)
+
+    def try_another(self, stream: AppStream, reason: Reset) -> bool:
+        """Whether another replica is going to be tried for a stream that was refused."""
+        return self.endpoint.try_another(stream, reason)
+
+    def ended(self, stream: AppStream) -> None:
+        """The stream is over."""
+        self.slow.pop(stream, None)
+        self.waiting.pop(stream, None)
+        self.endpoint.ended(self, stream)
+
+
+def session_of(pipe: Pipe) -> Session:
+    """The session whose hooks a pipe has."""
+    return cast(Session, pipe.hooks)
+
+
+def refuse(sock: socket.socket, reply: Reply | None, reason: Reset) -> None:
+    """Answer an application that gets no stream, and close."""
+    if reply is not None:
+        try:
+            sock.send(reply(reason))
+        except OSError:
+            pass  # It has gone away meanwhile.
+        sock.close()
+        return
+    reset(sock)
+
+
+def reset(sock: socket.socket) -> None:
+    """Close so that the application sees a reset and not an orderly end."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+    except OSError:
+        pass  # It is gone already.
+    sock.close()
