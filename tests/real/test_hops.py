@@ -5,13 +5,19 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
+import msgspec
 import pytest
 
+from tests.fakes import hop_process
 from tests.fakes.hop_mesh import WEB, End, HopMesh
 from x0tta6bl4.core.machine import Instant
 from x0tta6bl4.edge.hop.setup import LinkSeal
@@ -29,6 +35,13 @@ from x0tta6bl4.wire.hop import (
 )
 from x0tta6bl4.wire.ids import NodeName
 from x0tta6bl4.wire.messages import AuthorityPathItem, NodeItem
+
+
+class Stub(NamedTuple):
+    """A node that runs elsewhere."""
+
+    port: int
+    incarnation: int
 
 
 @pytest.fixture
@@ -136,6 +149,43 @@ def test_a_stopping_relay_resets_both_ends(mesh: HopMesh) -> None:
     mesh.run(lambda: end.ended and far.ended)
     assert (end.ended, far.ended) == ("reset", "reset")
     mesh.nodes.pop("b").udp.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_relay_is_a_reset_at_both_ends(mesh: HopMesh, number: int) -> None:
+    """Without its help: a FIN would make what came so far look like the whole."""
+    mesh.node("a")
+    mesh.node("c")
+    child = subprocess.Popen(
+        [sys.executable, "-m", hop_process.__name__, "b", "77"],
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    with child, child.stdin, child.stdout:
+        try:
+            stub = Stub(int(child.stdout.readline()), 77)
+            mesh.nodes["b"] = stub  # type: ignore[assignment]
+            items = [mesh.item("b", "a"), mesh.item("b", "c")]
+            child.stdin.write(msgspec.json.encode(items).decode() + "\n")
+            child.stdin.flush()
+            assert child.stdout.readline() == "up\n"
+            for name in "ac":
+                mesh.nodes[name].hops.neighbour_set(mesh.item(name, "b"))
+            end = mesh.open("abc")
+            says(mesh, end, b"x")
+            far = mesh.nodes["c"].ends[0]
+            began = time.monotonic()
+            child.send_signal(number)
+            mesh.run(lambda: end.ended and far.ended)
+            print(f"noticed after {(time.monotonic() - began) * 1e3:.1f} ms")
+            assert (end.ended, far.ended) == ("reset", "reset")
+        finally:
+            child.kill()
+            mesh.nodes.pop("b", None)
 
 
 # ---------------------------------------------------------------------- refusals
@@ -322,8 +372,9 @@ def test_an_endpoint_that_does_not_answer_is_asked_to_dial_back_too(mesh: HopMes
     closed.bind(("127.0.0.1", 0))
     where = f"127.0.0.1:{closed.getsockname()[1]}"
     mesh.nodes["a"].hops.neighbour_set(
-        type(item)(**{f: getattr(item, f) for f in item.__struct_fields__} | {
-            "endpoints": (where,)})
+        type(item)(
+            **{f: getattr(item, f) for f in item.__struct_fields__} | {"endpoints": (where,)}
+        )
     )
     says(mesh, mesh.open("ab"), b"x")
     assert mesh.nodes["a"].hops.statistics().asked == 1
@@ -469,5 +520,7 @@ def test_throughput_of_a_relay_is_printed(mesh: HopMesh) -> None:
             pass
         mesh.loop.once(Instant(mesh.loop.now + 10_000))
     wall, cpu = time.monotonic() - wall, time.process_time() - cpu
-    print(f"one relay, both ends in the same loop: {total * 8 / wall / 1e9:.1f} Gbit/s, "
-          f"{cpu / (total / 1e9):.2f} CPU s/GB of all three")
+    print(
+        f"one relay, both ends in the same loop: {total * 8 / wall / 1e9:.1f} Gbit/s, "
+        f"{cpu / (total / 1e9):.2f} CPU s/GB of all three"
+    )

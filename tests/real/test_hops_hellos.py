@@ -33,15 +33,18 @@ class Two:
             node = mesh.nodes[name]
             heard = self.heard[name]
             self.hellos[name] = Hellos(
-                mesh.loop, node.udp, node.hops,
+                mesh.loop,
+                node.udp,
+                node.hops,
                 lambda n, hello, heard=heard: heard.append((n, hello)),  # type: ignore[misc]
             )
 
     def hello(self, me: str, other: str, generation: int = 0) -> Hello:
         self.sequence += 1
         item = self.mesh.item(me, other, generation)
-        return Hello(item.link, self.mesh.nodes[me].incarnation, self.sequence, UP, 0, 100_000, 3,
-                     clock())
+        return Hello(
+            item.link, self.mesh.nodes[me].incarnation, self.sequence, UP, 0, 100_000, 3, clock()
+        )
 
     def beat(self, times: int = 1, generation: int = 0, gap: float = 0.01) -> None:
         for _ in range(times):
@@ -54,8 +57,12 @@ class Two:
             heard.clear()
 
     def channels(self) -> None:
-        self.mesh.run(lambda: self.mesh.nodes["a"].hops.channels.has(B)
-                      and self.mesh.nodes["b"].hops.channels.has(A))
+        self.mesh.run(
+            lambda: (
+                self.mesh.nodes["a"].hops.channels.has(B)
+                and self.mesh.nodes["b"].hops.channels.has(A)
+            )
+        )
 
 
 @pytest.fixture
@@ -79,8 +86,9 @@ def test_hellos_go_by_udp_alone_once_both_are_heard(two: Two) -> None:
     sent = two.hellos["a"].statistics().sent_channel
     two.clear()
     two.beat(10)
-    assert [h.sequence for _, h in two.heard["b"]] == sorted({h.sequence for _, h in
-                                                             two.heard["b"]})
+    assert [h.sequence for _, h in two.heard["b"]] == sorted(
+        {h.sequence for _, h in two.heard["b"]}
+    )
     assert len(two.heard["a"]) == len(two.heard["b"]) == 10
     assert two.hellos["a"].statistics().sent_channel == sent
     assert not two.hellos["a"].deaf(B)
@@ -151,8 +159,15 @@ def test_forged_foreign_and_replayed_datagrams_change_nothing(two: Two) -> None:
         return pack(good, lambda body: blake2b(body, digest_size=16, key=key).digest())
 
     foreign = msgspec.structs.replace(good, link=good.link ^ 2)
-    for data in (b"", b"x" * 76, mac(b"wrong" * 6), mac(item.rx_hello), mac(item.tx_hello)[:-1],
-                 pack(foreign, lambda body: bytes(16)), bytes(2000)):
+    for data in (
+        b"",
+        b"x" * 76,
+        mac(b"wrong" * 6),
+        mac(item.rx_hello),
+        mac(item.tx_hello)[:-1],
+        pack(foreign, lambda body: bytes(16)),
+        bytes(2000),
+    ):
         stranger.sendto(data, ("127.0.0.1", port))
     two.mesh.settle(0.05)
     assert two.heard["b"] == []

@@ -47,8 +47,9 @@ class Bench:
         self.client, left = tcp_pair()
         right, self.server = tcp_pair(buffer)
         self.ended: list[str] = []
-        self.relay = Relay(loop, self.pipes, left, right,
-                           lambda _, reason: self.ended.append(reason), bytes_max)
+        self.relay = Relay(
+            loop, self.pipes, left, right, lambda _, reason: self.ended.append(reason), bytes_max
+        )
 
     def turns(self, seconds: float) -> int:
         """How often the loop wakes in a while."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Protocol
 
 from x0tta6bl4.core.machine import Denied, Instant
+from x0tta6bl4.core.session.frames import Reset
 from x0tta6bl4.wire.ids import SpiffeId
+from x0tta6bl4.wire.ingress import Step
 
 
 class TlsPeer(Protocol):
@@ -61,4 +63,20 @@ class SealMaker(Protocol):
 
     def __call__(self, link: int, tx: bytes, rx: bytes, now: Instant) -> SetupSeal:
         """Keys of sending and receiving, 32 bytes each; `now` is the driver's clock."""
+        ...
+
+
+class Greeting(Protocol):
+    """One client's greeting at a local listener, without I/O (edge/ingress)."""
+
+    def feed(self, data: bytes) -> Step:
+        """Take the client's next bytes; not to be called again after Asked or Rejected."""
+        ...
+
+    def answer(self, outcome: Reset | None, reason: str = "") -> bytes:
+        """What tells the client that its stream is open (None), or why there is none."""
+        ...
+
+    def stranger(self, reason: str) -> bytes:
+        """What tells a client that it is nobody we know."""
         ...

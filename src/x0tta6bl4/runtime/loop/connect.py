@@ -29,7 +29,9 @@ _KEEPALIVE: Final = (
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
     (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 20_000),
 )
-_RESET = struct.pack("ii", 1, 0)
+RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+CLOSE_IN_ORDER: Final = struct.pack("ii", 0, 0)
+"""Values of SO_LINGER."""
 
 Address = tuple[str, int] | str
 OnConnected = Callable[[socket.socket | None, str], None]
@@ -71,7 +73,7 @@ def tune(sock: socket.socket) -> None:
 def reset(sock: socket.socket) -> None:
     """Close so that the other end sees a reset and not an orderly end."""
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
     except OSError:
         pass  # It is gone already.
     sock.close()

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import socket
-import struct
 from collections.abc import Callable
-from typing import Final, Protocol, final
+from typing import Protocol, final
 
+from x0tta6bl4.runtime.loop.connect import RESET_ON_CLOSE
 from x0tta6bl4.wire.ids import NodeName
-
-_RESET: Final = struct.pack("ii", 1, 0)
 
 
 class Resettable(Protocol):
@@ -51,7 +49,7 @@ class HopSocket(socket.socket):
         self.cut_reason = reason
         try:
             if self.family != socket.AF_UNIX:
-                self.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                self.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
             self.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass  # It has ended already.

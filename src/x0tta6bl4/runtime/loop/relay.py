@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final, final
 
-from x0tta6bl4.runtime.loop.connect import reset
+from x0tta6bl4.runtime.loop.connect import CLOSE_IN_ORDER, RESET_ON_CLOSE
 from x0tta6bl4.runtime.loop.poll import ERROR, HANGUP, READ, WRITE, Loop
 
 PIPE_BYTES: Final = 1 << 20
@@ -129,6 +129,9 @@ class Relay:
         self._bytes_max = bytes_max
         self._masks = {one.fileno(): READ, two.fileno(): READ}
         self.ended = False
+        for sock in (one, two):
+            # Should this process be killed, the kernel's close is a reset and no orderly end.
+            _linger(sock, RESET_ON_CLOSE)
         loop.add(one.fileno(), READ, partial(self._event, self._forth, self._back))
         loop.add(two.fileno(), READ, partial(self._event, self._back, self._forth))
 
@@ -230,8 +233,15 @@ class Relay:
                 self._pipes.give(flow.pipe)
                 flow.pipe = None
         for flow in (self._forth, self._back):
-            if reason:
-                reset(flow.source)
-            else:
-                flow.source.close()
+            if not reason:
+                _linger(flow.source, CLOSE_IN_ORDER)
+            flow.source.close()
         self._on_end(self, reason)
+
+
+def _linger(sock: socket.socket, how: bytes) -> None:
+    if sock.family != socket.AF_UNIX:
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, how)
+        except OSError:
+            pass  # It has ended already; the first read says so.

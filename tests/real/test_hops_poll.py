@@ -1,0 +1,107 @@
+"""The proxy's loop: timers, batches, and descriptors that come and go within one batch."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from x0tta6bl4.core.machine import NEVER, Instant
+from x0tta6bl4.runtime.loop.poll import READ, WRITE, Loop, clock
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    made = Loop()
+    yield made
+    made.close()
+
+
+def test_timers_fire_in_order_and_cancelled_ones_never(loop: Loop) -> None:
+    fired: list[str] = []
+    now = clock()
+    loop.at(Instant(now + 2000), lambda: fired.append("second"))
+    loop.at(Instant(now + 1000), lambda: fired.append("first"))
+    loop.at(Instant(now + 1500), lambda: fired.append("never")).cancel()
+    loop.after(3000, loop.stop)
+    loop.run()
+    assert fired == ["first", "second"]
+    assert clock() - now >= 3000
+
+
+def test_a_cancelled_timer_does_not_wake_anybody(loop: Loop) -> None:
+    loop.after(1000, loop.stop).cancel()
+    began = clock()
+    loop.once(Instant(began + 20_000))
+    assert clock() - began >= 19_000
+
+
+def test_what_is_asked_for_after_the_batch_runs_once_even_without_events(loop: Loop) -> None:
+    ran: list[int] = []
+    loop.after_batch(lambda: (ran.append(1), loop.after_batch(lambda: ran.append(2)))[0])
+    loop.once(NEVER)
+    assert ran == [1, 2]
+
+
+def test_a_handler_dropped_within_the_batch_is_not_called(loop: Loop) -> None:
+    one, two = socket.socketpair()
+    called: list[int] = []
+
+    def drop_both(fd: int) -> None:
+        called.append(fd)
+        loop.drop(one.fileno())
+        loop.drop(two.fileno())
+
+    loop.add(one.fileno(), WRITE, lambda mask: drop_both(1))
+    loop.add(two.fileno(), WRITE, lambda mask: drop_both(2))
+    loop.once(Instant(clock() + 1000))
+    assert len(called) == 1
+    one.close()
+    two.close()
+
+
+def test_a_new_descriptor_with_an_old_number_gets_no_old_event(loop: Loop) -> None:
+    """The event of a closed socket must not look like the new one's connect or reset."""
+    first, peer = socket.socketpair()
+    second, peer2 = socket.socketpair()
+    stale: list[int] = []
+    fresh: list[int] = []
+    made: list[socket.socket] = []
+
+    def replace(mask: int) -> None:
+        """Whoever is called first closes both and opens others, which get the same numbers."""
+        numbers = sorted((first.fileno(), second.fileno()))
+        for sock in (first, second):
+            loop.drop(sock.fileno())
+            sock.close()
+        made.extend(socket.socketpair())
+        assert sorted(sock.fileno() for sock in made) == numbers
+        for sock in made:
+            loop.add(sock.fileno(), READ, stale.append)
+
+    loop.add(first.fileno(), WRITE, replace)
+    loop.add(second.fileno(), WRITE, replace)
+    loop.once(Instant(clock() + 1000))
+    assert made
+    assert stale == []
+    os.write(made[0].fileno(), b"x")
+    loop.drop(made[1].fileno())
+    loop.add(made[1].fileno(), READ, fresh.append)
+    loop.once(Instant(clock() + 10_000))
+    assert fresh == [READ]
+    for sock in (peer, peer2, *made):
+        sock.close()
+
+
+def test_lateness_is_told_for_timed_wake_ups_only(loop: Loop) -> None:
+    loop.at(Instant(clock() - 5000), lambda: None)
+    loop.once(NEVER)
+    assert loop.late_us >= 5000
+    one, two = socket.socketpair()
+    loop.add(one.fileno(), WRITE, lambda mask: None)
+    loop.once(Instant(clock() - 5000))
+    assert loop.late_us == 0
+    one.close()
+    two.close()
