@@ -10,7 +10,9 @@ import tarfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, final
+
+import msgspec
 
 from x0tta6bl4.app.admin import AdminClient
 from x0tta6bl4.app.cli.reach import plain
@@ -34,22 +36,43 @@ ASK_S = 3.0
 A = TypeVar("A", bound=AdminAnswer)
 
 
-def statuses(dirs: Sequence[Path]) -> list[Status | str]:
-    """A status of each node, or one line that says why there is none, in the order of `dirs`."""
+@final
+class Silent(msgspec.Struct, frozen=True):
+    """A node that does not answer, and why."""
+
+    node: str
+    error: X0Error
+
+    def __str__(self) -> str:
+        """One line."""
+        return f"{self.node}: {self.error}"
+
+
+def statuses(dirs: Sequence[Path]) -> list[Status | Silent]:
+    """A status of each node, or why there is none, in the order of `dirs`."""
     return [
-        one if isinstance(one, Status) else f"{path.name}: {one}"
+        one if isinstance(one, Status) else Silent(path.name, one)
         for path, one in zip(dirs, _ask_all(dirs, GetStatus(), Status), strict=True)
     ]
 
 
-def raise_if_none(found: Sequence[Status | str]) -> None:
+def raise_if_none(found: Sequence[Status | Silent]) -> None:
     """Complain when not one node has answered.
 
     Raises:
-        Unavailable: with what the first one said.
+        X0Error: why the only one did not.
+        Unavailable: of several none did; with the reason of the first.
     """
-    if not any(isinstance(one, Status) for one in found):
-        raise Unavailable("X0-CLI-026", f"no node answered; {found[0]}", "see x0 check")
+    silent = [one for one in found if isinstance(one, Silent)]
+    if len(silent) < len(found):
+        return
+    if len(silent) == 1:
+        raise silent[0].error
+    raise Unavailable(
+        "X0-CLI-026",
+        f"no node answers; {silent[0].node}: {silent[0].error.what}",
+        silent[0].error.hint,
+    )
 
 
 def findings(dirs: Sequence[Path]) -> list[tuple[str, Finding]]:

@@ -11,6 +11,7 @@ import click
 from x0tta6bl4.app.cli.reach import mesh_root, up_root
 
 if TYPE_CHECKING:
+    from x0tta6bl4.app.cli.gather import Silent
     from x0tta6bl4.app.mesh import Mesh
     from x0tta6bl4.app.up import Up
     from x0tta6bl4.wire.admin import Status
@@ -122,7 +123,7 @@ def _look(local: Up, hints: tuple[str, ...], plain: bool) -> None:
 
     dirs = [local.mesh.state(node) for node in local.mesh.plan.nodes]
 
-    def looks() -> list[Status | str]:
+    def looks() -> list[Status | Silent]:
         return gather.statuses(dirs)
 
     if plain:

@@ -219,7 +219,12 @@ def delete(name: str, authority_dir: Path | None) -> None:
     print(f"{name} is forgotten")
 
 
-@click.group(hidden=True)
+@click.group(
+    hidden=True,
+    epilog="""\b
+Examples:
+  x0 proxy run --config /etc/x0/node.toml""",
+)
 def proxy() -> None:
     """The data plane of a node; started by its agent."""
 

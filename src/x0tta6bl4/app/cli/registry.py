@@ -108,9 +108,8 @@ Examples:
     "--ttl",
     "ttl_s",
     type=int,
-    default=words.TTL_S_DEFAULT,
-    show_default=True,
-    help="Life of its SVIDs, in seconds.",
+    default=0,
+    help="Life of its SVIDs, in seconds; else as authority.toml says.",
 )
 @click.option("--proxy-header", is_flag=True, help="Send PROXY protocol v2 with the caller's ID.")
 @click.option("--key", default="", help="Name of the entry; else one is chosen.")

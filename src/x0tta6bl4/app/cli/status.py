@@ -40,11 +40,11 @@ def status(watch: bool, as_json: bool, name: str, state_dir: Path | None) -> Non
         view.live(lambda: gather.statuses(dirs))
         return
     found = gather.statuses(dirs)
+    gather.raise_if_none(found)
     if as_json:
-        print_json([one for one in found if not isinstance(one, str)])
+        print_json([one for one in found if not isinstance(one, gather.Silent)])
     else:
         view.print_once(found)
-    gather.raise_if_none(found)
 
 
 @click.command(

@@ -16,11 +16,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from x0tta6bl4.app.cli.gather import Silent
 from x0tta6bl4.wire.admin import EventView, LinkView, SessionView, Status
 
 REFRESH_S: Final = 1.0
 LOW_LINES: Final = 24
-Source = Callable[[], "Sequence[Status | str]"]
+Source = Callable[[], "Sequence[Status | Silent]"]
 _STYLES = {
     "up": "green",
     "ready": "green",
@@ -52,7 +53,7 @@ class Screen:
         self._footer = tuple(footer)
         self._last: dict[tuple[str, ...], tuple[float, int, int]] = {}
 
-    def draw(self, looks: Sequence[Status | str], lines: int, now: float) -> RenderableType:
+    def draw(self, looks: Sequence[Status | Silent], lines: int, now: float) -> RenderableType:
         """Everything, in about `lines` lines.
 
         Args:
@@ -61,11 +62,11 @@ class Screen:
             now: seconds, for rates.
         """
         nodes = [look for look in looks if isinstance(look, Status)]
-        silent = [look for look in looks if isinstance(look, str)]
+        silent = [look for look in looks if isinstance(look, Silent)]
         rates = self._rates(nodes, now)
         room = _Room(lines - 4 - len(self._footer) - len(silent)) if lines else _Room(10**6)
         parts: list[RenderableType] = [_head(nodes, rates)]
-        parts += [Text(line, "red", no_wrap=True, overflow="ellipsis") for line in silent]
+        parts += [Text(str(one), "red", no_wrap=True, overflow="ellipsis") for one in silent]
         parts.append(_side_by_side(_nodes(nodes, room), _links(nodes, room)))
         parts.append(_sessions(nodes, rates, room))
         parts.append(_services(nodes, room))
@@ -135,7 +136,7 @@ def lines(source: Source, alive: Callable[[], bool]) -> None:
         time.sleep(max(0.0, began + REFRESH_S - time.monotonic()))
 
 
-def print_once(looks: Sequence[Status | str]) -> None:
+def print_once(looks: Sequence[Status | Silent]) -> None:
     """One look, as long as it takes."""
     console = Console()
     if not console.is_terminal:
