@@ -138,11 +138,11 @@ def _check_address(text: str) -> None:
         host, _, port = text.rpartition(":")
         bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
         try:
-            in_brackets = ipaddress.ip_address(bare).version == 6
+            ip = ipaddress.ip_address(bare)
+            fits = ip.is_loopback and (ip.version == 6) == (bare != host)  # Plaintext stays here.
         except ValueError:
-            in_brackets = bare == host  # Never fits.
-        digits = port.isascii() and port.isdigit()
-        if in_brackets == (bare != host) and digits and 0 < int(port[:6]) < 65536:
+            fits = False
+        if fits and port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536:
             return
     raise BadInput(
         "X0-AUT-059",
