@@ -19,8 +19,8 @@ from x0tta6bl4.core.machine import (
     Tick,
 )
 from x0tta6bl4.core.routing.damping import Damping
-from x0tta6bl4.core.routing.routing import (
-    LAST_RESORT,
+from x0tta6bl4.core.routing.routing import LAST_RESORT, Routing, link_cost
+from x0tta6bl4.core.routing.words import (
     AdjacencyWanted,
     AuthorityPathsChanged,
     LinkDown,
@@ -31,10 +31,8 @@ from x0tta6bl4.core.routing.routing import (
     MemberGone,
     PathBad,
     PathsChanged,
-    Routing,
     Unwanted,
     Wanted,
-    link_cost,
 )
 from x0tta6bl4.wire.records import Adjacency, NodeBody
 

@@ -1,6 +1,6 @@
 """The agent's composite machine: records, routing and renewals of one node, behind one `handle`.
 
-`composite.Agent(me, domain, crypto=..., seed=..., renewal=...)` hears and says:
+`composite.Agent(me, domain, crypto=..., seed=...)` hears and says:
 
     event                                   from
     Tick, ClockSet(unix_us)                 the driver
@@ -19,6 +19,7 @@
     ProxySaid(fact), ProxyGone()            what the proxy's socket said; its end
     AuthoritySaid(update)                   from Watch
     AuthorityState(up, reason)              the connection to the authority came or went
+    RenewNow(ids)                           an operator asks
     Stopping()                              last event before a stop: tells the mesh so
 
     effect                                  what to do with it
@@ -33,5 +34,8 @@
     PersistWanted()                         write `Agent.held()`
     Noticed(kind, text)                     a line for the events log
 
-The proxy's side: after Ready it sends a Full of what it holds, and only then hears an Order.
+The proxy's side: after Ready it sends a Full of what it holds and the LinkState of each link, and
+only then hears an Order.  A Ready with another incarnation means that all link keys are void.
+
+Its tables answer questions at once: `view`, `paths`, `explain`, `held`, `bundle_chain`.
 """

@@ -108,6 +108,13 @@ class AuthorityState(Value, frozen=True):
 
 
 @final
+class RenewNow(Value, frozen=True):
+    """Renew these SVIDs at once; an operator asks."""
+
+    ids: tuple[str, ...]
+
+
+@final
 class Stopping(Value, frozen=True):
     """The agent is about to stop on purpose; its proxy may go on for the restart time."""
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import heapq
 from itertools import pairwise
-from typing import Final, final
+from typing import Final
 
 from x0tta6bl4.core.machine import (
     MS,
@@ -28,12 +28,25 @@ from x0tta6bl4.core.machine import (
     Event,
     Instant,
     Tick,
-    Value,
 )
 from x0tta6bl4.core.routing import paths as finding
 from x0tta6bl4.core.routing.damping import Damping
 from x0tta6bl4.core.routing.map import COST_MAX, LEVEL_MAX, Change, Map
 from x0tta6bl4.core.routing.paths import INFINITE, Link, Path, Tree, links_of
+from x0tta6bl4.core.routing.words import (
+    AdjacencyWanted,
+    AuthorityPathsChanged,
+    LinkDown,
+    LinkMeasured,
+    LinkSuspected,
+    LinkUp,
+    MemberChanged,
+    MemberGone,
+    PathBad,
+    PathsChanged,
+    Unwanted,
+    Wanted,
+)
 from x0tta6bl4.wire.records import Adjacency, NodeBody
 
 LAST_RESORT: Final = 2**20
@@ -53,104 +66,6 @@ _MANY: Final = 64
 _BUDGET: Final = 8
 _AUTHORITY: Final = ""
 """Stands among the destinations for whichever node reaches the authority."""
-
-
-# ------------------------------------------------------------------------------ events
-@final
-class MemberChanged(Value, frozen=True):
-    """A node's own record says this now."""
-
-    node: str
-    body: NodeBody
-    restarting_until: Instant = NEVER
-    """`body.restarting_until_unix_s` on the driver's clock; after it the node counts as gone."""
-
-
-@final
-class MemberGone(Value, frozen=True):
-    """A node's own record is gone."""
-
-    node: str
-
-
-@final
-class LinkUp(Value, frozen=True):
-    """A link of this node can be used; also after a suspicion that was wrong."""
-
-    node: str
-    rtt_us: int
-    loss_ppm: int
-    gray: bool
-    dials: bool
-
-
-@final
-class LinkMeasured(Value, frozen=True):
-    """A link that is up has new figures."""
-
-    node: str
-    rtt_us: int
-    loss_ppm: int
-    gray: bool
-    dials: bool
-
-
-@final
-class LinkSuspected(Value, frozen=True):
-    """Nothing new over this link until LinkUp or LinkDown."""
-
-    node: str
-
-
-@final
-class LinkDown(Value, frozen=True):
-    """A link of this node cannot be used."""
-
-    node: str
-
-
-@final
-class Wanted(Value, frozen=True):
-    """Paths to this node are wanted; answered by PathsChanged as soon as there are any."""
-
-    node: str
-
-
-@final
-class Unwanted(Value, frozen=True):
-    """They are not any more."""
-
-    node: str
-
-
-@final
-class PathBad(Value, frozen=True):
-    """Bytes were corrupted or stood still on this path: avoid its links for a while."""
-
-    path: tuple[str, ...]
-
-
-# ------------------------------------------------------------------------------ facts
-@final
-class PathsChanged(Value, frozen=True):
-    """Paths to a wanted node, best first, from this node to it inclusive; empty: out of reach."""
-
-    node: str
-    paths: tuple[tuple[str, ...], ...]
-
-
-@final
-class AuthorityPathsChanged(Value, frozen=True):
-    """Paths to the nearest nodes that reach the authority themselves, best first."""
-
-    paths: tuple[tuple[str, ...], ...]
-
-
-@final
-class AdjacencyWanted(Value, frozen=True):
-    """Publish these links of this node."""
-
-    links: tuple[Adjacency, ...]
 
 
 def link_cost(rtt_us: int, loss_ppm: int, gray: bool) -> int:
@@ -297,10 +212,33 @@ class Routing:
             return -1
         return self._tree.distance[number]
 
+    def paths_from(self, source: str, target: str) -> tuple[tuple[tuple[str, ...], ...], list[int]]:
+        """Paths that another node would compute from this map, and their costs."""
+        if source == self._me:
+            found = self.paths(target)
+            return found, [self._sum(self._map, path) for path in found]
+        map = Map(source)
+        for number, name in enumerate(self._map.names):
+            says = self._map.says[number]
+            if says is not None and self._map.index.get(name) == number:
+                map.say(name, [Adjacency(self._map.names[o], *r) for o, r in says.items()])
+                map.stub[map.index[name]] = self._map.stub[number]
+        tree = Tree(map)
+        tree.build()
+        to = map.index.get(target)
+        numbers = finding.paths(map, tree, to) if to is not None else ()
+        named = tuple(tuple(map.names[node] for node in path) for path in numbers)
+        return named, [map.cost(path) for path in numbers]
+
     def published(self, node: str) -> int:
         """Cost of the link to a neighbour as published in 1/16 ms; 0: it is not."""
         link = self._links.get(node)
         return link.published if link else 0
+
+    @staticmethod
+    def _sum(map: Map, path: tuple[str, ...]) -> int:
+        numbers = [map.index.get(node, -1) for node in path]
+        return sum(map.links[a].get(b, 0) for a, b in pairwise(numbers))
 
     # -------------------------------------------------------------------------- the map
     def _on_member(
