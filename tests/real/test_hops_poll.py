@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 from collections.abc import Iterator
 
 import pytest
 
 from x0tta6bl4.core.machine import NEVER, Instant
+from x0tta6bl4.runtime.loop.accept import Acceptor
 from x0tta6bl4.runtime.loop.poll import READ, WRITE, Loop, clock
 
 
@@ -40,7 +42,12 @@ def test_a_cancelled_timer_does_not_wake_anybody(loop: Loop) -> None:
 
 def test_what_is_asked_for_after_the_batch_runs_once_even_without_events(loop: Loop) -> None:
     ran: list[int] = []
-    loop.after_batch(lambda: (ran.append(1), loop.after_batch(lambda: ran.append(2)))[0])
+
+    def first() -> None:
+        ran.append(1)
+        loop.after_batch(lambda: ran.append(2))
+
+    loop.after_batch(first)
     loop.once(NEVER)
     assert ran == [1, 2]
 
@@ -92,6 +99,41 @@ def test_a_new_descriptor_with_an_old_number_gets_no_old_event(loop: Loop) -> No
     loop.once(Instant(clock() + 10_000))
     assert fresh == [READ]
     for sock in (peer, peer2, *made):
+        sock.close()
+
+
+def test_without_descriptors_the_loop_waits_and_then_goes_on(loop: Loop) -> None:
+    accepted: list[socket.socket] = []
+    exhausted: list[str] = []
+    listener = socket.create_server(("127.0.0.1", 0))
+    clients = [socket.socket() for _ in range(3)]
+    acceptor = Acceptor(loop, listener, accepted.append, exhausted.append)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    fillers = [os.dup(0)]  # Up to the first number behind all that are in use, so no hole is left.
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    while fillers[-1] < highest:
+        fillers.append(os.dup(0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (fillers[-1] + 1, hard))
+    try:
+        for client in clients:
+            client.connect(listener.getsockname())
+        turns, until = 0, clock() + 250_000
+        while clock() < until:
+            loop.once(Instant(until))
+            turns += 1
+        assert not accepted
+        assert 2 <= len(exhausted) <= 4
+        assert turns < 12
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for filler in fillers:
+            os.close(filler)
+    until = clock() + 2_000_000
+    while len(accepted) < 3 and clock() < until:
+        loop.once(Instant(until))
+    assert len(accepted) == 3
+    acceptor.close()
+    for sock in (*clients, *accepted):
         sock.close()
 
 

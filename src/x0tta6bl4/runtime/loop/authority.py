@@ -11,10 +11,11 @@ from typing import Final, final
 import msgspec
 
 from x0tta6bl4.core.machine import SECOND
+from x0tta6bl4.runtime.loop.accept import Acceptor
 from x0tta6bl4.runtime.loop.carry import Cancellable, Carry, Way
 from x0tta6bl4.runtime.loop.connect import Connecting, OnConnected
 from x0tta6bl4.runtime.loop.notices import Notices
-from x0tta6bl4.runtime.loop.poll import READ, Loop
+from x0tta6bl4.runtime.loop.poll import Loop
 from x0tta6bl4.runtime.loop.relay import Relay
 from x0tta6bl4.wire.ids import NodeName
 
@@ -60,7 +61,7 @@ class AuthorityWays:
     """
 
     __slots__ = (
-        "_carries", "_dial", "_enrolling", "_join", "_limits", "_listener", "_local", "_loop",
+        "_acceptor", "_carries", "_dial", "_enrolling", "_join", "_limits", "_local", "_loop",
         "_notices", "_path", "enrols", "paths", "where",
     )
 
@@ -73,7 +74,7 @@ class AuthorityWays:
         self._dial = dial
         self._join = join
         self._carries: set[Carry] = set()
-        self._listener: socket.socket | None = None
+        self._acceptor: Acceptor | None = None
         self._path = ""
         self._local = self._enrolling = 0
         self.where = ""
@@ -101,9 +102,10 @@ class AuthorityWays:
         except OSError:
             listener.close()
             raise
-        listener.setblocking(False)
-        self._listener, self._path = listener, path
-        self._loop.add(listener.fileno(), READ, self._accept)
+        self._path = path
+        self._acceptor = Acceptor(
+            self._loop, listener, self._accept, lambda why: self._notices.say("accept", why)
+        )
 
     def direct(self, on_done: OnConnected) -> Cancellable:
         """Connect to the authority's address."""
@@ -130,28 +132,21 @@ class AuthorityWays:
 
     def close(self) -> None:
         """Stop listening, and give up what is not joined yet."""
-        if self._listener is not None:
-            self._loop.drop(self._listener.fileno())
-            self._listener.close()
-            self._listener = None
+        if self._acceptor is not None:
+            self._acceptor.close()
+            self._acceptor = None
             if os.path.exists(self._path):
                 os.unlink(self._path)
         for carry in tuple(self._carries):
             carry.cancel("proxy stops")
 
-    def _accept(self, mask: int) -> None:
-        assert self._listener is not None
-        try:
-            sock, _ = self._listener.accept()
-        except OSError:
-            return
+    def _accept(self, sock: socket.socket) -> None:
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         _, uid, _ = _PEER_CREDENTIALS.unpack(credentials)
         if uid != os.getuid() or self._local >= LOCAL_MAX:
             self._notices.say("authority", f"refused uid {uid} at the authority's socket")
             sock.close()
             return
-        sock.setblocking(False)
         self._local += 1
 
         def over() -> None:

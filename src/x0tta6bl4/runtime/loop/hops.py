@@ -22,6 +22,7 @@ from typing import Final, final
 import msgspec
 
 from x0tta6bl4.core.machine import Denied, Verdict
+from x0tta6bl4.runtime.loop.accept import Acceptor
 from x0tta6bl4.runtime.loop.authority import AuthorityWays, HopLimits
 from x0tta6bl4.runtime.loop.carry import Cancellable, Way
 from x0tta6bl4.runtime.loop.channel import Channels
@@ -30,7 +31,7 @@ from x0tta6bl4.runtime.loop.held import Held, HopSocket
 from x0tta6bl4.runtime.loop.legs import Leg, Legs
 from x0tta6bl4.runtime.loop.neighbours import Neighbours
 from x0tta6bl4.runtime.loop.notices import Notices
-from x0tta6bl4.runtime.loop.poll import READ, Loop
+from x0tta6bl4.runtime.loop.poll import Loop
 from x0tta6bl4.runtime.loop.relay import Pipes, Relay
 from x0tta6bl4.runtime.loop.setup import Parting, Setup
 from x0tta6bl4.runtime.ports import SealMaker
@@ -54,7 +55,6 @@ from x0tta6bl4.wire.hop import (
 from x0tta6bl4.wire.ids import NodeName, SpiffeId
 from x0tta6bl4.wire.messages import AuthorityPathItem, NeighbourItem, NodeItem
 
-_ACCEPTS_PER_BATCH: Final = 64
 _PARTINGS_MAX: Final = 64
 
 
@@ -104,8 +104,8 @@ class Hops:
     """
 
     __slots__ = (
-        "_accepted", "_admit", "_dialbacks", "_evicted", "_held", "_hostile", "_legs", "_limits",
-        "_listener", "_loop", "_notices", "_on_circuit", "_partings", "_pending", "_pipes",
+        "_accepted", "_acceptor", "_admit", "_dialbacks", "_evicted", "_held", "_hostile",
+        "_legs", "_limits", "_loop", "_notices", "_on_circuit", "_partings", "_pending", "_pipes",
         "_refused", "_relayed", "_relayed_bytes", "_relays", "authority", "channels", "me",
         "neighbours", "on_hello",
     )
@@ -125,7 +125,6 @@ class Hops:
         random: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self._loop = loop
-        self._listener = listener
         self.me = me
         self._admit = admit
         self._on_circuit = on_circuit
@@ -150,8 +149,9 @@ class Hops:
         """Ways to the authority; `authority.listen(path)` opens this node's own socket to it."""
         self._accepted = self._relayed = self._relayed_bytes = self._refused = 0
         self._hostile = self._evicted = 0
-        listener.setblocking(False)
-        loop.add(listener.fileno(), READ, self._accept)
+        self._acceptor = Acceptor(
+            loop, listener, self._accept, lambda why: self._notices.say("accept", why)
+        )
 
     # ------------------------------------------------------------------ what the agent says
     def node_set(self, item: NodeItem) -> None:
@@ -238,18 +238,10 @@ class Hops:
         return _Later(self._loop, answer, mine, "", dropped)
 
     # ------------------------------------------------------------------ accepting
-    def _accept(self, mask: int) -> None:
-        for _ in range(_ACCEPTS_PER_BATCH):
-            try:
-                sock, _ = self._listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:  # Out of descriptors: leave them in the backlog.
-                self._notices.say("accept", str(error))
-                return
-            self._accepted += 1
-            tune(sock)
-            self._expect(sock, None)
+    def _accept(self, sock: socket.socket) -> None:
+        self._accepted += 1
+        tune(sock)
+        self._expect(sock, None)
 
     def _expect(self, sock: socket.socket, node: NodeName | None) -> None:
         """Wait for a setup frame; of this neighbour only, if one is named."""
@@ -435,8 +427,7 @@ class Hops:
 
     def close(self) -> None:
         """Stop accepting and reset every hop; sockets handed out see their end."""
-        self._loop.drop(self._listener.fileno())
-        self._listener.close()
+        self._acceptor.close()
         self.authority.close()
         for neighbour in self.neighbours:
             self.neighbour_gone(neighbour.node)

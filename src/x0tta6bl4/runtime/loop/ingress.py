@@ -19,6 +19,7 @@ import msgspec
 
 from x0tta6bl4.core.machine import SECOND, Denied, Verdict
 from x0tta6bl4.core.session.frames import Reset
+from x0tta6bl4.runtime.loop.accept import Acceptor
 from x0tta6bl4.runtime.loop.connect import parse_address, reset
 from x0tta6bl4.runtime.loop.notices import Notices
 from x0tta6bl4.runtime.loop.poll import READ, Loop, Timer
@@ -31,7 +32,6 @@ from x0tta6bl4.wire.messages import ListenItem
 
 PLAIN: Final = "plain"
 LISTENERS_MAX: Final = 256
-_ACCEPTS_PER_BATCH: Final = 64
 _RECEIVE: Final = 64 * 1024
 _PARTINGS_MAX: Final = 64
 
@@ -103,7 +103,7 @@ class Ingress:
         self._on_stream = on_stream
         self._notices = Notices(loop, on_notice)
         self._limits = limits
-        self._listeners: dict[str, tuple[ListenItem, socket.socket]] = {}
+        self._listeners: dict[str, tuple[ListenItem, Acceptor]] = {}
         self._pending: dict[_Pending, None] = {}
         self._partings: dict[Parting, None] = {}
         self._accepted = self._strangers = self._rejected = self._streams = self._evicted = 0
@@ -127,15 +127,16 @@ class Ingress:
             return
         if len(self._listeners) >= LISTENERS_MAX:
             raise BadConfig("X0-ING-003", "more than 256 listeners")
-        listener = _listen(item.address, self._limits.unix_mode)
-        self._listeners[item.address] = item, listener
-        self._loop.add(listener.fileno(), READ, lambda mask: self._accept(item.address))
+        self._listeners[item.address] = item, Acceptor(
+            self._loop, _listen(item.address, self._limits.unix_mode),
+            lambda sock: self._accept(item.address, sock),
+            lambda why: self._notices.say("accept", why),
+        )
 
     def gone(self, address: str) -> None:
         """Stop listening; streams go on."""
         known = self._listeners.pop(address, None)
         if known is not None:
-            self._loop.drop(known[1].fileno())
             known[1].close()
             if address.startswith("unix:"):
                 _unlink(address[5:])
@@ -143,9 +144,9 @@ class Ingress:
     def where(self, address: str) -> str:
         """The address really bound, where the port was given as 0; empty if there is none."""
         known = self._listeners.get(address)
-        if known is None or known[1].family == socket.AF_UNIX:
+        if known is None or address.startswith("unix:"):
             return "" if known is None else address
-        host, port = known[1].getsockname()[:2]
+        host, port = known[1].listener.getsockname()[:2]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def statistics(self) -> IngressStatistics:
@@ -164,23 +165,11 @@ class Ingress:
         for parting in tuple(self._partings):
             parting.close()
 
-    def _accept(self, address: str) -> None:
-        item, listener = self._listeners[address]
-        for _ in range(_ACCEPTS_PER_BATCH):
-            try:
-                sock, _ = listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:  # Out of descriptors: leave them in the backlog.
-                self._notices.say("accept", str(error))
-                return
-            self._accepted += 1
-            sock.setblocking(False)
-            if sock.family != socket.AF_UNIX:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._begin(sock, item, self._identify(sock))
-            if address not in self._listeners:
-                return
+    def _accept(self, address: str, sock: socket.socket) -> None:
+        self._accepted += 1
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._begin(sock, self._listeners[address][0], self._identify(sock))
 
     def _begin(self, sock: socket.socket, item: ListenItem, who: Verdict) -> None:
         if isinstance(who, Denied):
@@ -343,7 +332,6 @@ def _listen(address: str, unix_mode: int) -> socket.socket:
     except OSError:
         listener.close()
         raise
-    listener.setblocking(False)
     return listener
 
 
@@ -360,7 +348,6 @@ def _listen_unix(path: str, mode: int) -> socket.socket:
     except OSError:
         listener.close()
         raise
-    listener.setblocking(False)
     return listener
 
 
