@@ -16,10 +16,9 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-import structlog
 import uvloop
 from cryptography.x509 import load_der_x509_certificate
 
@@ -38,9 +37,13 @@ from x0tta6bl4.edge.tls import x509
 from x0tta6bl4.edge.tls.aio import SslContext
 from x0tta6bl4.edge.tls.context import ALPN_AUTHORITY, TlsContext
 from x0tta6bl4.edge.tls.judge import Judge
+from x0tta6bl4.telemetry import log
 from x0tta6bl4.wire import authority as words
 from x0tta6bl4.wire.errors import BadConfig, Conflict, Refused, X0Error
 from x0tta6bl4.wire.ids import NodeName, SpiffeId, TrustDomain, node_id, trust_domain
+
+if TYPE_CHECKING:
+    from x0tta6bl4.telemetry.metrics import MetricsServer
 
 ADMIN_SOCKET: Final = "admin.sock"
 PID_FILE: Final = "authority.pid"
@@ -151,7 +154,7 @@ class AuthorityProcess:
     def __init__(self, settings: AuthoritySettings) -> None:
         self._settings = settings
         self._dir = Path(settings.state_dir)
-        self._log = structlog.get_logger("authority")
+        self._log = log.logger("authority")
         self.stopping = asyncio.Event()
         self.port = 0
         self._started_unix_us = unix_us()
@@ -184,7 +187,9 @@ class AuthorityProcess:
             self._on_fact,
             self._on_state,
         )
-        self._api = ApiServer(self.service, unix_us, self._health, self._on_refused)
+        self._api = ApiServer(
+            self.service, unix_us, self._health, self._on_refused, self._on_operator
+        )
 
     def _check_state(self) -> None:
         row = self._machine.state.the_domain()
@@ -229,11 +234,14 @@ class AuthorityProcess:
         nodes, operators = sockets
         self.port = nodes.getsockname()[1]
         tasks = [asyncio.create_task(self.service.run())]
+        metrics: MetricsServer | None = None
         try:
             await self._renew()
             await self._api.serve_nodes(nodes, SslContext(self._tls, self._on_refused))
             await self._api.serve_operators(operators)
-            (self._dir / PID_FILE).write_text(str(os.getpid()))
+            with contextlib.suppress(OSError):  # A full disk; nobody needs it to serve.
+                (self._dir / PID_FILE).write_text(str(os.getpid()))
+            metrics = await self._serve_metrics()
             tasks.append(asyncio.create_task(self._renew_for_ever()))
             tasks.append(asyncio.create_task(self._end_with(tasks[0])))
             self._log.info(
@@ -244,6 +252,8 @@ class AuthorityProcess:
             )
             yield self
         finally:
+            if metrics is not None:
+                await metrics.close()
             await self._api.stop()
             for task in tasks:
                 task.cancel()
@@ -251,6 +261,29 @@ class AuthorityProcess:
             for path in (self._dir / ADMIN_SOCKET, self._dir / PID_FILE):
                 path.unlink(missing_ok=True)
             self._close()
+
+    async def _serve_metrics(self) -> MetricsServer | None:
+        address = self._settings.metrics.listen
+        if not address:
+            return None
+        from x0tta6bl4.telemetry.metrics import MetricsServer  # 50 ms that few need.
+
+        server = MetricsServer(address, self._metrics)
+        try:
+            await server.start()
+        except OSError as error:
+            raise Conflict(
+                "X0-AUT-102",
+                f"can't serve metrics on {address}: {error.strerror}",
+                "choose another metrics.listen",
+            ) from None
+        return server
+
+    def _metrics(self) -> str:
+        from x0tta6bl4.telemetry.metrics import authority_sums, text_of
+
+        health = self._health(self._machine.health(clock()))
+        return text_of(authority_sums(health, self._api.statistics(), self._machine.statistics()))
 
     async def _end_with(self, writer: asyncio.Task[None]) -> None:
         """A writer that has failed ends the process: systemd starts it anew."""
@@ -326,6 +359,9 @@ class AuthorityProcess:
         if reason in self._refused or len(self._refused) < 64:
             self._refused[reason] = self._refused.get(reason, 0) + 1
 
+    def _on_operator(self, method: str, thing: str) -> None:
+        self._log.info("operator", method=method, thing=thing)
+
     def _health(self, health: words.Health) -> words.Health:
         return msgspec.structs.replace(
             health,
@@ -393,6 +429,7 @@ def main(settings: AuthoritySettings) -> int:
     Raises:
         X0Error: it can't start.
     """
+    log.configure(settings.log.level, settings.log.file)
 
     async def serve() -> None:
         process = AuthorityProcess(settings)

@@ -318,5 +318,6 @@ def _issue(
     if end <= now:
         raise Unavailable("X0-AUT-047", "the CA has expired", "`x0 bundle rotate`")
     leaf = desk.crypto.issue(ca, csr, id, start, end, via if entry else None)
-    desk.put(IssuedRow(leaf.serial, id, via or "", entry, start, end))
+    if via is not None:  # Its own SVID is not kept: it has to start with a full disk, too.
+        desk.put(IssuedRow(leaf.serial, id, via, entry, start, end))
     return Issued(entry=entry, id=id, chain=leaf.chain, not_after_unix_s=end)

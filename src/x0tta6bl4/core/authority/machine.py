@@ -170,6 +170,11 @@ class Authority:
         """Whether the clock stands before the newest time that this authority has signed."""
         return self.unix_us(now) + STEP_BACK_US_MAX < self.state.the_domain().floor_unix_us
 
+    def health(self, now: Instant) -> words.Health:
+        """State of now, for metrics; what the edge knows better is left empty."""
+        desk = Desk(self.state, self.unix_us(now), self._crypto, self._config)
+        return _health(desk, Caller(operator=True), words.Nothing())
+
     def statistics(self) -> dict[str, int]:
         """Plain counts since the start: requests done, refused, and writes undone."""
         return dict(self._asked)

@@ -44,6 +44,10 @@ NONCE_S: Final = 30.0
 CLOSE_EARLY_S: Final = 1.0
 _WINDOW_BYTES: Final = 1024 * 1024
 _ANONYMOUS_CALLS: Final = frozenset({"Trust", "Challenge", "Enrol", "Attest"})
+_QUESTIONS: Final = frozenset({"Health"}) | {
+    method for method in words.ADMIN_METHODS if method.endswith(("List", "Show"))
+}
+_THINGS: Final = ("key", "subject", "node", "name", "step", "version")
 _CREDENTIALS: Final = struct.Struct("3i")
 
 
@@ -176,6 +180,7 @@ class ApiServer:
         unix_us: wall time, microseconds.
         fill_health: completes what the machine says of its health.
         on_refused: told why a connection was not admitted (for counts and the log).
+        on_operator: told what an operator has changed: method and name of the thing.
     """
 
     def __init__(
@@ -184,10 +189,12 @@ class ApiServer:
         unix_us: Callable[[], int],
         fill_health: Callable[[words.Health], words.Health],
         on_refused: Callable[[str], None],
+        on_operator: Callable[[str, str], None],
     ) -> None:
         self._service = service
         self._unix_us = unix_us
         self._fill_health = fill_health
+        self._on_operator = on_operator
         self.calls: dict[str, int] = {}
         self._nodes = _Listener(
             _Methods(words.SERVICE, self._nodes_table()), self._judged, on_refused
@@ -275,6 +282,8 @@ class ApiServer:
             reply = with_connections(
                 self._service, await self._service.ask(caller, method, request)
             )
+            if method not in _QUESTIONS:
+                self._on_operator(method, _thing(request))
             return self._fill_health(reply) if method == "Health" else reply
         if caller.node is None and method not in _ANONYMOUS_CALLS:
             raise Refused(
@@ -342,6 +351,12 @@ class _Methods:
     def __mapping__(self) -> dict[str, Handler]:
         """Path -> handler."""
         return self._mapping
+
+
+def _thing(request: Any) -> str:
+    """What an operator's request is about."""
+    found = (str(getattr(request, field, "")) for field in _THINGS)
+    return next((text for text in found if text), "")
 
 
 async def _receive(stream: Stream[Any, Any]) -> Any:
