@@ -5,10 +5,10 @@ UV := uv==0.13.9
 LOCK := pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-header --no-emit-index-url --no-emit-find-links
 
-.PHONY: help setup check lint form types floors tidy format test night coverage lock wheel bare clean
+.PHONY: help setup check lint form types floors tidy format test night bench bench-pair coverage lock wheel bare clean
 
 help:  ## what there is
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
 
 setup:  ## .venv with the tools for developers
 	@./x0 setup --dev
@@ -39,6 +39,16 @@ test:  ## all tests but the long ones (ARGS="-k name")
 
 night:  ## all tests, the long ones too
 	@./x0 night $(ARGS)
+
+BENCH := long_stream rotations revocation outages failover_tcp footprint
+
+bench: setup  ## all measurements, about 50 minutes (BENCH=rotations ARGS="--ttl 30"); docs/benchmarks.md
+	@status=0; for name in $(BENCH); do $(PY) -m bench.$$name $(ARGS) || status=1; done; \
+	$(PY) -m bench.report; exit $$status
+
+bench-pair: setup  ## beside haproxy, stunnel and nginx, in the harness that X0_PROXY_BENCH names
+	$(PY) -m bench.proxies $(ARGS)
+	$(PY) -m bench.report
 
 coverage: setup  ## statement coverage of core and wire, at least 95 %
 	$(PY) -m pytest -q --ignore=tests/house --ignore=tests/real --cov --cov-report=term --cov-fail-under=95

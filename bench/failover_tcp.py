@@ -240,7 +240,7 @@ def _lose(hosts: Hosts, node: str, neighbour: str, percent: int) -> None:
     hosts.nft(
         node,
         f"table netdev x0-{neighbour} {{ chain lose {{ type filter hook ingress device"
-        f' "to-{neighbour}" priority 0; policy accept; {verdict}; }} }}',
+        f' "to-{neighbour}" priority 0; policy accept; {verdict}; }}\n}}',
     )
 
 
@@ -407,17 +407,22 @@ def measure(outcome: Outcome, root: Path, options: argparse.Namespace) -> None:
     judge(outcome)
 
 
+def parser() -> argparse.ArgumentParser:
+    """Options."""
+    words = argparse.ArgumentParser(description="outage of a TCP request stream, beside babeld")
+    words.add_argument("--runs", type=int, default=5)
+    words.add_argument("--faults", default="control,silent,killed,loss30")
+    words.add_argument("--hello-ms", type=int, default=100)
+    words.add_argument("--cpu-seconds", type=float, default=30, help="0: leave CPU out")
+    words.add_argument("--no-peer", dest="peer", action="store_false", help="leave babeld out")
+    return words
+
+
 def main() -> int:
     """Command line."""
     if os.geteuid() != 0:
         raise Unavailable("X0-LAB-003", "network namespaces need root", "run it with sudo")
-    parser = argparse.ArgumentParser(description="outage of a TCP request stream, beside babeld")
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--faults", default="control,silent,killed,loss30")
-    parser.add_argument("--hello-ms", type=int, default=100)
-    parser.add_argument("--cpu-seconds", type=float, default=30, help="0: leave CPU out")
-    parser.add_argument("--no-peer", dest="peer", action="store_false", help="leave babeld out")
-    return run("failover_tcp", measure, parser)
+    return run("failover_tcp", measure, parser())
 
 
 if __name__ == "__main__":

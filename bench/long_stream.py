@@ -296,18 +296,23 @@ def measure(outcome: Outcome, root: Path, options: argparse.Namespace) -> None:
             slow(outcome, lab, options.readers, options.slow_seconds)
 
 
+def parser() -> argparse.ArgumentParser:
+    """Options."""
+    words = argparse.ArgumentParser(description="one long connection through a mesh under fire")
+    words.add_argument("--parts", default="stream,ends,sessions,slow")
+    words.add_argument("--seconds", type=float, default=100)
+    words.add_argument("--mib", type=int, default=2400, help="both directions together")
+    words.add_argument("--kills", type=int, default=3)
+    words.add_argument("--rotations", type=int, default=5)
+    words.add_argument("--sessions", type=int, default=200)
+    words.add_argument("--readers", type=int, default=1000)
+    words.add_argument("--slow-seconds", type=float, default=30)
+    return words
+
+
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description="one long connection through a mesh under fire")
-    parser.add_argument("--parts", default="stream,ends,sessions,slow")
-    parser.add_argument("--seconds", type=float, default=100)
-    parser.add_argument("--mib", type=int, default=2400, help="both directions together")
-    parser.add_argument("--kills", type=int, default=3)
-    parser.add_argument("--rotations", type=int, default=5)
-    parser.add_argument("--sessions", type=int, default=200)
-    parser.add_argument("--readers", type=int, default=1000)
-    parser.add_argument("--slow-seconds", type=float, default=30)
-    return run("long_stream", measure, parser)
+    return run("long_stream", measure, parser())
 
 
 if __name__ == "__main__":

@@ -154,13 +154,18 @@ def measure(outcome: Outcome, root: Path, options: argparse.Namespace) -> None:
         dark(outcome, lab, options.short, options.dark)
 
 
+def parser() -> argparse.ArgumentParser:
+    """Options."""
+    words = argparse.ArgumentParser(description="agents and authority die under load")
+    words.add_argument("--ttl", type=int, default=240, help="seconds that an SVID lives")
+    words.add_argument("--dark", type=float, default=100, help="seconds without any of them")
+    words.add_argument("--short", type=float, default=10, help="seconds of the other acts")
+    return words
+
+
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description="agents and authority die under load")
-    parser.add_argument("--ttl", type=int, default=240, help="seconds that an SVID lives")
-    parser.add_argument("--dark", type=float, default=100, help="seconds without any of them")
-    parser.add_argument("--short", type=float, default=10, help="seconds of the other acts")
-    return run("outages", measure, parser)
+    return run("outages", measure, parser())
 
 
 if __name__ == "__main__":

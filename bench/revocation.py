@@ -202,12 +202,17 @@ def measure(outcome: Outcome, root: Path, options: argparse.Namespace) -> None:
             returns(outcome, lab)
 
 
+def parser() -> argparse.ArgumentParser:
+    """Options."""
+    words = argparse.ArgumentParser(description="revocation, eviction, withdrawal, return")
+    words.add_argument("--acts", default="policy,workload,node")
+    words.add_argument("--ttl", type=int, default=20, help="of the second mesh; 0: no second")
+    return words
+
+
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description="revocation, eviction, withdrawal, return")
-    parser.add_argument("--acts", default="policy,workload,node")
-    parser.add_argument("--ttl", type=int, default=20, help="of the second mesh; 0: no second")
-    return run("revocation", measure, parser)
+    return run("revocation", measure, parser())
 
 
 if __name__ == "__main__":

@@ -157,14 +157,19 @@ def measure(outcome: Outcome, root: Path, options: argparse.Namespace) -> None:
         rotate(outcome, lab, options.rotations, options.lifetimes, options.rate)
 
 
+def parser() -> argparse.ArgumentParser:
+    """Options."""
+    words = argparse.ArgumentParser(description="SVID rotations under load")
+    words.add_argument("--ttl", type=int, default=20, help="seconds that an SVID lives")
+    words.add_argument("--rotations", type=int, default=20)
+    words.add_argument("--lifetimes", type=int, default=10)
+    words.add_argument("--rate", type=int, default=500, help="requests per second")
+    return words
+
+
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description="SVID rotations under load")
-    parser.add_argument("--ttl", type=int, default=20, help="seconds that an SVID lives")
-    parser.add_argument("--rotations", type=int, default=20)
-    parser.add_argument("--lifetimes", type=int, default=10)
-    parser.add_argument("--rate", type=int, default=500, help="requests per second")
-    return run("rotations", measure, parser)
+    return run("rotations", measure, parser())
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import final
 
@@ -78,7 +78,7 @@ class Lab:
     """A running mesh with its servers.
 
     Args:
-        root: directory of everything; emptied at the end unless the lab failed to start.
+        root: directory of everything.
         shape: what to build.
     """
 
@@ -527,8 +527,10 @@ def at_intervals(seconds: float, acts: Iterable[Callable[[], object]]) -> None:
         act()
 
 
-def scratch(name: str) -> Path:
-    """An empty directory for a lab, short enough for socket names."""
+@contextlib.contextmanager
+def scratch(name: str) -> Iterator[Path]:
+    """An empty directory for a lab, short enough for socket names; it stays after a failure."""
     root = Path("/tmp") / f"x0-{name}-{os.getpid()}"
     shutil.rmtree(root, ignore_errors=True)
-    return root
+    yield root
+    shutil.rmtree(root, ignore_errors=True)

@@ -1,0 +1,130 @@
+#!/usr/bin/env python3
+"""Ours beside known pairs of mutual-TLS proxies, in one run of one harness.
+
+    sudo X0_PROXY_BENCH=PATH/proxy.py .venv/bin/python -m bench.proxies
+
+The harness is not part of this project: a program that starts each pair, loads it with the same
+generator and prints one JSON line per measurement (`peer`, `work`, figures).  Ours is a whole mesh
+(`bench/pair.py`): authority, agents, attestation and policy, direct and through one relay.  The
+figures of ours count all its processes, the authority and the agents too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from bench.outcome import Outcome, run
+
+PEERS = {
+    "haproxy": "haproxy",
+    "haproxy-tuned": "haproxy",
+    "stunnel": "stunnel",
+    "nginx": "nginx",
+    "ghostunnel": "ghostunnel",
+}
+BASE = "haproxy"
+Rows = dict[str, dict[str, list[dict[str, Any]]]]
+
+
+def medians(rows: Rows) -> dict[str, dict[str, dict[str, Any]]]:
+    """Work -> peer -> figure -> median of its good runs (text: the last), and how many were bad."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for work, peers in rows.items():
+        for peer, runs in peers.items():
+            good = [r for r in runs if not r.get("bad") and not r.get("error")]
+            figures: dict[str, Any] = {"runs": len(runs), "bad": len(runs) - len(good)}
+            for column in {k for r in good for k in r} - {"peer", "work", "run", "load1"}:
+                values = [r[column] for r in good if column in r]
+                numbers = [v for v in values if isinstance(v, int | float)]
+                whole = len(numbers) == len(values) and not isinstance(values[0], bool)
+                figures[column] = statistics.median(numbers) if whole else values[-1]
+            found.setdefault(work, {})[peer] = dict(sorted(figures.items()))
+    return found
+
+
+def judge(outcome: Outcome, found: dict[str, dict[str, dict[str, Any]]]) -> None:
+    """Ratios of ours to the base, and the targets."""
+    targets = (
+        ("rr32", "rate", 1.3, True),
+        ("bulk1", "gbit", 1.0, True),
+        ("bulk8", "gbit", 1.0, True),
+        ("conn", "rate", 5.0, True),
+        ("rr1", "p50_us", 1.3, False),
+    )
+    ratios: dict[str, float] = {}
+    for work, column, target, more in targets:
+        base = found.get(work, {}).get(BASE, {}).get(column)
+        for peer in ("ours", "ours-relay"):
+            value = found.get(work, {}).get(peer, {}).get(column)
+            if not base or value is None:
+                continue
+            ratio = ratios[f"{peer} {work} {column}"] = round(value / base, 2)
+            if peer == "ours":
+                outcome.check(
+                    f"{work} {column} {'>=' if more else '<='} {target} x {BASE}",
+                    ratio >= target if more else ratio <= target,
+                    ratio,
+                )
+    outcome.figure(f"ratio_to_{BASE}", ratios)
+    bad = {f"{w} {p}": f["bad"] for w, peers in found.items() for p, f in peers.items()
+           if f["bad"] and p.startswith("ours")}  # fmt: skip
+    outcome.check("no broken connection and no wrong byte of ours", not bad, bad)
+
+
+def measure(outcome: Outcome, root: Path, options: argparse.Namespace) -> None:
+    """Run the harness and keep its medians."""
+    harness = os.environ.get("X0_PROXY_BENCH", "")
+    if not Path(harness).is_file():
+        outcome.check("the harness is there (X0_PROXY_BENCH names it)", False, harness or "unset")
+        return
+    given = dict(each.split("=", 1) for each in options.bin)
+    peers = [p for p, binary in PEERS.items() if p in given or shutil.which(binary)]
+    outcome.figure("peers", peers)
+    outcome.figure("peers_missing", [p for p in PEERS if p not in peers])
+    root.mkdir(parents=True, exist_ok=True)
+    lines = root / "lines.jsonl"
+    pair = f"{sys.executable} {Path(__file__).with_name('pair.py')}"
+    ours = pair + " --listen {listen} --target {target} --dir {dir}"
+    command = [
+        sys.executable, harness, "--peers", ",".join(["direct", *peers]), "--work", options.work,
+        "--runs", str(options.runs), "--secs", str(options.secs), "--rr1", "--out", str(lines),
+        "--ours", f"ours={ours}", "--ours", f"ours-relay={ours} --relays 1",
+        *(word for name, path in given.items() for word in ("--bin", f"{name}={path}")),
+    ]  # fmt: skip
+    subprocess.run(command, check=False, timeout=options.limit)
+    rows: Rows = collections.defaultdict(lambda: collections.defaultdict(list))
+    for line in lines.read_text().splitlines() if lines.exists() else ():
+        row = json.loads(line)
+        rows[row["work"]][row["peer"]].append(row)
+    found = medians(rows)
+    outcome.figures["medians"] = found
+    judge(outcome, found)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options."""
+    words = argparse.ArgumentParser(description="ours beside other pairs of mTLS proxies")
+    words.add_argument("--runs", type=int, default=3)
+    words.add_argument("--secs", type=float, default=3.0)
+    words.add_argument("--work", default="rr32,bulk1,bulk8,conn,idle,life")
+    words.add_argument("--bin", action="append", default=[], metavar="NAME=PATH")
+    words.add_argument("--limit", type=float, default=1800, help="seconds for all of it")
+    return words
+
+
+def main() -> int:
+    """Command line."""
+    return run("proxies", measure, parser())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

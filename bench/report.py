@@ -1,0 +1,97 @@
+#!/usr/bin/env python3
+"""Writes docs/benchmarks.md from bench/results/*.json.
+
+.venv/bin/python -m bench.report
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bench.outcome import RESULTS
+
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+HEAD = """# Measurements
+
+<!-- Generated from bench/results by bench/report.py: change it there. -->
+
+Each part says what was run, on which commit and machine, what it found and whether that was good
+enough. Anyone can run the command again; it writes the same file. Figures of a shared machine with
+few cores are good for ratios and for pass or fail, not for the third digit.
+"""
+TITLES = {
+    "long_stream": "One connection while relays die and SVIDs rotate",
+    "rotations": "Rotations at a short SVID life",
+    "revocation": "How long access lasts after it was taken away",
+    "outages": "Agents and authority gone",
+    "failover_tcp": "A TCP request stream when the network breaks",
+    "footprint": "What a node takes",
+    "proxies": "Beside other pairs of mutual-TLS proxies",
+}
+
+
+def page(results: Path = RESULTS) -> str:
+    """The whole page."""
+    parts = [HEAD]
+    known = {file.stem: file for file in sorted(results.glob("*.json"))}
+    for name in [*TITLES, *sorted(known.keys() - TITLES.keys())]:
+        if name in known:
+            parts.append(_part(name, json.loads(known[name].read_text())))
+    return "\n".join(parts)
+
+
+def _part(name: str, result: dict[str, Any]) -> str:
+    machine = result.get("machine", {})
+    lines = [
+        f"## {TITLES.get(name, name)}",
+        "",
+        f"`{result.get('command', '')}`",
+        "",
+        f"Commit {result.get('commit', '?')}, {result.get('date', '?')}, {machine.get('cores', '?')}"
+        f" cores of {machine.get('cpu', '?')}, Linux {machine.get('kernel', '?')}, Python"
+        f" {machine.get('python', '?')}; {result.get('seconds', '?')} s.",
+        "",
+    ]
+    checks = result.get("checks", [])
+    if checks:
+        lines += ["| must hold | found | |", "|---|---|---|"]
+        lines += [
+            f"| {_cell(c['what'])} | {_cell(c['found'])} | {'good' if c['good'] else '**not met**'} |"
+            for c in checks
+        ]
+        lines.append("")
+    rows = list(_flat(result.get("figures", {})))
+    if rows:
+        lines += ["| figure | value |", "|---|---|"]
+        lines += [f"| {_cell(key)} | {_cell(value)} |" for key, value in rows]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _flat(figures: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in figures.items():
+        if isinstance(value, dict) and value and any(isinstance(v, dict) for v in value.values()):
+            yield from _flat(value, f"{prefix}{key}: ")
+        elif isinstance(value, dict):
+            yield f"{prefix}{key}", ", ".join(f"{k} {v}" for k, v in value.items())
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _cell(value: object) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def main() -> int:
+    """Command line."""
+    PAGE.write_text(page())
+    print(PAGE.relative_to(Path.cwd()) if PAGE.is_relative_to(Path.cwd()) else PAGE)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
