@@ -101,7 +101,7 @@ class Node:
         self.ends: list[End] = []
         self.previous: list[tuple[NodeName, SpiffeId]] = []
         self.deny: set[tuple[str, str]] = set()
-        tcp, self.udp = data_port("127.0.0.1", 0)
+        tcp, self.udp = data_port(mesh.bind, 0)
         self.port = tcp.getsockname()[1]
         self.hops = Hops(
             mesh.loop, tcp, me=self.name, incarnation=self.incarnation, maker=LinkSeal,
@@ -130,7 +130,8 @@ class Node:
 class HopMesh:
     """The loop and the nodes in it."""
 
-    def __init__(self) -> None:
+    def __init__(self, bind: str = "127.0.0.1", host: str = "127.0.0.1") -> None:
+        self.bind, self.host = bind, host
         self.loop = Loop()
         self.nodes: dict[str, Node] = {}
         self.ends: list[End] = []
@@ -152,7 +153,7 @@ class HopMesh:
         link = int.from_bytes(key("link", "")[:4], "little") | 1
         peer = self.nodes[other]
         return NeighbourItem(
-            other, link, (f"127.0.0.1:{peer.port}",) if dials else (), peer.incarnation, 100_000,
+            other, link, (f"{self.host}:{peer.port}",) if dials else (), peer.incarnation, 100_000,
             key("hello", me), key("hello", other), key("setup", me), key("setup", other), udp,
         )
 

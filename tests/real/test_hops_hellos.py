@@ -217,3 +217,20 @@ def test_a_burst_is_drained_in_batches_and_cheaply(two: Two) -> None:
     each = (time.process_time() - began) / 500 * 1e6
     print(f"a hello sent and received: {each:.1f} us")
     assert len(two.heard["b"]) == 500
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_one_data_port_takes_both_families(host: str) -> None:
+    try:
+        mesh = HopMesh("::", host)
+        both = Two(mesh)
+    except OSError:
+        pytest.skip("needs IPv6")
+    mesh.link("a", "b")
+    both.beat(5)
+    assert len(both.heard["a"]) >= 4
+    assert both.hellos["a"].statistics().received_udp >= 4
+    end = mesh.open("ab")
+    end.send(b"x")
+    mesh.run(lambda: end.received == b"x")
+    mesh.close()

@@ -13,6 +13,7 @@ import os
 import socket
 import stat
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final, final
 
 import msgspec
@@ -36,8 +37,9 @@ _RECEIVE: Final = 64 * 1024
 _PARTINGS_MAX: Final = 64
 
 Identify = Callable[[socket.socket], Verdict]
-Reply = Callable[[Reset | None, str], None]
-OnStream = Callable[[socket.socket, SpiffeId, str, str, bytes, Reply], None]
+Reply = Callable[[Reset | None], bytes]
+"""What the client is to read first: None when its stream is open, else why there is none."""
+OnStream = Callable[[socket.socket, SpiffeId, str, str, bytes, Reply | None], None]
 
 
 @final
@@ -75,9 +77,8 @@ class Ingress:
         identify: who is at the other end of an accepted socket.
         greetings: maker of a greeting, by the kind of the listener; `plain` has none.
         on_stream: takes the socket (the callee's from here on, not watched), the caller, the kind
-            of the listener, the name asked for, the bytes already read, and `reply`: to be called
-            once with None when the stream is open, or with the reason and a text, which answers
-            and closes the socket.
+            of the listener, the name asked for, the bytes already read, and `reply`, which gives
+            the bytes of the answer that the listener's protocol has; None for plain ones.
         on_notice: takes a kind and a text for the operator.
         limits: bounds.
     """
@@ -193,18 +194,7 @@ class Ingress:
     ) -> None:
         """Hand a connection over."""
         self._streams += 1
-        answered = False
-
-        def reply(outcome: Reset | None, reason: str = "") -> None:
-            nonlocal answered
-            assert not answered, "a stream is answered once"
-            answered = True
-            if greeting is not None:
-                self._send(sock, greeting.answer(outcome, reason), outcome is not None)
-            elif outcome is not None:
-                self._loop.drop(sock.fileno())
-                reset(sock)
-
+        reply = None if greeting is None else partial(_answer, greeting)
         self._on_stream(sock, source, item.kind, name, rest, reply)
 
     def _send(self, sock: socket.socket, data: bytes, last: bool) -> None:
@@ -307,6 +297,10 @@ class _Pending:
             return self._ingress._asked(self, step)
         assert type(step) is Rejected
         return self._ingress._refused(self, step)
+
+
+def _answer(greeting: Greeting, outcome: Reset | None) -> bytes:
+    return greeting.answer(outcome, "" if outcome is None else outcome.phrase)
 
 
 def _listen(address: str, unix_mode: int) -> socket.socket:
