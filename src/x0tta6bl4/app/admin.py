@@ -142,7 +142,7 @@ class AdminServer:
             pass  # Only `close` cancels; a cancelled task would make asyncio.streams log an error.
         finally:
             writer.close()
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, asyncio.CancelledError):
                 await writer.wait_closed()
             self._connections.discard(task)
 

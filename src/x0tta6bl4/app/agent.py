@@ -126,6 +126,10 @@ class AgentProcess:
         self._spawn(self.driver.watch_clock())
         self.driver.post(words.Configured(self._node_config()))
 
+    def reconfigure(self) -> None:
+        """Tell the machine what the configuration is now (draining makes a stub router)."""
+        self.driver.post(words.Configured(self._node_config()))
+
     def _node_config(self) -> words.NodeConfig:
         s = self.settings
         return words.NodeConfig(

@@ -115,13 +115,14 @@ class Watcher:
     def _read(self) -> None:
         stdout = self._process.stdout
         assert stdout is not None
-        for line in read_lines(iter(stdout.readline, b"")):
-            if "bulk" in line:
-                self.bulk = line
-            elif len(self.samples) < SAMPLES_MAX:
-                self.samples.append(
-                    msgspec.convert({k: line[k] for k in ("at", "took", "ok", "why")}, Sample)
-                )
+        with stdout:
+            for line in read_lines(iter(stdout.readline, b"")):
+                if "bulk" in line:
+                    self.bulk = line
+                elif len(self.samples) < SAMPLES_MAX:
+                    self.samples.append(
+                        msgspec.convert({k: line[k] for k in ("at", "took", "ok", "why")}, Sample)
+                    )
 
     def window(self, begin: float, end: float) -> tuple[int, list[Sample], float]:
         """Requests sent between two instants: (how many, the failed ones, longest gap in ms)."""

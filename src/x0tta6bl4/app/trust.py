@@ -74,7 +74,9 @@ class Trusts:
             self.believe(decode_bundle(body).anchors)
             return True
         if set == "revocations":
-            self._revocations.replace(decode_revocations(body))
+            self._revocations.replace(
+                (r.subject, r.until_unix_s, r.issued_before_unix_s) for r in decode_revocations(body)
+            )
         return False
 
     def _revoked(self, id: SpiffeId, issued_unix_s: int, via: NodeName | None) -> Verdict:

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-import msgspec
 
 from x0tta6bl4.runtime.sim import scenario, swarm
 from x0tta6bl4.runtime.sim.faults import KINDS
@@ -34,7 +33,8 @@ def run(seed: int, nodes: int | None, seconds: int | None, trace: bool) -> None:
     click.echo(
         f"seed {seed}: {report.nodes} nodes, {report.links} links, {report.virtual_s:.0f} virtual"
         f" s in {took:.1f} s, {report.handled} events, {sum(report.faults.values())} faults"
-        f" ({_counted(report.faults)})\ndigest {report.digest}"
+        f" ({_counted(report.faults)})\nstreams: {_counted(report.streams)}\n"
+        f"digest {report.digest}"
     )
     if report.broken:
         click.echo(f"BROKEN {report.broken}", err=True)
@@ -72,6 +72,10 @@ def swarm_command(seeds: int, first: int, jobs: int) -> None:
         f" {sum(r.handled for r in reports)} events"
     )
     click.echo("faults: " + _counted({kind: begun.get(kind, 0) for kind in KINDS}))
+    ends: Counter[str] = Counter()
+    for report in reports:
+        ends.update(report.streams)
+    click.echo("streams: " + _counted(ends))
     if red:
         raise SystemExit(1)
 
@@ -104,7 +108,3 @@ def _reports(seeds: range, jobs: int) -> Iterator[swarm.Report]:
 
 def _counted(begun: dict[str, int]) -> str:
     return ", ".join(f"{kind} {count}" for kind, count in sorted(begun.items())) or "none"
-
-
-def _written(report: object) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"

@@ -64,10 +64,11 @@ class Screen:
         nodes = [look for look in looks if isinstance(look, Status)]
         silent = [look for look in looks if isinstance(look, Silent)]
         rates = self._rates(nodes, now)
-        room = _Room(lines - 4 - len(self._footer) - len(silent)) if lines else _Room(10**6)
+        room = _Room(lines - 1 - len(self._footer) - len(silent)) if lines else _Room(10**6)
         parts: list[RenderableType] = [_head(nodes, rates)]
         parts += [Text(str(one), "red", no_wrap=True, overflow="ellipsis") for one in silent]
-        parts.append(_side_by_side(_nodes(nodes, room), _links(nodes, room)))
+        shared = room.take(max(len(nodes), sum(1 for _ in _pairs(nodes))), 0.5, 3)
+        parts.append(_side_by_side(_nodes(nodes, shared), _links(nodes, shared)))
         parts.append(_sessions(nodes, rates, room))
         parts.append(_services(nodes, room))
         if len(nodes) == 1:
@@ -103,9 +104,9 @@ class _Room:
         self.left = lines
 
     def take(self, wanted: int, share: float, least: int = 2) -> int:
-        """How many rows a table may have; its two lines of frame are taken too."""
-        rows = max(least, min(wanted, int((self.left - 2) * share)))
-        self.left -= rows + 2
+        """How many rows a table may have; its heading is taken too."""
+        rows = max(least, min(wanted, int((self.left - 1) * share)))
+        self.left -= rows + 1
         return rows
 
 
@@ -181,11 +182,9 @@ def _side_by_side(left: RenderableType, right: RenderableType) -> Table:
     return grid
 
 
-def _nodes(nodes: Sequence[Status], room: _Room) -> Table:
+def _nodes(nodes: Sequence[Status], shared: int) -> Table:
     table = _table("NODE", "STATE", "UP:r", "LINKS:r", "SVID:r")
-    # Nodes and links share their lines.
-    links = sum(1 for _ in _pairs(nodes))
-    rows = room.take(max(len(nodes), links), 0.5, 3)
+    rows = _fitting(len(nodes), shared)
     for node in nodes[:rows]:
         up = sum(link.state == "up" for link in node.links)
         own = [svid for svid in node.svids if f"/node/{node.node}" in svid.id] or list(node.svids)
@@ -198,14 +197,13 @@ def _nodes(nodes: Sequence[Status], room: _Room) -> Table:
             _span(left) if own else "-",
         )
     _rest(table, len(nodes) - rows)
-    room.left += 0
     return table
 
 
-def _links(nodes: Sequence[Status], room: _Room) -> Table:
+def _links(nodes: Sequence[Status], shared: int) -> Table:
     table = _table("LINK", "STATE", "RTT:r", "LOSS:r")
     pairs = list(_pairs(nodes))
-    rows = max(3, min(len(pairs), room.left)) if len(pairs) > len(nodes) else len(pairs)
+    rows = _fitting(len(pairs), shared)
     for one, other, link in pairs[:rows]:
         table.add_row(
             f"{one}-{other}",
@@ -239,7 +237,7 @@ def _sessions(nodes: Sequence[Status], rates: dict[tuple[str, ...], Rate], room:
     found = [(node, s) for node in nodes for s in node.sessions if _is_client(node, s)]
     none = Rate()
     found.sort(key=lambda pair: -rates.get(_key(*pair), none).bytes)
-    rows = room.take(max(1, len(found)), 0.4)
+    rows = _fitting(len(found), room.take(max(1, len(found)), 0.4))
     for node, session in found[:rows]:
         rate = rates.get(_key(node, session), none)
         table.add_row(
@@ -266,7 +264,7 @@ def _services(nodes: Sequence[Status], room: _Room) -> Table:
             at.update(service.nodes)
             found[service.id] = name or service.name, at
     named = [(id, name, at) for id, (name, at) in sorted(found.items()) if name or at]
-    rows = room.take(max(1, len(named)), 0.4)
+    rows = _fitting(len(named), room.take(max(1, len(named)), 0.4))
     for id, name, at in named[:rows]:
         table.add_row(
             f"{name}.mesh" if name else "-", id, " ".join(sorted(at)) or Text("nowhere", "red")
@@ -279,7 +277,7 @@ def _services(nodes: Sequence[Status], room: _Room) -> Table:
 
 def _paths(node: Status, room: _Room) -> Table:
     table = _table("TO", "PATH IN USE", "BACKUP")
-    rows = room.take(max(1, len(node.paths)), 0.5)
+    rows = _fitting(len(node.paths), room.take(max(1, len(node.paths)), 0.5))
     for path in node.paths[:rows]:
         ways = [" ".join(way) for way in path.paths]
         table.add_row(
@@ -309,13 +307,19 @@ def _clock(event: EventView) -> str:
     return time.strftime("%H:%M:%S", time.localtime(event.unix_us / 1e6))
 
 
+def _fitting(count: int, lines: int) -> int:
+    """How many of `count` rows are shown in `lines`; the last line says how many are not."""
+    return count if count <= lines else lines - 1
+
+
 def _rest(table: Table, count: int) -> None:
     if count > 0:
         table.add_row(f"+{count} more")
 
 
 def _is_client(node: Status, session: SessionView) -> bool:
-    return not session.path or session.path[0] == node.node
+    """Whether the caller is on this node; the other end tells of the same session."""
+    return any(svid.id == session.source for svid in node.svids)
 
 
 def _key(node: Status, session: SessionView) -> tuple[str, ...]:

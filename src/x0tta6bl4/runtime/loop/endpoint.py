@@ -42,6 +42,7 @@ from x0tta6bl4.core.machine import (
     Failed,
     Instant,
     Tick,
+    Verdict,
 )
 from x0tta6bl4.core.proxy.composite import Proxy
 from x0tta6bl4.core.proxy.words import Dial, OpenSession
@@ -108,8 +109,11 @@ Listener = Callable[[ServiceItem], object]
 """What listens at a service's address now: a value to compare (its socket's cookie and owner), or
 Denied if it is nothing or not what the service's selectors say."""
 
-ProxyHeader = Callable[[SpiffeId], bytes]
-"""PROXY protocol header for a connection of this caller."""
+Confirm = Callable[[ServiceItem, Any, socket.socket], Verdict]
+"""Whether the connected socket leads to what `Listener` saw: asked before any byte."""
+
+ProxyHeader = Callable[[SpiffeId, str], bytes]
+"""PROXY protocol header for a connection of this caller to this name."""
 
 
 @final
@@ -145,7 +149,8 @@ class Endpoint:
         dial: sets up a hop (`Hops.dial`).
         tls: fresh TLS of one of our workloads, or why not.
         perform: carries out effects that are not the endpoint's: Send, Changed.
-        listener: attests what listens at a service's address; called before and after connect.
+        listener: attests what listens at a service's address, before the connect.
+        confirm: the same after it; None: `listener` is asked again and must say the same.
         mac: HMAC-SHA256.
         random: `random(n)` gives n unpredictable bytes.
         unix_us: wall time; never below the newest time signed by the authority.
@@ -174,6 +179,7 @@ class Endpoint:
         random: Callable[[int], bytes],
         unix_us: Callable[[], int],
         on_record: Callable[[StreamRecord], None],
+        confirm: Confirm | None = None,
         proxy_header: ProxyHeader | None = None,
         limits: Limits = LIMITS,
     ) -> None:
@@ -181,6 +187,7 @@ class Endpoint:
         self._dial_hop, self._tls, self._perform = dial, tls, perform
         self._listener, self._random, self._unix_us = listener, random, unix_us
         self._on_record, self._proxy_header = on_record, proxy_header
+        self._confirm = confirm or self._same_listener
         self._buffers = Buffers()
         self.allocate = allocate
         self.circuits: dict[int, TlsCircuit] = {}
@@ -313,7 +320,7 @@ class Endpoint:
         reason: Reset,
     ) -> Denied:
         self._counts["streams_refused"] += 1
-        refuse(sock, reply, reason)
+        refuse(self.loop, sock, reply, reason)
         record = StreamRecord(source, "", name, True, "", (), 0, 0, 0, f"refused: {why}")
         self._on_record(record)
         return Denied(why)
@@ -335,7 +342,7 @@ class Endpoint:
             self._begin(stream, opening)
             return
         self._counts["streams_refused"] += 1
-        refuse(sock, opening.reply, reason)
+        refuse(self.loop, sock, opening.reply, reason)
         self._on_record(
             StreamRecord(
                 opening.source,
@@ -482,16 +489,21 @@ class Endpoint:
         if code or pipe is None:
             stream.fail(Reset.CONNECT_TIMEOUT if code == errno.ETIMEDOUT else Reset.CONNECT_REFUSED)
             return
-        seen = self._listener(connect.service)
-        if isinstance(seen, Denied) or seen != connect.seen:
+        if type(self._confirm(connect.service, connect.seen, stream.sock)) is Denied:
             # Somebody else has taken the port meanwhile: not a byte goes there.
             stream.fail(Reset.LISTENER)
             return
         self._counts["streams_opened"] += 1
         if connect.service.proxy_header and self._proxy_header is not None:
-            stream.put_first(self._proxy_header(stream.session.source))
+            stream.put_first(self._proxy_header(stream.session.source, stream.ask.name))
         pipe.opened(stream)
         stream.start()
+
+    def _same_listener(self, service: ServiceItem, seen: object, _: socket.socket) -> Verdict:
+        now = self._listener(service)
+        if isinstance(now, Denied):
+            return now
+        return Allowed(SpiffeId(service.id)) if now == seen else Denied("listener changed")
 
     # ------------------------------------------------------------------ streams, both roles
     def ended(self, session: Session, stream: AppStream) -> None:

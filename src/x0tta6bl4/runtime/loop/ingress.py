@@ -84,8 +84,20 @@ class Ingress:
     """
 
     __slots__ = (
-        "_accepted", "_evicted", "_greetings", "_identify", "_limits", "_listeners", "_loop",
-        "_notices", "_on_stream", "_partings", "_pending", "_rejected", "_strangers", "_streams",
+        "_accepted",
+        "_evicted",
+        "_greetings",
+        "_identify",
+        "_limits",
+        "_listeners",
+        "_loop",
+        "_notices",
+        "_on_stream",
+        "_partings",
+        "_pending",
+        "_rejected",
+        "_strangers",
+        "_streams",
     )
 
     def __init__(
@@ -118,8 +130,11 @@ class Ingress:
             OSError: in use, or not ours.
         """
         if item.kind != PLAIN and item.kind not in self._greetings:
-            raise BadConfig("X0-ING-001", f"listener of kind {item.kind!r}",
-                            f"use plain, {', '.join(self._greetings)}")
+            raise BadConfig(
+                "X0-ING-001",
+                f"listener of kind {item.kind!r}",
+                f"use plain, {', '.join(self._greetings)}",
+            )
         if item.kind == PLAIN and not item.name:
             raise BadConfig("X0-ING-002", f"plain listener {item.address} without a service")
         known = self._listeners.get(item.address)
@@ -128,10 +143,14 @@ class Ingress:
             return
         if len(self._listeners) >= LISTENERS_MAX:
             raise BadConfig("X0-ING-003", "more than 256 listeners")
-        self._listeners[item.address] = item, Acceptor(
-            self._loop, _listen(item.address, self._limits.unix_mode),
-            lambda sock: self._accept(item.address, sock),
-            lambda why: self._notices.say("accept", why),
+        self._listeners[item.address] = (
+            item,
+            Acceptor(
+                self._loop,
+                _listen(item.address, self._limits.unix_mode),
+                lambda sock: self._accept(item.address, sock),
+                lambda why: self._notices.say("accept", why),
+            ),
         )
 
     def gone(self, address: str) -> None:
@@ -153,8 +172,13 @@ class Ingress:
     def statistics(self) -> IngressStatistics:
         """Snapshot for metrics."""
         return IngressStatistics(
-            len(self._listeners), len(self._pending), self._accepted, self._strangers,
-            self._rejected, self._streams, self._evicted,
+            len(self._listeners),
+            len(self._pending),
+            self._accepted,
+            self._strangers,
+            self._rejected,
+            self._streams,
+            self._evicted,
         )
 
     def close(self) -> None:
@@ -189,7 +213,12 @@ class Ingress:
         return None
 
     def _stream(
-        self, sock: socket.socket, source: SpiffeId, item: ListenItem, name: str, rest: bytes,
+        self,
+        sock: socket.socket,
+        source: SpiffeId,
+        item: ListenItem,
+        name: str,
+        rest: bytes,
         greeting: Greeting | None,
     ) -> None:
         """Hand a connection over."""
@@ -227,8 +256,9 @@ class Ingress:
             return self._send(pending.sock, asked.send + stranger, True)
         if asked.send:
             self._send(pending.sock, asked.send, False)
-        return self._stream(pending.sock, pending.who.peer, pending.item, asked.name, asked.rest,
-                            pending.greeting)
+        return self._stream(
+            pending.sock, pending.who.peer, pending.item, asked.name, asked.rest, pending.greeting
+        )
 
     def _refused(self, pending: _Pending, rejected: Rejected) -> None:
         """A greeting that can't be served."""
@@ -248,8 +278,14 @@ class _Pending:
     __slots__ = ("_ingress", "_loop", "_open", "_timer", "greeting", "item", "sock", "who")
 
     def __init__(
-        self, loop: Loop, ingress: Ingress, sock: socket.socket, item: ListenItem, who: Verdict,
-        greeting: Greeting, deadline_us: int,
+        self,
+        loop: Loop,
+        ingress: Ingress,
+        sock: socket.socket,
+        item: ListenItem,
+        who: Verdict,
+        greeting: Greeting,
+        deadline_us: int,
     ) -> None:
         self._loop = loop
         self._ingress = ingress
@@ -316,8 +352,11 @@ def _listen(address: str, unix_mode: int) -> socket.socket:
     family, parsed = parse_address(address[:-2] + ":1" if address.endswith(":0") else address)
     assert not isinstance(parsed, str)
     if not ipaddress.ip_address(parsed[0]).is_loopback:
-        raise BadConfig("X0-ING-004", f"{address} is not of this host alone",
-                        "listen on 127.0.0.1, [::1] or unix:/path")
+        raise BadConfig(
+            "X0-ING-004",
+            f"{address} is not of this host alone",
+            "listen on 127.0.0.1, [::1] or unix:/path",
+        )
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -13,6 +13,7 @@ from x0tta6bl4.core.session.frames import Open, Reset
 from x0tta6bl4.core.session.pipe import Hooks, Pipe
 from x0tta6bl4.core.session.stream import Stream
 from x0tta6bl4.runtime.loop.poll import Loop
+from x0tta6bl4.runtime.loop.setup import Parting
 from x0tta6bl4.runtime.loop.streams import AppStream
 from x0tta6bl4.wire.ids import NodeName, SpiffeId
 
@@ -212,16 +213,21 @@ def session_of(pipe: Pipe) -> Session:
     return cast(Session, pipe.hooks)
 
 
-def refuse(sock: socket.socket, reply: Reply | None, reason: Reset) -> None:
-    """Answer an application that gets no stream, and close."""
-    if reply is not None:
-        try:
-            sock.send(reply(reason))
-        except OSError:
-            pass  # It has gone away meanwhile.
-        sock.close()
-        return
-    reset(sock)
+def refuse(loop: Loop, sock: socket.socket, reply: Reply | None, reason: Reset) -> None:
+    """Answer an application that gets no stream, and close so that it can read the answer."""
+    if reply is None:
+        return reset(sock)
+    try:
+        sock.send(reply(reason))
+        sock.shutdown(socket.SHUT_WR)
+    except OSError:
+        return sock.close()  # It has gone away meanwhile.
+    Parting(loop, sock, _parted)
+    return None
+
+
+def _parted(_: Parting) -> None:
+    """Nothing is kept for it."""
 
 
 def reset(sock: socket.socket) -> None:
