@@ -45,24 +45,25 @@ def page(results: Path = RESULTS) -> str:
 
 
 def _part(name: str, result: dict[str, Any]) -> str:
-    machine = result.get("machine", {})
+    machine = {
+        k: result.get("machine", {}).get(k, "?") for k in ("cores", "cpu", "kernel", "python")
+    }
     lines = [
         f"## {TITLES.get(name, name)}",
         "",
         f"`{result.get('command', '')}`",
         "",
-        f"Commit {result.get('commit', '?')}, {result.get('date', '?')}, {machine.get('cores', '?')}"
-        f" cores of {machine.get('cpu', '?')}, Linux {machine.get('kernel', '?')}, Python"
-        f" {machine.get('python', '?')}; {result.get('seconds', '?')} s.",
+        f"Commit {result.get('commit', '?')}, {result.get('date', '?')}; {machine['cores']} cores"
+        f" of {machine['cpu']}, Linux {machine['kernel']}, Python {machine['python']};"
+        f" {result.get('seconds', '?')} s.",
         "",
     ]
     checks = result.get("checks", [])
     if checks:
         lines += ["| must hold | found | |", "|---|---|---|"]
-        lines += [
-            f"| {_cell(c['what'])} | {_cell(c['found'])} | {'good' if c['good'] else '**not met**'} |"
-            for c in checks
-        ]
+        for check in checks:
+            verdict = "good" if check["good"] else "**not met**"
+            lines.append(f"| {_cell(check['what'])} | {_cell(check['found'])} | {verdict} |")
         lines.append("")
     rows = list(_flat(result.get("figures", {})))
     if rows:

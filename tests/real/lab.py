@@ -440,6 +440,8 @@ class Ticks:
             self.ended = "stopped" if self._stopped else "closed"
         except OSError as error:
             self.ended = "stopped" if self._stopped else type(error).__name__
+        finally:
+            self._socket.close()
 
     def stop(self) -> None:
         """Close it from this side."""
@@ -447,7 +449,6 @@ class Ticks:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._thread.join(5)
-        self._socket.close()
 
 
 # ------------------------------------------------------------------ measuring
