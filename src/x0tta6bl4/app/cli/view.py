@@ -155,7 +155,7 @@ def _table(*columns: str) -> Table:
             justify="right" if form == "r" else "left",
             no_wrap=True,
             overflow="ellipsis",
-            ratio=1 if form == "w" else None,
+            min_width=len(name),
         )
     return table
 
@@ -267,7 +267,7 @@ def _services(nodes: Sequence[Status], room: _Room) -> Table:
     rows = _fitting(len(named), room.take(max(1, len(named)), 0.4))
     for id, name, at in named[:rows]:
         table.add_row(
-            f"{name}.mesh" if name else "-", id, " ".join(sorted(at)) or Text("nowhere", "red")
+            f"{name}.mesh" if name else "-", id, _some(sorted(at)) or Text("nowhere", "red")
         )
     if not named:
         table.add_row("none", "", "")
@@ -301,6 +301,10 @@ def _events(nodes: Sequence[Status], room: _Room) -> Table:
     if not events:
         table.add_row("-", "", "nothing has happened")
     return table
+
+
+def _some(nodes: Sequence[str]) -> str:
+    return " ".join(nodes) if len(nodes) <= 4 else " ".join((*nodes[:3], f"+{len(nodes) - 3}"))
 
 
 def _clock(event: EventView) -> str:
