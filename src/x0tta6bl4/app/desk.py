@@ -49,6 +49,7 @@ class Desk:
         self._counters: dict[str, int] = {}
         self._listeners: dict[str, admin.ListenerView] = {}
         self._since: dict[str, int] = {}
+        self._states: dict[str, str] = {}
         self.refusals: dict[str, int] = {}
         self.renewals: dict[str, int] = {}
         self.control_ports: list[int] = []
@@ -77,10 +78,11 @@ class Desk:
         if kind is Counters:
             self._counters = fact.values  # type: ignore[union-attr]
         elif isinstance(fact, LinkState):
-            self._since[fact.node] = unix_us()
-            self.event(
-                "link", f"{fact.node} is {fact.state}" + (f": {fact.reason}" if fact.reason else "")
-            )
+            if self._states.get(fact.node) != fact.state:
+                self._states[fact.node] = fact.state
+                self._since[fact.node] = unix_us()
+                why = f": {fact.reason}" if fact.reason else ""
+                self.event("link", f"{fact.node} is {fact.state}{why}")
         elif isinstance(fact, SessionGone):
             self.event("session", f"{fact.source} -> {fact.target} at {fact.node}: {fact.reason}")
         elif isinstance(fact, Notice):
@@ -120,7 +122,7 @@ class Desk:
                 clock_offset_ms=authority.offset_ms if authority else 0,
                 error=self.authority_error,
             ),
-            links=tuple(self._link(link) for link in view.links),
+            links=self._links(view),
             members=tuple(
                 admin.MemberView(
                     node=n.node,
@@ -156,6 +158,14 @@ class Desk:
         wanted = {entry.id for entry in view.entries} | {self._agent.id}
         settled = self._heard_full or view.heartbeat_age_s >= 0
         return "ready" if settled and wanted <= held else "starting"
+
+    def _links(self, view: words.View) -> tuple[admin.LinkView, ...]:
+        """All configured neighbours, those never heard of included."""
+        known = {link.node: self._link(link) for link in view.links}
+        return tuple(
+            known.get(link.node, admin.LinkView(link.node, "connecting"))
+            for link in self._agent.settings.link
+        )
 
     def _link(self, link: words.LinkView) -> admin.LinkView:
         state = link.state if link.connected or link.state == "up" else "connecting"

@@ -91,7 +91,7 @@ class Mesh:
         """Write all configuration files, with ports that are free now."""
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         nodes = self.plan.nodes
-        ports = iter(free_ports(1 + 3 * len(nodes)))
+        ports = iter(free_ports(1 + 3 * len(nodes) + len(self.plan.listeners)))
         authority = next(ports)
         at = {node: (next(ports), next(ports), next(ports)) for node in nodes}
         self._write(
@@ -123,7 +123,7 @@ class Mesh:
                         link=self._links(node, {n: p[1] for n, p in at.items()}),
                         service=tuple(s for n, s in self.plan.services if n == node),
                         caller=tuple(c for n, c in self.plan.callers if n == node),
-                        listen=tuple(x for n, x in self.plan.listeners if n == node),
+                        listen=tuple(_bound(x, ports) for n, x in self.plan.listeners if n == node),
                         metrics=cfg.Metrics(listen=f"127.0.0.1:{metrics}"),
                         log=cfg.Log(
                             file=str(self.root / node / "node.log"),
@@ -254,6 +254,13 @@ class Mesh:
             with contextlib.suppress(OSError):
                 found += (self.state(name) / file).read_text(errors="replace").splitlines()[-lines:]
         return "\n".join(found)
+
+
+def _bound(listen: cfg.Listen, ports: Iterator[int]) -> cfg.Listen:
+    """A listener with a port of its own where the plan says 0."""
+    if not listen.address.endswith(":0"):
+        return listen
+    return msgspec.structs.replace(listen, address=f"{listen.address[:-1]}{next(ports)}")
 
 
 def opened(root: Path) -> Mesh:
