@@ -18,6 +18,7 @@ from x0tta6bl4.edge.attest.entries import Callers, Services
 from x0tta6bl4.edge.attest.listener import Attestor, ListenerId
 from x0tta6bl4.edge.ingress.connect import Connect
 from x0tta6bl4.edge.ingress.socks5 import Socks5
+from x0tta6bl4.runtime.loop.connect import reset
 from x0tta6bl4.runtime.loop.ingress import Ingress, IngressLimits, Reply
 from x0tta6bl4.runtime.loop.poll import Loop, clock
 from x0tta6bl4.wire.errors import BadConfig, BadInput
@@ -53,13 +54,18 @@ class House:
 
     def on_stream(
         self, sock: socket.socket, source: SpiffeId, kind: str, name: str, first: bytes,
-        reply: Reply,
+        reply: Reply | None,
     ) -> None:
         self.streams.append((source, kind, name, first))
-        reply(self.outcome, "no rule allows it")
+        if reply is not None:
+            sock.send(reply(self.outcome))
         if self.outcome is None:
             self.socks.append(sock)
             sock.send(b"<" + first + b">")
+        elif reply is None:
+            reset(sock)
+        else:
+            sock.close()
 
     def listen(self, kind: str, address: str = "127.0.0.1:0", name: str = "") -> tuple[str, int]:
         self.ingress.set(ListenItem(address, kind, name))
@@ -145,7 +151,7 @@ def test_a_refused_stream_is_answered_in_its_protocol(house: House) -> None:
     house.ingress.gone("127.0.0.1:0")
     answer = house.ask(house.listen("connect"), b"CONNECT web:80 HTTP/1.1\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 403 ")
-    assert answer.endswith(b"no rule allows it\nEND")
+    assert answer.endswith(b"denied\nEND")
 
 
 def test_a_stranger_gets_no_further_than_its_greeting(house: House) -> None:

@@ -317,6 +317,8 @@ def test_a_cut_resets_everything_to_and_from_a_neighbour_and_nothing_else(mesh: 
     mesh.run(lambda: mesh.nodes["b"].hops.statistics().circuits == 1)
     for end in others:
         says(mesh, end, b"still here")
+    assert refused(mesh, mesh.open("ab")) == "b: setup frame not opened"
+    assert refused(mesh, mesh.open("dba")) == "b: no link to a"
 
 
 def test_a_withdrawn_link_takes_no_more_hops_and_comes_back_with_fresh_keys(

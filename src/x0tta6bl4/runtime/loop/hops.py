@@ -177,17 +177,20 @@ class Hops:
     def neighbour_gone(self, node: NodeName) -> None:
         """Forget a neighbour: its keys, its channel, and every hop to or from it."""
         self.cut(node, "link withdrawn")
+
+    def cut(self, node: NodeName, reason: str) -> int:
+        """Reset every hop to or from a neighbour that is revoked or withdrawn, and its channel.
+
+        Its keys are forgotten too, so nothing new comes from it before `neighbour_set`.
+
+        Returns:
+            How many hops there were.
+        """
+        count = self._held.cut(node, reason)
         self.neighbours.gone(node)
         self.channels.neighbour_gone(node)
         self._legs.neighbour_gone(node)
-
-    def cut(self, node: NodeName, reason: str) -> int:
-        """Reset every hop to or from a neighbour that is revoked or withdrawn.
-
-        Returns:
-            How many there were.
-        """
-        return self._held.cut(node, reason)
+        return count
 
     # ------------------------------------------------------------------ dialling
     def dial(
