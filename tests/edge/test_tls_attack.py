@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import uvloop
 
 from tests.edge.attack import cases
+from tests.edge.attack.__main__ import main
 from tests.edge.attack.attacker import Attacker
 from tests.edge.attack.cases import ROLES, SECRET, Outcome
 from tests.fakes.ca import ALPN, FakeCa
@@ -103,6 +105,17 @@ def test_changed_bytes_never_get_through(
 @each_role
 def test_a_connection_can_not_be_replayed(ca: FakeCa, role: str) -> None:
     assert not cases.replayed(ca, role).accepted
+
+
+def test_the_command_counts_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["tried"] > 300
+    assert found["accepted"] == 0
+    assert found["refused_for_another_reason"] == []
+    assert found["twins_tried"] == 2 * len(IMPOSTORS)
+    assert found["twins_refused"] == []
+    assert sum(found["reasons"].values()) == found["tried"]
 
 
 # ---------------------------------------------------------------------------------------- asyncio

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.ca import ALPN, FakeCa, FakeClock
-from tests.fakes.std_engine import StdEngine
+from tests.fakes.tls_twin import TlsTwin
 from x0tta6bl4.core.identity.revocation import Revocations
 from x0tta6bl4.core.identity.rules import NODE, WORKLOAD, Expect
 from x0tta6bl4.core.machine import Allowed, Denied
@@ -27,8 +27,8 @@ def real(ca: FakeCa, context: TlsContext, server: bool) -> Engine:
     return Engine(context, server)
 
 
-def twin(ca: FakeCa, context: TlsContext, server: bool) -> StdEngine:
-    return StdEngine(context, server, (ca.issuer.certificate,))
+def twin(ca: FakeCa, context: TlsContext, server: bool) -> TlsTwin:
+    return TlsTwin(context, server, (ca.issuer.certificate,))
 
 
 PAIRS = [(real, real), (real, twin), (twin, real), (twin, twin)]

@@ -10,10 +10,10 @@ from tests.edge.attack.cases import statistics
 from tests.fakes.ca import FakeCa
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.edge.attack", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    wanted = parser.parse_args()
+    wanted = parser.parse_args(arguments)
     found = statistics(FakeCa())
     failed = bool(found["accepted"] or found["refused_for_another_reason"]
                   or found["twins_refused"])

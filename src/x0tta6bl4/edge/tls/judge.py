@@ -201,7 +201,7 @@ class Judge:
         below = leaf
         for depth in range(CHAIN_MAX):
             issuers = [c for c in (*self._parsed, *others)
-                       if c.certificate.subject == below.certificate.issuer and c is not below]
+                       if c.subject == below.issuer and c is not below]
             if not issuers:
                 return "untrusted issuer"
             signed = [c for c in issuers if _signed_by(below, c)]
@@ -270,8 +270,7 @@ def anchors_in(chain: Sequence[bytes]) -> tuple[bytes, ...]:
 
 
 def _self_signed(certificate: Parsed) -> bool:
-    c = certificate.certificate
-    return c.issuer == c.subject and certificate.fields.ca
+    return certificate.issuer == certificate.subject and certificate.fields.ca
 
 
 def _signed_by(below: Parsed, above: Parsed) -> bool:

@@ -60,9 +60,13 @@ class Svid(msgspec.Struct, frozen=True, gc=False):
 
 @final
 class Parsed:
-    """One certificate: its DER, what cryptography made of it, and the fields for the rules."""
+    """One certificate: its DER, what cryptography made of it, and the fields for the rules.
 
-    __slots__ = ("certificate", "der", "fields")
+    cryptography reads parts of a certificate only when they are asked for; all that the judge is
+    going to ask for is read here, so that a broken part is noticed here.
+    """
+
+    __slots__ = ("certificate", "der", "fields", "issuer", "subject")
 
     def __init__(self, der: bytes) -> None:
         if len(der) > CERTIFICATE_BYTES_MAX:
@@ -70,9 +74,14 @@ class Parsed:
         self.der = der
         try:
             self.certificate = x509.load_der_x509_certificate(der)
+            self.issuer = self.certificate.issuer
+            self.subject = self.certificate.subject
             self.fields = _fields(self.certificate)
+            unused_bits = der[-1 - len(self.certificate.signature)]
         except _BAD as error:
             raise BadInput("X0-TLS-001", f"not a certificate: {type(error).__name__}") from None
+        if unused_bits:  # The one byte that no signature covers: one certificate, one encoding.
+            raise BadInput("X0-TLS-001", "not a certificate: signature of a part of a byte")
 
 
 @final

@@ -18,7 +18,7 @@ from x0tta6bl4.edge.tls.engine import TlsClosed, TlsRefused
 from x0tta6bl4.edge.tls.x509 import load_key, pem_chain
 
 
-class StdEngine:
+class TlsTwin:
     def __init__(self, context: TlsContext, server: bool, anchors: tuple[bytes, ...]) -> None:
         self.context = context
         self.server = server
