@@ -304,7 +304,10 @@ def test_half_frames_are_dropped_in_time_and_make_room_for_others(mesh: HopMesh)
 
 
 # ---------------------------------------------------------------------- links come and go
-def test_a_cut_resets_everything_to_and_from_a_neighbour_and_nothing_else(mesh: HopMesh) -> None:
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_cut_resets_everything_to_and_from_a_neighbour_and_nothing_else(
+    mesh: HopMesh, gone: bool
+) -> None:
     line(mesh, "abc")
     mesh.node("d")
     mesh.link("d", "b")
@@ -312,13 +315,17 @@ def test_a_cut_resets_everything_to_and_from_a_neighbour_and_nothing_else(mesh: 
     others = [mesh.open("db"), mesh.open("dbc")]
     for end in doomed + others:
         says(mesh, end, b"x")
-    assert mesh.nodes["b"].hops.cut(NodeName("a"), "node revoked") == 3
+    b = mesh.nodes["b"].hops
+    assert (b.neighbour_gone if gone else b.cut)(NodeName("a"), "node revoked") == 3
     mesh.run(lambda: all(end.ended for end in doomed))
     mesh.run(lambda: mesh.nodes["b"].hops.statistics().circuits == 1)
     for end in others:
         says(mesh, end, b"still here")
-    assert refused(mesh, mesh.open("ab")) == "b: setup frame not opened"
-    assert refused(mesh, mesh.open("dba")) == "b: no link to a"
+    if gone:
+        assert refused(mesh, mesh.open("ab")) == "b: setup frame not opened"
+        assert refused(mesh, mesh.open("dba")) == "b: no link to a"
+    else:
+        says(mesh, mesh.open("ab"), b"anew")
 
 
 def test_a_withdrawn_link_takes_no_more_hops_and_comes_back_with_fresh_keys(

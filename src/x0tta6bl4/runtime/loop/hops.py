@@ -174,23 +174,29 @@ class Hops:
         else:
             self.channels.neighbour_set(neighbour)
 
-    def neighbour_gone(self, node: NodeName) -> None:
-        """Forget a neighbour: its keys, its channel, and every hop to or from it."""
-        self.cut(node, "link withdrawn")
+    def neighbour_gone(self, node: NodeName, reason: str = "link withdrawn") -> int:
+        """Forget a neighbour: its keys, its channel, and every hop to or from it.
 
-    def cut(self, node: NodeName, reason: str) -> int:
-        """Reset every hop to or from a neighbour that is revoked or withdrawn, and its channel.
-
-        Its keys are forgotten too, so nothing new comes from it before `neighbour_set`.
+        Nothing new comes from it before `neighbour_set`.
 
         Returns:
             How many hops there were.
         """
-        count = self._held.cut(node, reason)
+        count = self.cut(node, reason)
         self.neighbours.gone(node)
         self.channels.neighbour_gone(node)
         self._legs.neighbour_gone(node)
         return count
+
+    def cut(self, node: NodeName, reason: str) -> int:
+        """Reset every hop to or from a neighbour, which may set up new ones at once.
+
+        For a neighbour whose older SVIDs are revoked; one that is banned is gone.
+
+        Returns:
+            How many there were.
+        """
+        return self._held.cut(node, reason)
 
     # ------------------------------------------------------------------ dialling
     def dial(
