@@ -289,8 +289,12 @@ class ProxyProcess:
 
     def _put_revoked(self, item: RevokedItem) -> None:
         node = node_of(SpiffeId(item.subject))
-        if node is not None:
-            self.hops.cut(node, "revoked")
+        if node is None:
+            return
+        if item.issued_before_unix_s:
+            self.hops.cut(node, "older svids revoked")  # It may come back with newer ones.
+        else:
+            self.hops.neighbour_gone(node, "revoked")
 
     def _put_caller(self, item: CallerItem) -> None:
         try:
