@@ -163,6 +163,9 @@ class Agent:
         self._out, self._now = out, now
         hears = self._HEARS
         pending: list[Effect] = list(self._EVENTS[type(event)](self, now, event))
+        if not pending and type(event) is Received:  # Nearly always: a record that is known.
+            self.deadline = min(self.deadline, self._records.deadline)
+            return NOTHING
         at = 0
         while True:
             while at < len(pending):
@@ -173,10 +176,10 @@ class Agent:
                     out.append(effect)
                 else:
                     pending += hear(self, now, effect)
-            unix_s = self._records.unix_s(now) if self._own.stale else None
-            if unix_s is None:
+            unix_s = self._records.unix_s(now)
+            if unix_s is None or not (self._own.stale or self._own.pages_at <= now):
                 break
-            for publication in self._own.publications(unix_s):
+            for publication in self._own.publications(now, unix_s):
                 pending += self._records.handle(now, publication)
         order = self._snapshot.order()
         if order is not None:
@@ -280,10 +283,6 @@ class Agent:
         return effects
 
     def _on_records(self, now: Instant, event: Event) -> Effects:
-        return self._records.handle(now, event)
-
-    def _on_trust(self, now: Instant, event: said.Trust) -> Effects:
-        self._persist(now)
         return self._records.handle(now, event)
 
     def _on_configured(self, now: Instant, event: words.Configured) -> Effects:
@@ -558,7 +557,8 @@ class Agent:
             self._renewal.deadline,
             self._settle_at,
             self._persist_at,
-            self._neighbours.deadline(),
+            self._neighbours.deadline,
+            self._own.pages_at,
         )
         expiry_s, unix_s = self._directory.next_expiry_unix_s(), self._records.unix_s(now)
         if expiry_s is not None and unix_s is not None:
@@ -582,7 +582,7 @@ class Agent:
         Failed: _on_answer,
         ClockSet: _on_clock,
         said.Restore: _on_records,
-        said.Trust: _on_trust,
+        said.Trust: _on_records,
     }
     _HEARS: Final[dict[type, Callable[..., Effects]]] = {
         said.RecordChanged: _on_record,

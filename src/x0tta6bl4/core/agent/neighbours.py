@@ -39,19 +39,19 @@ class Neighbours:
     """Tells records who is connected, routing which links are up, the proxy the links' keys.
 
     Bounded by NEIGHBOURS_MAX; further ones are hung up on.
+
+    Attributes:
+        deadline: when the next link is to be withdrawn; `withdraw` sets it anew.
     """
 
-    __slots__ = ("_links", "_records", "_routing", "_snapshot")
+    __slots__ = ("_links", "_records", "_routing", "_snapshot", "deadline")
 
     def __init__(self, records: Records, routing: Routing, snapshot: Snapshot) -> None:
         self._records = records
         self._routing = routing
         self._snapshot = snapshot
         self._links: dict[str, _Link] = {}
-
-    def deadline(self) -> Instant:
-        """When the next link is to be withdrawn."""
-        return min((link.orphan_at for link in self._links.values()), default=NEVER)
+        self.deadline: Instant = NEVER
 
     def connected(self, now: Instant, item: NeighbourItem) -> Effects:
         """The agents are connected and have new keys for their proxies."""
@@ -95,16 +95,20 @@ class Neighbours:
             return NOTHING
         elif link.orphan_at == NEVER:
             link.orphan_at = Instant(now + RESTART_TIME)
+            self.deadline = min(self.deadline, link.orphan_at)
         figures = (state.node, state.rtt_us, state.loss_ppm, state.gray, state.dials)
         return self._routing.handle(now, LinkUp(*figures))
 
     def withdraw(self, now: Instant) -> Effects:
         """Take back links whose other agent did not return in time."""
         effects: Effects = NOTHING
+        if now < self.deadline:
+            return effects
         for node, link in self._links.items():
             if link.orphan_at <= now:
                 link.orphan_at, link.orphaned = NEVER, True
                 effects += self._routing.handle(now, LinkDown(node))
+        self.deadline = min((link.orphan_at for link in self._links.values()), default=NEVER)
         return effects
 
     def new_proxy(self, now: Instant) -> Effects:

@@ -17,7 +17,7 @@ import msgspec
 from x0tta6bl4.core.agent.snapshot import Snapshot
 from x0tta6bl4.core.agent.words import NodeConfig
 from x0tta6bl4.core.identity.renewal import Renewal, RenewWanted, SvidDropped, SvidHeld
-from x0tta6bl4.core.machine import NOTHING, Done, Effects, Failed, Instant
+from x0tta6bl4.core.machine import NEVER, NOTHING, SECOND, Done, Effects, Failed, Instant
 from x0tta6bl4.core.records.words import Publish, Withdraw
 from x0tta6bl4.wire.authority import Entry, Update
 from x0tta6bl4.wire.ids import NodeName, SpiffeId, TrustDomain, node_id
@@ -36,7 +36,8 @@ from x0tta6bl4.wire.records import (
 ENTRIES_MAX: Final = 4096
 PAGE_BYTES_MAX: Final = 8 * 1024
 """Of the endpoints on a page, so that the node's own chain fits into the record too."""
-PAGES_MAX: Final = 31
+PAGES: Final = tuple(f"e{number}" for number in range(31))
+PAGES_EVERY: Final = 1 * SECOND
 RESTART_TIME_S: Final = 120
 
 
@@ -55,12 +56,13 @@ class Own:
         adjacency: links as routing wants them published.
         entries: by key; empty until the authority has told all.
         svids: by ID, this node's own among them.
+        pages_at: when pages of endpoints that wait are to be published.
     """
 
     __slots__ = (
-        "_asked", "_endpoints", "_headers", "_me", "_published", "_renew_before", "_sign",
-        "_snapshot", "_stopping", "adjacency", "config", "draining", "entries", "heard_full", "id",
-        "renewal", "stale", "svids",
+        "_asked", "_endpoints", "_headers", "_me", "_page_of", "_paged_at", "_published",
+        "_renew_before", "_sign", "_snapshot", "_stopping", "adjacency", "config", "draining",
+        "entries", "heard_full", "id", "pages_at", "renewal", "stale", "svids",
     )  # fmt: skip
 
     def __init__(
@@ -89,6 +91,9 @@ class Own:
         self._endpoints: dict[str, tuple[int, Endpoint]] = {}
         self._published: dict[str, tuple[bytes, int]] = {}
         self._renew_before = 0
+        self._page_of: dict[str, str] = {}
+        self._paged_at: int = -PAGES_EVERY
+        self.pages_at: Instant = NEVER
 
     # -------------------------------------------------------------------------- SVIDs
     def hold(self, now: Instant, unix_s: int | None, item: SvidItem) -> Effects:
@@ -237,11 +242,16 @@ class Own:
         self._stopping = True
         self.stale = True
 
-    def publications(self, unix_s: int) -> list[Publish | Withdraw]:
-        """What to publish or withdraw so that the records say how things are."""
+    def publications(self, now: Instant, unix_s: int) -> list[Publish | Withdraw]:
+        """What to publish or withdraw so that the records say how things are.
+
+        The node's own record at once, the pages of endpoints at most once a second, because many
+        SVIDs come one after the other.
+        """
         self.stale = False
         item = self.svids.get(self.id)
         if item is None:
+            self.pages_at = NEVER
             return []
         expires = item.not_after_unix_s
         body = NodeBody(
@@ -252,35 +262,57 @@ class Own:
             restarting_until_unix_s=unix_s + RESTART_TIME_S if self._stopping else 0,
             authority=bool(self.config.authority),
         )
-        pages = {"": encode_body(body)}
-        for number, endpoints in enumerate(self._pages(unix_s)):
-            pages[f"e{number}"] = encode_body(NodeBody((), tuple(endpoints)))
-        said: list[Publish | Withdraw] = []
-        for name, page in pages.items():
-            if self._published.get(name) != (page, expires):
-                self._published[name] = (page, expires)
-                said.append(Publish(KIND_NODE, name, page, expires))
-        for name in [name for name in self._published if name not in pages]:
+        said: list[Publish | Withdraw] = self._publish("", encode_body(body), expires)
+        if now < self._paged_at + PAGES_EVERY:
+            self.pages_at = Instant(self._paged_at + PAGES_EVERY)
+            return said
+        self.pages_at = NEVER
+        pages = self._pages(unix_s)
+        for name, endpoints in pages.items():
+            said += self._publish(name, encode_body(NodeBody((), tuple(endpoints))), expires)
+        for name in [name for name in self._published if name and name not in pages]:
             del self._published[name]
             said.append(Withdraw(KIND_NODE, name))
+        if len(said) > 1 or (said and said[0].name):
+            self._paged_at = now
         return said
 
-    def _pages(self, unix_s: int) -> list[list[Endpoint]]:
-        pages: list[list[Endpoint]] = []
-        room = 0
+    def _publish(self, name: str, body: bytes, expires: int) -> list[Publish | Withdraw]:
+        if self._published.get(name) == (body, expires):
+            return []
+        self._published[name] = (body, expires)
+        return [Publish(KIND_NODE, name, body, expires)]
+
+    def _pages(self, unix_s: int) -> dict[str, list[Endpoint]]:
+        """Endpoints by page; an ID stays on its page, so that it is never between two."""
+        room: dict[str, int] = {}
+        pages: dict[str, list[Endpoint]] = {}
+        new: list[tuple[str, int, Endpoint]] = []
+        before, self._page_of = self._page_of, {}
         for id in sorted({entry.id for entry in self.entries.values() if entry.address}):
             endpoint = self._endpoint(id, unix_s)
             if endpoint is None:
                 continue
             size = sum(map(len, endpoint.chain)) + len(endpoint.signature) + len(id) + 64
-            if size > room:
-                if len(pages) == PAGES_MAX:
+            name = before.get(id)
+            if name is None or room.setdefault(name, PAGE_BYTES_MAX) < size:
+                new.append((id, size, endpoint))
+                continue
+            self._put_on(name, id, size, endpoint, pages, room)
+        for id, size, endpoint in new:
+            for name in PAGES:
+                if room.setdefault(name, PAGE_BYTES_MAX) >= size or name not in pages:
+                    self._put_on(name, id, size, endpoint, pages, room)
                     break
-                pages.append([])
-                room = max(PAGE_BYTES_MAX, size)
-            pages[-1].append(endpoint)
-            room -= size
-        return pages
+        return {name: pages[name] for name in sorted(pages)}
+
+    def _put_on(
+        self, name: str, id: str, size: int, endpoint: Endpoint,
+        pages: dict[str, list[Endpoint]], room: dict[str, int],
+    ) -> None:  # fmt: skip
+        pages.setdefault(name, []).append(endpoint)
+        room[name] -= size
+        self._page_of[id] = name
 
     def _endpoint(self, id: str, unix_s: int) -> Endpoint | None:
         item = self.svids.get(id)

@@ -48,7 +48,8 @@ class Snapshot:
         self._inherited: dict[str, None] = {}
         self._complete: set[str] = set()
         self._puts: dict[str, Item] = {}
-        self._drops: dict[str, None] = {}
+        self._drops: dict[str, Item | None] = {}
+        """What the proxy has under a key that it is to drop, where that is known."""
 
     def put(self, item: Item) -> None:
         """The proxy is to hold this item."""
@@ -57,16 +58,16 @@ class Snapshot:
         if self._items.get(key) == item:
             return
         self._keep(key, item)
-        self._puts[key] = item
-        self._drops.pop(key, None)
+        if self._drops.pop(key, None) != item:
+            self._puts[key] = item
 
     def drop(self, key: str) -> None:
         """The proxy is not to hold what it has under this key."""
         self._inherited.pop(key, None)
-        if key in self._items:
+        item = self._items.get(key)
+        if item is not None:
             self._forget(key)
-            self._puts.pop(key, None)
-            self._drops[key] = None
+            self._drops[key] = item if self._puts.pop(key, None) is None else None
 
     def replace(self, kind: type, items: Sequence[Item]) -> None:
         """These are all items of a kind; others are dropped and from now on not taken over."""
@@ -146,7 +147,7 @@ class Snapshot:
         """
         self.version = max(self.version, holds) + 1
         self._puts = {}
-        self._drops = {key: None for key in self._drops if key.startswith("SvidItem/")}
+        self._drops = {k: item for k, item in self._drops.items() if k.startswith("SvidItem/")}
         return Full(self.version, tuple(self._items.values()))
 
     def order(self) -> AgentOrder | None:

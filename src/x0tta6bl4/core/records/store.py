@@ -174,7 +174,10 @@ class Records:
             return NOTHING
         out: list[Effect] = []
         if type(event) is Received:
+            accepted = self._accepted
             self._on_received(now, event.src, event.message, out)
+            if not (out or self._parked or self._due or self._accepted > accepted):
+                return NOTHING  # Nearly always: a record that is known.
         elif kind is Tick:
             self._on_tick(now, out)
         elif type(event) is Learn:
@@ -275,9 +278,6 @@ class Records:
         self, now: Instant, src: str, data: bytes, out: list[Effect], fresh: list[bytes]
     ) -> None:
         """Look at one record: the cheap questions first, its signature last."""
-        unix_s = self.unix_s(now)
-        if unix_s is None:
-            return
         try:
             record = self._decode(data)
         except BadMessage as error:
@@ -289,6 +289,9 @@ class Records:
             fight = record.writer == self._me and record.generation == entry.generation
             if not fight or data == entry.data:
                 return
+        unix_s = self._clock.unix_s(now)
+        if unix_s is None:
+            return
         gone = self._gone.get(key)
         if record.expires_unix_s <= unix_s or (gone and record.generation <= gone[0]):
             return
@@ -307,7 +310,9 @@ class Records:
             if self._sets.out_of_place(record) is not None:
                 return
         else:
-            when = self._pace.take(now, record.writer)
+            # Pages of endpoints have a pace of their own: they do not hold up a change of links.
+            pace = record.writer if not record.name else f"{record.writer}/"
+            when = self._pace.take(now, pace)
             if when > now:
                 self._parked.put(when, key, src, data)
                 return
@@ -320,7 +325,7 @@ class Records:
         denied = self._judge(record, unix_s)
         if denied is not None:
             if record.writer != AUTHORITY:
-                self._pace.give_back(record.writer)
+                self._pace.give_back(f"{record.writer}/" if record.name else record.writer)
             self._refuse(src, denied.reason, out)
             if denied is _UNKNOWN_KEY:
                 self._peers.ask(now, src, CHAIN, out)
@@ -537,7 +542,6 @@ class Records:
     def _on_restore(self, now: Instant, held: Held, out: list[Effect]) -> None:
         self._generation = max(self._generation, held.generation)
         self._clock.raise_floor(now, held.floor_unix_us)
-        self._chain = list(held.chain[-self._kept.chain_max :])
         for data in (*held.own, *held.authority):
             try:
                 record = self._decode(data)
@@ -548,22 +552,18 @@ class Records:
                 continue
             self._put(record, data)
             if record.writer == AUTHORITY:
-                self._restored(now, record, out)
+                if self._sets.out_of_place(record) is None:
+                    self._on_authority(now, record, out)
             else:
                 key = (record.writer, record.kind, record.name)
                 self._due[key] = Instant(now + _UNCLAIMED)
+        if held.chain:
+            self._chain = list(held.chain[-self._kept.chain_max :])
         if held.bundle is not None and self._bundle is None:
             self._sets.start_at("bundle", held.bundle.sequence)
             self._believe(held.bundle)
             body = msgspec.msgpack.encode(held.bundle)
             out.append(SetChanged("bundle", held.bundle.sequence, body, 0))
-
-    def _restored(self, now: Instant, record: Record, out: list[Effect]) -> None:
-        if self._sets.out_of_place(record) is not None:
-            return
-        chain = list(self._chain)
-        self._on_authority(now, record, out)
-        self._chain = chain or self._chain
 
     def _data_of(self, key: Key) -> Sequence[bytes]:
         entry = self._entries.get(key)
