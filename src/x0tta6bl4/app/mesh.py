@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -53,23 +54,21 @@ def ring_of_six() -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Loopback ports that nobody used a moment ago, TCP and UDP alike."""
-    held: list[socket.socket] = []
+    """Loopback ports that nobody uses now, TCP and UDP alike.
+
+    They lie below the range from which the kernel takes ports for outgoing connections, so that
+    they are still free when a killed process comes back.
+    """
     ports: list[int] = []
-    try:
-        while len(ports) < count:
-            tcp = socket.socket()
-            held.append(tcp)
-            tcp.bind(("127.0.0.1", 0))
-            port = tcp.getsockname()[1]
-            udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-            held.append(udp)
+    while len(ports) < count:
+        port = 10_240 + secrets.randbelow(32_768 - 10_240)
+        with socket.socket() as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with contextlib.suppress(OSError):
+                tcp.bind(("127.0.0.1", port))
                 udp.bind(("127.0.0.1", port))
-                ports.append(port)
-    finally:
-        for sock in held:
-            sock.close()
+                if port not in ports:
+                    ports.append(port)
     return ports
 
 

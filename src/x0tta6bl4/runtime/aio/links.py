@@ -140,8 +140,12 @@ class LinkConnections:
             return
         self._intro = intro
         for connection in list(self._up.values()):
-            connection.send(intro)
+            connection.send(self._stamped(intro))
             self._announce(connection)
+
+    def _stamped(self, intro: Intro) -> Intro:
+        """The greeting with the time of now: neighbours compare clocks by it."""
+        return msgspec.structs.replace(intro, unix_us=int(self._unix_s() * 1e6))
 
     def redial(self) -> None:
         """The SVID has changed: replace every connection, keeping the old until the new is up."""
@@ -242,19 +246,22 @@ class LinkConnections:
     async def _dial_forever(self, node: NodeName) -> None:
         wait = DIAL_FIRST_S
         wake = self._wake[node]
+        now = asyncio.get_running_loop().time
         while True:
             wake.clear()
+            began = now()
             reason = await self._dial(node)
-            if reason is None:
-                wait = DIAL_FIRST_S
-                await wake.wait()  # Up: until it is lost or has to be replaced.
-                continue
             current = self._up.get(node)
-            if current is not None and not current.dialled:
-                await wake.wait()  # The neighbour's own connection serves.
-                continue
-            self._owner.link_refused(node, reason)
+            if reason is None or (current is not None and not current.dialled):
+                await wake.wait()  # Up, by us or by the neighbour, until lost or to be replaced.
+                if now() - began > SILENCE_S:
+                    wait = DIAL_FIRST_S
+                    continue
+                reason = None  # It did not last: no faster than a dial that fails.
+            if reason is not None:
+                self._owner.link_refused(node, reason)
             with contextlib.suppress(TimeoutError):
+                wake.clear()
                 await asyncio.wait_for(wake.wait(), wait * self._draw.uniform(0.75, 1.25))
             wait = min(wait * 2, DIAL_LAST_S)
 
@@ -345,7 +352,7 @@ class LinkConnections:
             raise BadMessage("X0-LNK-003", f"{wanted} dialled, {connection.node} answered")
         if connection.node not in self._known:
             raise BadMessage("X0-LNK-004", f"{connection.node} is not configured as a neighbour")
-        connection.send(self._intro)
+        connection.send(self._stamped(self._intro))
         async with asyncio.timeout(HANDSHAKE_S):
             while connection.intro is None:
                 data = await reader.read(65536)
