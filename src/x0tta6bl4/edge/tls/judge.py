@@ -124,25 +124,32 @@ class Judge:
             Allowed with the leaf's ID, or Denied with a stable reason.
         """
         now = self.clock() if now_unix_us is None else now_unix_us
-        key = tuple(chain)
-        path = self._cache.get(key)
-        if path is None or judge_time(path.not_before_unix_s, path.not_after_unix_s, now):
-            found = self._validate(key, now)
-            if type(found) is Denied:
-                return Judgement(found)
-            assert type(found) is _Path
-            path = found
+        path = self._path(tuple(chain), now)
+        if type(path) is Denied:
+            return Judgement(path)
+        assert type(path) is _Path
         return self._judge_validated(path, expect, now)
 
     def judge_signed(self, chain: Sequence[bytes], data: bytes, signature: bytes, expect: Expect,
                      now_unix_us: int | None = None) -> Judgement:
         """As `judge`, and the leaf's key must have signed `data` (for records)."""
-        judgement = self.judge(chain, expect, now_unix_us)
-        if type(judgement.verdict) is Allowed and not verify(chain, data, signature):
+        now = self.clock() if now_unix_us is None else now_unix_us
+        path = self._path(tuple(chain), now)
+        if type(path) is Denied:
+            return Judgement(path)
+        assert type(path) is _Path
+        judgement = self._judge_validated(path, expect, now)
+        if type(judgement.verdict) is Allowed and not verify(path.leaf, data, signature):
             return Judgement(Denied("bad record signature"))
         return judgement
 
     # ------------------------------------------------------------------------------- details
+    def _path(self, chain: tuple[bytes, ...], now: int) -> _Path | Denied:
+        path = self._cache.get(chain)
+        if path is None or judge_time(path.not_before_unix_s, path.not_after_unix_s, now):
+            return self._validate(chain, now)
+        return path
+
     def _judge_validated(self, path: _Path, expect: Expect, now: int) -> Judgement:
         fields = path.leaf.fields
         verdict = judge_leaf(fields, self.trust_domain, now, self._lifetime_s_max)

@@ -330,11 +330,11 @@ def signer(key: bytes) -> Callable[[bytes], bytes]:
     return lambda data: sign(private, data)
 
 
-def verify(signer: bytes | Sequence[bytes], data: bytes, signature: bytes) -> bool:
+def verify(signer: bytes | Sequence[bytes] | Parsed, data: bytes, signature: bytes) -> bool:
     """Whether the signature over `data` was made by this key; says nothing about who that is.
 
     Args:
-        signer: an uncompressed P-256 point, or a chain whose leaf has the key.
+        signer: an uncompressed P-256 point, or a chain (or parsed leaf) that has the key.
         data: what was signed, context string included.
         signature: as `sign` makes it.
     """
@@ -342,7 +342,8 @@ def verify(signer: bytes | Sequence[bytes], data: bytes, signature: bytes) -> bo
         if isinstance(signer, bytes):
             key: object = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), signer)
         else:
-            key = Parsed(signer[0]).certificate.public_key()
+            leaf = signer if isinstance(signer, Parsed) else Parsed(signer[0])
+            key = leaf.certificate.public_key()
         if not isinstance(key, ec.EllipticCurvePublicKey):
             return False
         key.verify(signature, data, ec.ECDSA(hashes.SHA256()))
