@@ -25,7 +25,6 @@ from typing import Final
 import msgspec
 
 from x0tta6bl4.core.machine import (
-    NEVER,
     NOTHING,
     SECOND,
     ClockSet,
@@ -555,8 +554,7 @@ class Records:
                 if self._sets.out_of_place(record) is None:
                     self._on_authority(now, record, out)
             else:
-                key = (record.writer, record.kind, record.name)
-                self._due[key] = Instant(now + _UNCLAIMED)
+                self._due[self._me, record.kind, record.name] = Instant(now + _UNCLAIMED)
         if held.chain:
             self._chain = list(held.chain[-self._kept.chain_max :])
         if held.bundle is not None and self._bundle is None:
@@ -595,7 +593,7 @@ class Records:
                 at = min(at, *self._due.values())
             if self._doubtful:
                 at = min(at, now)
-        return Instant(max(at, now + 1) if at <= now else at) if at < NEVER else NEVER
+        return Instant(max(at, now + 1))
 
 
 _UNKNOWN_KEY: Final = Denied("record key is not in the bundle held")
