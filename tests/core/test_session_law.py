@@ -8,7 +8,6 @@ its green means something.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -88,7 +87,7 @@ def act(pair: Pair, random: Random) -> None:
     pair.b.flush()
 
 
-def live_through(seed: object, steps: int, **kinds: Any) -> Pair:
+def live_through(seed: object, steps: int, peace_us: int = 40 * SECOND, **kinds: Any) -> Pair:
     """One world: `steps` random things, then peace; every law is checked on the way."""
     random = Random(f"{seed}/schedule")
     pair = Pair(seed, latency_us=random.choice([50, 200, 5_000]), **kinds)
@@ -101,7 +100,7 @@ def live_through(seed: object, steps: int, **kinds: Any) -> Pair:
     pair.late = False
     for wire in pair.wires:
         wire.slow(1_000)
-    pair.run(40 * SECOND)
+    pair.run(peace_us)
     assert not pair.client.ended
     pair.check_bytes(final=True)
     assert not pair.pipe.streams
@@ -109,19 +108,19 @@ def live_through(seed: object, steps: int, **kinds: Any) -> Pair:
     return pair
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(16))
 def test_every_byte_arrives_once(seed: int) -> None:
     live_through(seed, 60)
 
 
-@hypothesis.settings(max_examples=25)
+@hypothesis.settings(max_examples=10)
 @hypothesis.given(st.integers(0, 2**32), st.integers(1, 120))
 def test_every_byte_arrives_once_in_any_schedule(seed: int, steps: int) -> None:
     live_through(f"any {seed}", steps)
 
 
 @pytest.mark.night
-@pytest.mark.parametrize("seed", range(3000))
+@pytest.mark.parametrize("seed", range(1000))
 def test_every_byte_arrives_once_all_night(seed: int) -> None:
     live_through(f"night {seed}", 120)
 
@@ -209,7 +208,7 @@ def test_the_law_catches(kinds: dict[str, Any]) -> None:
     caught = 0
     for seed in range(12):
         try:
-            live_through(seed, 60, **kinds)
+            live_through(seed, 60, 3 * SECOND, **kinds)
         except (AssertionError, RecursionError, ValueError):
             caught += 1
             break
@@ -226,6 +225,3 @@ def test_a_lost_ack_timer_is_caught() -> None:
 
     assert held(Client) == 0
     assert held(NeverAcknowledges) > 0
-
-
-_ = Callable

@@ -249,9 +249,9 @@ class Side(Hooks):
             app.write_some()
         for number, pipe in tuple(self.pipes.items()):
             pipe.flush()
-            if isinstance(self.machine, Client) and not self.machine.watching:
-                if pipe.ring.written > pipe.ring.confirmed:
-                    self.give(facts.Wrote(number))
+            idle = isinstance(self.machine, Client) and not self.machine.watching
+            if idle and pipe.ring.written > pipe.ring.confirmed:
+                self.give(facts.Wrote(number))
 
 
 class Pair:

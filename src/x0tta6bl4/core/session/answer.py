@@ -416,9 +416,14 @@ class Server:
         due = self._due
         heapq.heappush(due, (when, what, number))
         if len(due) > 64 + 8 * (len(self.circuits) + len(self.sessions)):
-            self._due = sorted(
-                {entry for entry in due if entry[2] in self.circuits or entry[2] in self.sessions}
-            )
+            self._due = sorted({entry for entry in due if self._counts(*entry)})
+
+    def _counts(self, when: int, what: int, number: int) -> bool:
+        """Whether an entry of the heap still means something."""
+        held = self.circuits.get(number)
+        if held is None:
+            return number in self.sessions
+        return what != _END or when == held.ends_at
 
 
 _ACK, _LAME, _SILENCE, _END, _GONE = range(5)

@@ -162,7 +162,9 @@ class Circuit:
         if pipe is not None:
             if pipe.broken:
                 raise SessionBroken(pipe.broken)
-            if pipe.received - self.told >= ACK_EVERY and self.offset > self.told:
+            # While a batch is open the ACK goes in front of it.
+            waits = pipe.active is not self or not pipe.ring.limit
+            if waits and pipe.received - self.told >= ACK_EVERY and self.offset > self.told:
                 self.say(self.acknowledgement())
 
     def _numbered(self, data: memoryview, at: int) -> int:
@@ -220,17 +222,17 @@ class Circuit:
                         raise ProtocolError("OPEN is too long")
                     if size - at < length:
                         return at
-                body = at + HEADER_BYTES
-                at += length
-                offset += length
                 if skip:
                     skip -= length
+                    if skip < 0:
+                        raise ProtocolError("frames don't lie where they lay before")
                 elif kind == OPEN:
-                    pipe.incoming(number, frames.open_body(bytes(data[body:at])))
+                    ask = frames.open_body(bytes(data[at + HEADER_BYTES : at + length]))
+                    pipe.incoming(number, ask)
                 else:
                     pipe.signal(number, kind, word & VALUE_MAX)
-                if skip < 0:
-                    raise ProtocolError("frames don't lie where they lay before")
+                at += length  # A frame that can't be executed is not counted either.
+                offset += length
             return at
         finally:
             if skip >= 0:

@@ -92,12 +92,11 @@ class Client:
 
     __slots__ = (
         "_ack_at", "_announced", "_clock_us", "_dials", "_effects", "_epoch", "_established",
-        "_fails", "_fresh", "_id", "_idle_since", "_joining_since", "_lame", "_limits", "_lost_at",
-        "_mac", "_marks", "_opened_seen", "_paths", "_random", "_reason", "_rested", "_retry_at",
-        "_secret",
-        "_standby_at", "_sent_seen", "_token", "_written_at", "active", "deadline", "ended",
-        "generation", "joined", "moves", "number", "owing", "pipe", "standby",
-        "watching",
+        "_fails", "_fresh", "_id", "_idle_since", "_joined_at", "_joining_since", "_lame",
+        "_limits", "_lost_at", "_mac", "_marks", "_opened_seen", "_paths", "_random", "_reason",
+        "_rested", "_retry_at", "_secret", "_sent_seen", "_standby_at", "_token", "_written_at",
+        "active", "deadline", "ended", "generation", "joined", "moves", "number", "owing", "pipe",
+        "standby", "watching",
     )  # fmt: skip
 
     def __init__(
@@ -141,6 +140,7 @@ class Client:
         """Jitter: no dial for a standby before this."""
         self._lost_at: int = now
         self._joining_since: int = 0
+        self._joined_at: int = 0
         self._reason = "new"
         self._announced = False
         self._ack_at: int = NEVER
@@ -253,9 +253,11 @@ class Client:
         self._reason = reason if self.joined else "new"
         self._lost_at = self._lost_at or now
         self._announced = False
-        if self._joining_since:
-            # Whatever took JOIN away may take the next one too.
+        if self._joining_since or now - self._joined_at < self._limits.retry_short:
+            # Whatever took this circuit away so soon may take the next one too.
             self._back_off(now)
+        else:
+            self._fails = 0
 
     def _on_heard(self, now: Instant, event: Heard) -> None:
         carrier = self._find(event.circuit)
@@ -308,7 +310,8 @@ class Client:
         if not first:
             self.moves += 1
         took, reason = now - min(self._joining_since, self._lost_at or NEVER), self._reason
-        self._joining_since = self._lost_at = self._fails = 0
+        self._joining_since = self._lost_at = 0
+        self._joined_at = now
         self._retry_at = now
         self._standby_at = now if first or reason == "moved" else now + self._jitter()
         for lame in self._lame:
@@ -362,6 +365,7 @@ class Client:
                 carrier.suspect_at = 0
                 if carrier is self.active:
                     self._established = True
+                    self._fails = 0
             elif not judge:
                 carrier.alive_at = now
                 carrier.suspect_at = 0

@@ -225,6 +225,8 @@ class Limits(Value, frozen=True):
     """Back-off of dials while the session has no circuit."""
     retry_standby_max: int = 10 * SECOND
     """Back-off of dials while only the standby is missing."""
+    retry_short: int = 100 * MS
+    """A circuit that carried the session for less than this was no success."""
     second_dial: int = 250 * MS
     """While the session has no circuit: when to dial a second one beside the first."""
     jitter: int = SECOND
