@@ -38,6 +38,7 @@ from x0tta6bl4.runtime.aio.driver import Driver
 from x0tta6bl4.runtime.aio.links import LinkConnections, LinkKeys
 from x0tta6bl4.runtime.aio.proxy_port import ProxyPort
 from x0tta6bl4.telemetry import log
+from x0tta6bl4.telemetry.metrics import MetricsServer, render
 from x0tta6bl4.wire.errors import BadMessage, Refused, Unavailable, X0Error
 from x0tta6bl4.wire.ids import NodeName, SpiffeId, TrustDomain, node_id
 from x0tta6bl4.wire.messages import (
@@ -195,6 +196,7 @@ class AgentProcess:
                 self.desk.control_ports = ports
                 self._greet()
                 self._spawn(self.authority.watch())
+                await self._serve_metrics()
                 await self.stopping.wait()
                 self.driver.post(words.Stopping())
         except OSError as error:
@@ -202,6 +204,21 @@ class AgentProcess:
                 "X0-RUN-040",
                 f"can't listen at {s.control.listen}: {error.strerror}",
                 "set control.listen to a free address",
+            ) from None
+
+    async def _serve_metrics(self) -> None:
+        """Metrics of agent and proxy, for as long as the agent runs."""
+        address = self.settings.metrics.listen
+        if not address:
+            return
+        server = MetricsServer(address, lambda: render(self.desk.status()))
+        try:
+            self.metrics_port = await server.start()
+        except OSError as error:
+            raise Unavailable(
+                "X0-RUN-041",
+                f"can't serve metrics at {address}: {error.strerror}",
+                "set metrics.listen to a free address",
             ) from None
 
     async def _end(self) -> None:
@@ -232,6 +249,7 @@ class AgentProcess:
         task.add_done_callback(self._tasks.discard)
 
     failure: BaseException | None = None
+    metrics_port = 0
 
     async def _stops_within(self, seconds: float) -> bool:
         with contextlib.suppress(TimeoutError):
@@ -418,6 +436,7 @@ class AgentProcess:
 
     def not_renewed(self, token: int, id: SpiffeId, reason: str) -> None:
         """It did not."""
+        self.desk.renewal_failures += 1
         self.desk.event("svid", f"{id} was not renewed: {reason}")
         self.driver.post(Failed(token, reason))
 
@@ -440,6 +459,7 @@ def run(settings: cfg.NodeSettings, config: Path) -> None:
     Raises:
         X0Error: it can't go on.
     """
+    os.umask(0o077)
     log.configure(settings.log.level, settings.log.file)
 
     async def main() -> None:

@@ -283,7 +283,7 @@ class AuthorityProcess:
         from x0tta6bl4.telemetry.metrics import authority_sums, text_of
 
         health = self._health(self._machine.health(clock()))
-        return text_of(authority_sums(health, self._api.statistics(), self._machine.statistics()))
+        return text_of(authority_sums(health, self.statistics()))
 
     async def _end_with(self, writer: asyncio.Task[None]) -> None:
         """A writer that has failed ends the process: systemd starts it anew."""

@@ -52,6 +52,7 @@ class Desk:
         self._states: dict[str, str] = {}
         self.refusals: dict[str, int] = {}
         self.renewals: dict[str, int] = {}
+        self.renewal_failures = 0
         self.control_ports: list[int] = []
         self.authority_error = ""
         self.draining = False
@@ -112,7 +113,7 @@ class Desk:
             control_address=_with_port(
                 s.control.listen, self.control_ports[0] if self.control_ports else 0
             ),
-            metrics_address=s.metrics.listen,
+            metrics_address=_with_port(s.metrics.listen, agent.metrics_port),
             require_pq=s.require_pq,
             authority=admin.AuthorityView(
                 address=s.authority.address,
@@ -224,7 +225,10 @@ class Desk:
         links = getattr(self._agent, "links", None)
         own = {f"link_connections_total|{k}": v for k, v in (links.counts if links else {}).items()}
         own |= {f"handshakes_total|link|{k}": v for k, v in self.refusals.items()}
-        own |= {"svid_renewals_total": sum(self.renewals.values())}
+        own |= {
+            "svid_renewals_total": sum(self.renewals.values()),
+            "svid_renewal_failures_total": self.renewal_failures,
+        }
         return {**self._counters, **own, **metrics.agent_counters(self._agent.machine)}
 
     # -------------------------------------------------------------- questions

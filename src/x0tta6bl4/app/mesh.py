@@ -23,6 +23,7 @@ from typing import Final, final
 import msgspec
 
 from x0tta6bl4.app import settings as cfg
+from x0tta6bl4.app.wallet import write_private
 from x0tta6bl4.wire.errors import NotFound, Unavailable
 
 READY_S: Final = 30.0
@@ -144,7 +145,7 @@ class Mesh:
 
     def _write(self, name: str, text: str) -> None:
         (self.root / name).mkdir(mode=0o700, exist_ok=True)
-        self.config(name).write_text(text)
+        write_private(self.config(name), text.encode())
 
     def config(self, name: str) -> Path:
         """Configuration file of `authority` or of a node."""
@@ -167,7 +168,8 @@ class Mesh:
 
     def spawn(self, name: str, arguments: list[str]) -> subprocess.Popen[bytes]:
         """Start `x0 ARGUMENTS` under a name; it ends with the mesh at the latest."""
-        with open(self.state(name) / "out.log", "ab") as log:
+        log_file = self.state(name) / "out.log"
+        with open(os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
             child = subprocess.Popen(
                 [sys.executable, "-m", "x0tta6bl4", *arguments],
                 stdin=subprocess.DEVNULL,

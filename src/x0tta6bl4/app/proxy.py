@@ -33,7 +33,7 @@ from x0tta6bl4.edge.ingress import proxy_header
 from x0tta6bl4.edge.ingress.connect import Connect
 from x0tta6bl4.edge.ingress.socks5 import Socks5
 from x0tta6bl4.edge.tls.context import ALPN_CIRCUIT, GROUPS, GROUPS_PQ, TlsContext
-from x0tta6bl4.edge.tls.engine import Engine
+from x0tta6bl4.edge.tls.engine import Engine, TlsRefused
 from x0tta6bl4.edge.tls.judge import Judge
 from x0tta6bl4.edge.tls.x509 import Svid
 from x0tta6bl4.runtime.loop.agent_port import AgentPort
@@ -73,6 +73,34 @@ CONTEXTS_MAX: Final = 4096
 OUTCOMES_MAX: Final = 256
 
 
+class CountedEngine(Engine):
+    """TLS of one circuit, whose handshake is counted by result and key exchange."""
+
+    __slots__ = ("_counts",)
+
+    def __init__(
+        self, context: TlsContext, server: bool, counts: dict[tuple[str, str], int]
+    ) -> None:
+        super().__init__(context, server)
+        self._counts: dict[tuple[str, str], int] | None = counts
+
+    def shake(self) -> bool:
+        """See `Engine.shake`; the first end of the handshake counts, and none after it."""
+        try:
+            done = super().shake()
+        except TlsRefused as error:
+            self._count(error.reason, "")
+            raise
+        if done:
+            self._count("ok", self.group)
+        return done
+
+    def _count(self, result: str, group: str) -> None:
+        counts, self._counts = self._counts, None
+        if counts is not None and (len(counts) < OUTCOMES_MAX or (result, group) in counts):
+            counts[result, group] = counts.get((result, group), 0) + 1
+
+
 class Contexts:
     """TLS contexts of this node's workloads, made when they are first needed.
 
@@ -107,7 +135,7 @@ class Contexts:
             if len(self._made) >= CONTEXTS_MAX:
                 self._made.clear()
             self._made[key] = context = made
-        return Engine(context, server)
+        return CountedEngine(context, server, self.handshakes)
 
     def _context(self, own: SpiffeId, peer: SpiffeId | None) -> TlsContext | Denied:
         assert self.endpoint is not None
@@ -349,10 +377,6 @@ class ProxyProcess:
         if type(verdict) is Denied:
             self._notice("refused", f"{source} -> {name}: {verdict.reason}")
 
-    def sent_bytes(self) -> int:
-        """Bytes of session frames sent so far on the sessions of now."""
-        return sum(session.pipe.ring.written for session in self.endpoint.sessions.values())
-
     def _record(self, record: StreamRecord) -> None:
         side = "client" if record.client else "server"
         for key, count in (((side, "out"), record.bytes_out), ((side, "in"), record.bytes_in)):
@@ -440,6 +464,7 @@ def run(settings: cfg.NodeSettings) -> None:
     Raises:
         X0Error: it can't start.
     """
+    os.umask(0o077)
     log.configure(settings.log.level, settings.log.file)
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))

@@ -17,10 +17,15 @@ def proxy_sums(proxy: ProxyProcess) -> dict[str, int]:
     sums = {
         "sessions|client": clients,
         "sessions|server": s.sessions - clients,
+        "streams": s.streams,
+        "circuits": s.circuits,
+        "circuits_closed_total|lost": s.circuits_lost,
+        "circuits_closed_total|refused": s.circuits_refused,
+        "session_moves_total": s.moves,
+        "proxy_ticks_late_total": s.ticks_late,
         "circuits_opened_total|client": s.circuits_dialled,
         "circuits_opened_total|server": s.circuits_accepted,
         "resent_bytes_total": s.resent_bytes,
-        "sent_bytes_total": proxy.sent_bytes(),
         "hops|relay": hops.relays,
         "hops|circuit": hops.circuits,
         "hops|channel": hops.channels,
@@ -49,6 +54,8 @@ def proxy_sums(proxy: ProxyProcess) -> dict[str, int]:
         sums[key] = sums.get(key, 0) + count
         if group:
             sums[f"handshake_groups_total|{group}"] = count
+    for link in endpoint.proxy.links.statistics():
+        sums[f"link_downs_total|{link.node}"] = link.downs
     if proxy.access is not None:
         sums["access_log_lines_total|written"] = proxy.access.lines
         sums["access_log_lines_total|dropped"] = proxy.access.dropped
