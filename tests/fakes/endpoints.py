@@ -75,7 +75,7 @@ class Node:
             random=os.urandom,
             unix_us=unix_us,
             on_record=self.records.append,
-            proxy_header=lambda source: b"PROXY " + source.encode() + b"\n",
+            proxy_header=lambda source, name: b"PROXY " + source.encode() + b"\n",
             limits=limits,
         )
         self.put(NodeItem(trust_domain=mesh.ca.domain, node=name, authority=""))
@@ -93,8 +93,7 @@ class Node:
         ca = self.mesh.ca
         ca.clock.unix_us = unix_us()
         svid = ca.svid(path, ttl_s=ttl_s, via=self.name)
-        ends = ca.now_unix_s + ttl_s
-        self.put(SvidItem(ca.id(path), tuple(svid.chain), svid.key, ends))
+        self.put(SvidItem(ca.id(path), svid.chain, svid.key, svid.not_after_unix_s))
         return ca.id(path)
 
     def tls(self, own: SpiffeId, peer: SpiffeId | None, server: bool) -> Engine | Denied:
@@ -208,9 +207,14 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
 class Service:
     """A local TCP service inside the loop: keeps what comes, sends what it is told."""
 
-    def __init__(self, mesh: Mesh, echo: bool = False, read: bool = True) -> None:
+    def __init__(self, mesh: Mesh, echo: bool = False, read: bool = True, unix: str = "") -> None:
         self.mesh = mesh
-        self.sock = socket.create_server(("127.0.0.1", 0))
+        if unix:
+            self.sock = socket.socket(socket.AF_UNIX)
+            self.sock.bind(unix)
+            self.sock.listen(1024)
+        else:
+            self.sock = socket.create_server(("127.0.0.1", 0))
         self.sock.setblocking(False)
         self.echo = echo
         self.read = read
@@ -220,6 +224,8 @@ class Service:
 
     @property
     def address(self) -> str:
+        if self.sock.family == socket.AF_UNIX:
+            return f"unix:{self.sock.getsockname()}"
         host, port = self.sock.getsockname()
         return f"{host}:{port}"
 

@@ -394,18 +394,15 @@ class Endpoint:
         early = stream.early
         kept = early is not None or (stream.held and not stream.sent)
         if reason not in RETRY or not opening.replicas or not kept or stream.received:
-            if opening.reply is not None:
-                stream.put_first(opening.reply(reason))
-            return False
+            if opening.reply is None:
+                return False
+            refuse(self.loop, stream.leave(reason.phrase), opening.reply, reason)
+            return True
         if early is not None and opening.reply is None:
             opening.first = bytes(early)
-        ended = stream.finished
-        sock = stream.leave()
-        self._soon(lambda: self._try_again(sock, opening, reason, ended))
+        sock = stream.leave(reason.phrase)
+        self._soon(lambda: self._try_next(sock, opening, reason))
         return True
-
-    def _try_again(self, sock: socket.socket, opening: Opening, reason: Reset, ended: bool) -> None:
-        self._try_next(sock, opening, reason)
 
     def _session_to(self, source: SpiffeId, target: SpiffeId, node: NodeName) -> Session | None:
         number = self.proxy.session(source, target, node)

@@ -247,9 +247,9 @@ class AppStream(Stream):
             pipe.forget(self)
         self._end(reason, abort=False)
 
-    def leave(self) -> socket.socket:
-        """Give the socket away: another session will carry it."""
-        self.reason = "moved to another replica"
+    def leave(self, reason: str) -> socket.socket:
+        """Give the socket away: another replica will have it, or an answer be written to it."""
+        self.reason = reason
         self._unwatch()
         self.session.ended(self)
         return self.sock
@@ -262,9 +262,9 @@ class AppStream(Stream):
                 self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             except OSError:
                 pass  # It is gone already.
-        self.sock.close()
         self._pending.clear()
-        self.session.ended(self)
+        self.session.ended(self)  # Before the close: it may still watch the descriptor.
+        self.sock.close()
 
     # ------------------------------------------------------------------ epoll
     def resume(self) -> None:
