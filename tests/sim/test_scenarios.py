@@ -28,7 +28,7 @@ def test_there_are_scenarios() -> None:
 
 
 def test_an_answer_that_differs_is_seen() -> None:
-    text = FILES[0].read_text().replace("LinkUp", "LinkOops", 1)
+    text = FILES[0].read_text().replace("link b up", "link b lost", 1)
     assert play(text) != text
 
 

@@ -14,6 +14,7 @@ from typing import Final, final
 import msgspec
 
 from x0tta6bl4.core.machine import MS, SECOND
+from x0tta6bl4.runtime.sim.fleet import Fleet
 from x0tta6bl4.runtime.sim.mesh import Host, Mesh
 from x0tta6bl4.runtime.sim.network import Shape, Wire
 from x0tta6bl4.runtime.sim.sides import Datagram
@@ -48,69 +49,52 @@ class Fault(msgspec.Struct, frozen=True, gc=False):
         )
 
 
-class Sides:
-    """How processes are started, so that faults can start them again.
-
-    Args:
-        agent: starts a host's agent.
-        proxy: starts a host's proxy.
-    """
-
-    def __init__(self, agent: Callable[[Host], None], proxy: Callable[[Host], None]) -> None:
-        self.agent = agent
-        self.proxy = proxy
-
-
 Undo = Callable[[], None]
-Kind = Callable[[Mesh, Sides, Fault], Undo]
+Kind = Callable[[Fleet, Fault], Undo]
 
 
 # ------------------------------------------------------------------------------------- processes
-def _crash(mesh: Mesh, sides: Sides, fault: Fault) -> Undo:
+def _crash(fleet: Fleet, fault: Fault) -> Undo:
     """The host loses power, and starts again with both processes new."""
-    host = mesh.hosts[fault.target[0]]
+    host = fleet.mesh.hosts[fault.target[0]]
     host.isolate()
     host.kill_agent()
     host.kill_proxy()
 
     def undo() -> None:
         host.rejoin()
-        _start(host, sides)
+        _start(fleet, host)
 
     return undo
 
 
-def _kill_agent(mesh: Mesh, sides: Sides, fault: Fault) -> Undo:
+def _kill_agent(fleet: Fleet, fault: Fault) -> Undo:
     """The agent dies alone."""
-    host = mesh.hosts[fault.target[0]]
+    host = fleet.mesh.hosts[fault.target[0]]
     host.kill_agent()
-    return lambda: _start(host, sides)
+    return lambda: _start(fleet, host)
 
 
-def _kill_proxy(mesh: Mesh, sides: Sides, fault: Fault) -> Undo:
+def _kill_proxy(fleet: Fleet, fault: Fault) -> Undo:
     """The proxy dies alone."""
-    host = mesh.hosts[fault.target[0]]
+    host = fleet.mesh.hosts[fault.target[0]]
     host.kill_proxy()
-    return lambda: _start(host, sides)
+    return lambda: _start(fleet, host)
 
 
-def _start(host: Host, sides: Sides) -> None:
-    if host.isolated:
-        return  # Another fault has the host down; that one starts what is missing.
-    if host.proxy is None:
-        sides.proxy(host)
-    if host.agent is None:
-        sides.agent(host)
+def _start(fleet: Fleet, host: Host) -> None:
+    if not host.isolated:  # Else another fault has the host down; that one starts it.
+        fleet.start([host.name])
 
 
-def _freeze(mesh: Mesh, sides: Sides, fault: Fault) -> Undo:
+def _freeze(fleet: Fleet, fault: Fault) -> Undo:
     """Both processes stand still, as on a stalled host; their sockets fill."""
-    return _stop(mesh.hosts[fault.target[0]], agent=True)
+    return _stop(fleet.mesh.hosts[fault.target[0]], agent=True)
 
 
-def _freeze_proxy(mesh: Mesh, sides: Sides, fault: Fault) -> Undo:
+def _freeze_proxy(fleet: Fleet, fault: Fault) -> Undo:
     """The proxy stands still."""
-    return _stop(mesh.hosts[fault.target[0]], agent=False)
+    return _stop(fleet.mesh.hosts[fault.target[0]], agent=False)
 
 
 def _stop(host: Host, agent: bool) -> Undo:
@@ -125,24 +109,24 @@ def _stop(host: Host, agent: bool) -> Undo:
     return undo
 
 
-def _suspend(mesh: Mesh, sides: Sides, fault: Fault) -> Undo:
+def _suspend(fleet: Fleet, fault: Fault) -> Undo:
     """The host sleeps: nothing runs, nothing arrives, CLOCK_BOOTTIME goes on."""
-    host = mesh.hosts[fault.target[0]]
+    host = fleet.mesh.hosts[fault.target[0]]
     stop = _stop(host, agent=True)
     host.isolate()
 
     def undo() -> None:
         host.rejoin()
         stop()
-        _start(host, sides)
+        _start(fleet, host)
 
     return undo
 
 
 # ------------------------------------------------------------------------------------ the clocks
-def _clock_step(mesh: Mesh, sides: Sides, fault: Fault) -> Undo:
+def _clock_step(fleet: Fleet, fault: Fault) -> Undo:
     """Wall time jumps by `number` microseconds, and back."""
-    host = mesh.hosts[fault.target[0]]
+    host = fleet.mesh.hosts[fault.target[0]]
     host.clock.wall_us += fault.number
     host.clock_stepped()
 
@@ -153,38 +137,38 @@ def _clock_step(mesh: Mesh, sides: Sides, fault: Fault) -> Undo:
     return undo
 
 
-def _clock_drift(mesh: Mesh, sides: Sides, fault: Fault) -> Undo:
+def _clock_drift(fleet: Fleet, fault: Fault) -> Undo:
     """CLOCK_BOOTTIME is `number` parts per million fast."""
-    host = mesh.hosts[fault.target[0]]
-    host.clock.drift(mesh.world.now, fault.number)
+    host = fleet.mesh.hosts[fault.target[0]]
+    host.clock.drift(fleet.world.now, fault.number)
     for process in host.processes():
         process.arm()
-    return lambda: host.clock.drift(mesh.world.now, 0)
+    return lambda: host.clock.drift(fleet.world.now, 0)
 
 
 # --------------------------------------------------------------------------------------- wires
-def _both(mesh: Mesh, fault: Fault) -> list[Wire]:
+def _both(fleet: Fleet, fault: Fault) -> list[Wire]:
     a, b = fault.target
-    return [mesh.network.wire(a, b), mesh.network.wire(b, a)]
+    return [fleet.mesh.network.wire(a, b), fleet.mesh.network.wire(b, a)]
 
 
-def _cut(mesh: Mesh, sides: Sides, fault: Fault) -> Undo:
+def _cut(fleet: Fleet, fault: Fault) -> Undo:
     """A link passes nothing in either direction."""
-    return _cut_wires(_both(mesh, fault))
+    return _cut_wires(_both(fleet, fault))
 
 
-def _one_way(mesh: Mesh, sides: Sides, fault: Fault) -> Undo:
+def _one_way(fleet: Fleet, fault: Fault) -> Undo:
     """A link passes nothing from the first to the second."""
-    return _cut_wires([mesh.network.wire(*fault.target)])
+    return _cut_wires([fleet.mesh.network.wire(*fault.target)])
 
 
-def _partition(mesh: Mesh, sides: Sides, fault: Fault) -> Undo:
+def _partition(fleet: Fleet, fault: Fault) -> Undo:
     """Nothing passes between the named hosts and all others."""
     inside = set(fault.target)
     return _cut_wires(
         [
-            mesh.network.wire(source, target)
-            for a, b in mesh.network.edges()
+            fleet.mesh.network.wire(source, target)
+            for a, b in fleet.mesh.network.edges()
             if (a in inside) != (b in inside)
             for source, target in ((a, b), (b, a))
         ]
@@ -205,8 +189,8 @@ def _cut_wires(wires: list[Wire]) -> Undo:
 def _shaped(field: str, one_way: bool = False) -> Kind:
     """A fault that sets one field of a link's shape to `number`."""
 
-    def begin(mesh: Mesh, sides: Sides, fault: Fault) -> Undo:
-        wires = _both(mesh, fault)[: 1 if one_way else 2]
+    def begin(fleet: Fleet, fault: Fault) -> Undo:
+        wires = _both(fleet, fault)[: 1 if one_way else 2]
         before = [getattr(wire.shape, field) for wire in wires]
         for wire in wires:
             setattr(wire.shape, field, fault.number)
@@ -221,10 +205,10 @@ def _shaped(field: str, one_way: bool = False) -> Kind:
 
 
 # -------------------------------------------------------------------------------------- attackers
-def _replay_hellos(mesh: Mesh, sides: Sides, fault: Fault) -> Undo:
+def _replay_hellos(fleet: Fleet, fault: Fault) -> Undo:
     """Somebody on the wire repeats the last hellos of both ends, to both ends, without pause."""
     kept: deque[Datagram] = deque(maxlen=1 + fault.number % 40)
-    wires = _both(mesh, fault)
+    wires = _both(fleet, fault)
     for wire in wires:
         wire.taps.append(kept.append)
     going = [True]
@@ -236,12 +220,12 @@ def _replay_hellos(mesh: Mesh, sides: Sides, fault: Fault) -> Undo:
             datagram = kept[0]
             kept.rotate(-1)
             for name in fault.target:
-                host = mesh.hosts[name]
+                host = fleet.mesh.hosts[name]
                 if host.proxy is not None and not host.isolated:
                     host.proxy.receive(datagram)
-        mesh.world.after(fault.number, again)
+        fleet.world.after(fault.number, again)
 
-    mesh.world.after(fault.number, again)
+    fleet.world.after(fault.number, again)
 
     def undo() -> None:
         going[0] = False
@@ -251,16 +235,16 @@ def _replay_hellos(mesh: Mesh, sides: Sides, fault: Fault) -> Undo:
     return undo
 
 
-def _jam(mesh: Mesh, sides: Sides, fault: Fault) -> Undo:
+def _jam(fleet: Fleet, fault: Fault) -> Undo:
     """The link is cut, and its old hellos are repeated so that it should seem alive."""
-    listen = _replay_hellos(mesh, sides, fault)
+    listen = _replay_hellos(fleet, fault)
     undos: list[Undo] = [listen]
-    wires = _both(mesh, fault)
+    wires = _both(fleet, fault)
 
     def cut(_: object) -> None:
         undos.append(_cut_wires(wires))
 
-    mesh.world.after(min(SECOND, fault.duration // 2), cut, None)
+    fleet.world.after(min(SECOND, fault.duration // 2), cut, None)
 
     def undo() -> None:
         for each in undos:
@@ -269,18 +253,18 @@ def _jam(mesh: Mesh, sides: Sides, fault: Fault) -> Undo:
     return undo
 
 
-def _forge_hellos(mesh: Mesh, sides: Sides, fault: Fault) -> Undo:
+def _forge_hellos(fleet: Fleet, fault: Fault) -> Undo:
     """Somebody without the key sends both ends changed copies of each hello: down, sequence up."""
     taps: list[tuple[Wire, Callable[[Datagram], None]]] = []
     a, b = fault.target
     for source, target in ((a, b), (b, a)):
-        wire = mesh.network.wire(source, target)
+        wire = fleet.mesh.network.wire(source, target)
 
         def tap(datagram: Datagram, there: str = target) -> None:
             hello = msgspec.structs.replace(
                 datagram.hello, state=1, sequence=datagram.hello.sequence + fault.number
             )
-            proxy = mesh.hosts[there].proxy
+            proxy = fleet.mesh.hosts[there].proxy
             if proxy is not None:
                 proxy.receive(Datagram(b"guessed", hello))
 
@@ -327,22 +311,21 @@ class Faults:
         quiet_from: virtual time at which the last fault has ended.
     """
 
-    def __init__(self, mesh: Mesh, sides: Sides, plan: list[Fault]) -> None:
+    def __init__(self, fleet: Fleet, plan: list[Fault]) -> None:
         self.begun: dict[str, int] = {}
         self.quiet_from = max(
             (fault.at + (0 if fault.forever else fault.duration) for fault in plan), default=0
         )
-        self._mesh = mesh
-        self._sides = sides
+        self._fleet = fleet
         # One fault at a time of a kind per target: they undo to what was before.
         for fault in plan:
-            mesh.world.at(fault.at, self._begin, fault)
+            fleet.world.at(fault.at, self._begin, fault)
 
     def _begin(self, fault: Fault) -> None:
         self.begun[fault.kind] = self.begun.get(fault.kind, 0) + 1
-        undo = KINDS[fault.kind](self._mesh, self._sides, fault)
+        undo = KINDS[fault.kind](self._fleet, fault)
         if not fault.forever:
-            self._mesh.world.after(fault.duration, lambda _: undo())
+            self._fleet.world.after(fault.duration, lambda _: undo())
 
 
 # -------------------------------------------------------------------------------------- the dice

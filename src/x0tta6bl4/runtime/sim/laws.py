@@ -7,18 +7,24 @@ has been quiet for a stated time.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from typing import Any, Final
 
-from x0tta6bl4.core.links.liveness import LinkDown, LinkQuality, LinkSuspected, LinkUp
-from x0tta6bl4.core.machine import SECOND, Effects, Event
+from x0tta6bl4.core.agent.words import Order
+from x0tta6bl4.core.machine import SECOND, Effects, Event, Send
 from x0tta6bl4.runtime.sim.mesh import Mesh
 from x0tta6bl4.runtime.sim.world import LawBroken, Process, shown
+from x0tta6bl4.wire.messages import Full, LinkState, PathsItem
 
 LINKS_SETTLE: Final = 25 * SECOND
 """After the last fault links are as the wires are: 5 s until a silent control link is lost, 6.25 s
 of back-off until it is dialled, detect time, and 10 hellos in a row and 2 s of hold; the rest for
 what a lossy wire adds."""
+
+PATHS_SETTLE: Final = LINKS_SETTLE + 15 * SECOND
+"""After the last fault who is connected has paths: links settle, records are flooded at once but
+at most every 2 s, what was lost is repaired by a round of anti-entropy each 10 s."""
 
 _LOSSY_PPM: Final = 20_000
 """Above this loss, ten hellos in a row may take arbitrarily long; such links are not judged."""
@@ -70,31 +76,121 @@ class LinkTimes:
 
 
 class LinkFacts:
-    """Facts of links alternate: up, then suspected or down, then up again; quality only when up."""
+    """What a proxy tells of links alternates: up, suspected or down only after that."""
 
     def __init__(self) -> None:
         self._told: dict[tuple[Process, str], str] = {}
 
     def __call__(self, process: Process, event: Event, effects: Effects) -> None:
         """Look at the effects of one step."""
-        for fact in effects:
-            if type(fact) is LinkUp:
-                self._turn(process, fact.node, "up", ("down", "suspected"))
-            elif type(fact) is LinkSuspected:
-                self._turn(process, fact.node, "suspected", ("up",))
-            elif type(fact) is LinkDown:
-                self._turn(process, fact.node, "down", ("up", "suspected"))
-            elif type(fact) is LinkQuality:
-                self._turn(process, fact.node, "up", ("up",))
+        for effect in effects:
+            if type(effect) is Send and type(effect.message) is LinkState:
+                state = effect.message
+                before = self._told.get((process, state.node), "down")
+                if before not in _BEFORE[state.state]:
+                    raise LawBroken(
+                        f"facts of links: {process.name} told {state} after {before}"
+                        f" at {shown(process.world.now)}"
+                    )
+                self._told[process, state.node] = state.state
 
-    def _turn(self, process: Process, node: str, to: str, allowed: tuple[str, ...]) -> None:
-        before = self._told.get((process, node), "down")
-        if before not in allowed:
+
+_BEFORE: Final = {
+    "up": ("down", "suspected", "up"),
+    "suspected": ("up",),
+    "down": ("up", "suspected"),
+}
+
+
+class Orders:
+    """What an agent tells its proxy: paths without loops, from here to there, over neighbours.
+
+    Also: no SVID beyond its end, and no private key of another's.
+    """
+
+    def __call__(self, process: Process, event: Event, effects: Effects) -> None:
+        """Look at the effects of one step."""
+        for effect in effects:
+            if type(effect) is not Order:
+                continue
+            message = effect.message
+            for item in message.items if type(message) is Full else message.puts:
+                if type(item) is PathsItem:
+                    for path in item.paths:
+                        self._check(process, item.node, path)
+
+    def _check(self, process: Process, node: str, path: tuple[str, ...]) -> None:
+        me = process.name.partition("/")[0]
+        if len(set(path)) != len(path) or path[0] != me or path[-1] != node or len(path) > 17:
             raise LawBroken(
-                f"facts of links: {process.name} told {to} of {node} after {before}"
-                f" at {shown(process.world.now)}"
+                f"no path loop: {process.name} gave {path} to {node} at {shown(process.world.now)}"
             )
-        self._told[process, node] = to
+
+
+def usable(mesh: Mesh, a: str, b: str) -> bool:
+    """Whether the link of two hosts can be used, as a god sees it."""
+    for name in (a, b):
+        host = mesh.hosts[name]
+        if host.proxy is None or host.agent is None:
+            return False
+        if host.proxy.process.frozen or host.agent.process.frozen:
+            return False
+    return mesh.passes(a, b) and mesh.passes(b, a)
+
+
+def _doubtful(mesh: Mesh, a: str, b: str) -> bool:
+    """Whether so much is lost that a link may come and go."""
+    shapes = (mesh.network.wire(a, b).shape, mesh.network.wire(b, a).shape)
+    return any(shape.loss_ppm + shape.corrupt_ppm > _LOSSY_PPM for shape in shapes)
+
+
+def paths_agree(mesh: Mesh) -> int:
+    """Convergence of paths: who is connected has paths, every hop of them can be used.
+
+    To be called when the world has been quiet for PATHS_SETTLE.
+
+    Returns:
+        Pairs judged.
+    """
+    known = {name for name in mesh.hosts if _speaks(mesh, name)}
+    sure = mesh.components(
+        lambda a, b: {a, b} <= known and usable(mesh, a, b) and not _doubtful(mesh, a, b)
+    )
+    pairs = 0
+    for source, host in mesh.hosts.items():
+        if host.agent is None or host.agent.process.frozen or host.proxy is None:
+            continue
+        for target in mesh.hosts:
+            if source == target:
+                continue
+            pairs += 1
+            paths = host.agent.machine.paths(source, target)[0]
+            if sure[source] == sure[target] and not paths:
+                raise LawBroken(
+                    f"convergence: {source} has no path to {target} at {shown(mesh.world.now)}"
+                )
+            for path in paths:
+                for here, there in itertools.pairwise(path):
+                    if (here, there) not in mesh.network or not _alive(mesh, here, there):
+                        raise LawBroken(
+                            f"two-way: {source} goes to {target} by {path}, but"
+                            f" {here}-{there} cannot be used at {shown(mesh.world.now)}"
+                        )
+    return pairs
+
+
+def _speaks(mesh: Mesh, name: str) -> bool:
+    """Whether a node has a valid SVID, without which it has nothing to say."""
+    host = mesh.hosts[name]
+    svid = host.disk.get("svid")
+    return svid is not None and svid.not_after_unix_s > host.clock.unix_us(mesh.world.now) // SECOND
+
+
+def _alive(mesh: Mesh, a: str, b: str) -> bool:
+    """Whether bytes pass: a dead agent is no dead link."""
+    ends = [mesh.hosts[name].proxy for name in (a, b)]
+    alive = all(end is not None and not end.process.frozen for end in ends)
+    return alive and mesh.passes(a, b) and mesh.passes(b, a)
 
 
 def links_agree(mesh: Mesh) -> None:
@@ -118,7 +214,7 @@ def links_agree(mesh: Mesh) -> None:
             if wanted and governed and told == "down":
                 raise LawBroken(
                     f"convergence: {end.host.name} holds its link to {other} {told} at "
-                    f"{shown(mesh.world.now)}: {end.machine.statistics()}"
+                    f"{shown(mesh.world.now)}: {end.machine.links.statistics()}"
                 )
             if not wanted and told != "down":
                 raise LawBroken(

@@ -59,6 +59,8 @@ class Host:
         self.proxy: Any = None
         self.isolated = False
         self.started = 0
+        self.disk: dict[str, Any] = {}
+        """What processes find again: `held` (the agent's records) and `svid` (the node's own)."""
 
     def isolate(self) -> None:
         """Let nothing reach or leave it, nor be started on it."""
@@ -89,7 +91,6 @@ class Host:
         agent, proxy = pair
         if self.agent is agent and self.proxy is proxy:
             proxy.agent_connected(True)
-            agent.proxy_ready(proxy.incarnation)
 
     def to_proxy(self, message: Any) -> None:
         """From the agent to the proxy of now; lost if that dies first."""
@@ -313,6 +314,10 @@ class Mesh:
         self.network = Network(world)
         self.hosts: dict[str, Host] = {}
         self.links: dict[tuple[str, str], ControlLink] = {}
+        self.talks: dict[str, Any] = {}
+        """Streams that applications have opened or will open, by name (sessions.Talk)."""
+        self.served: dict[str, Any] = {}
+        """Their other ends, as soon as there are any (sessions.App)."""
         self._links_of: dict[str, list[ControlLink]] = {}
 
     def host(self, name: str, clock: Clock) -> Host:

@@ -16,6 +16,7 @@ from x0tta6bl4.runtime.sim.world import World
 
 _RTO_MIN: Final = 200 * MS
 """Least retransmission time of TCP in Linux."""
+_READ_AGAIN: Final = 10 * MS
 
 
 class Shape(msgspec.Struct, gc=False):
@@ -135,10 +136,11 @@ class Wire:
         delay = shape.latency_us
         if shape.jitter_us:
             delay += int(random() * shape.jitter_us)
-        if shape.loss_ppm:
+        loss_ppm = shape.loss_ppm + shape.corrupt_ppm
+        if loss_ppm:
             timeout = max(_RTO_MIN, 4 * shape.latency_us)
             for _ in range(6):
-                if random() * 1_000_000 >= shape.loss_ppm:
+                if random() * 1_000_000 >= loss_ppm:
                     break
                 delay += timeout
                 timeout *= 2
@@ -156,11 +158,19 @@ class Flow:
         world: where it lives.
         wire: what it goes over.
         deliver: takes each message at its time.
+        blocked: whether the receiving process stands still, so that nobody reads.
     """
 
-    __slots__ = ("_deliver", "_held", "_last", "_wire", "_world", "open")
+    __slots__ = ("_blocked", "_deliver", "_held", "_last", "_wire", "_world", "open")
 
-    def __init__(self, world: World, wire: Wire, deliver: Callable[[Any], None]) -> None:
+    def __init__(
+        self,
+        world: World,
+        wire: Wire,
+        deliver: Callable[[Any], None],
+        blocked: Callable[[], bool] | None = None,
+    ) -> None:
+        self._blocked = blocked or _never
         self._world = world
         self._wire = wire
         self._deliver = deliver
@@ -184,7 +194,7 @@ class Flow:
     def _arrive(self, message: Any) -> None:
         if not self.open:
             return
-        if self._wire.shape.cut or self._held:
+        if self._held or self._wire.shape.cut or self._blocked():
             if not self._held:
                 self._world.after(_RTO_MIN, self._again)
             self._held.append(message)
@@ -199,10 +209,17 @@ class Flow:
             waited = self._world.now - self._wire.cut_since
             self._world.after(min(max(_RTO_MIN, waited // 2), 10 * SECOND), self._again)
             return
+        if self._blocked():
+            self._world.after(_READ_AGAIN, self._again)
+            return
         held, self._held = self._held, []
         for message in held:
             if self.open:
                 self._deliver(message)
+
+
+def _never() -> bool:
+    return False
 
 
 class Network:
@@ -231,6 +248,10 @@ class Network:
             KeyError: the two hosts are not joined.
         """
         return self._wires[source, target]
+
+    def __contains__(self, pair: tuple[str, str]) -> bool:
+        """Whether two hosts are joined."""
+        return pair in self._wires
 
     def edges(self) -> list[tuple[str, str]]:
         """Joined pairs, each once, the lower name first, sorted."""

@@ -23,15 +23,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-import msgspec
-
-from x0tta6bl4.core.machine import MS, SECOND
-from x0tta6bl4.runtime.sim.faults import FOREVER, KINDS, Fault, Sides, Undo
-from x0tta6bl4.runtime.sim.mesh import Host, Mesh
+from x0tta6bl4.core.machine import MS, SECOND, Effect, Effects, Event, Send
+from x0tta6bl4.core.session import facts
+from x0tta6bl4.runtime.sim.faults import FOREVER, KINDS, Fault, Undo
+from x0tta6bl4.runtime.sim.fleet import Fleet
+from x0tta6bl4.runtime.sim.mesh import Mesh
 from x0tta6bl4.runtime.sim.network import Shape
-from x0tta6bl4.runtime.sim.sides import start_agent, start_proxy
-from x0tta6bl4.runtime.sim.world import Clock, World, shown
+from x0tta6bl4.runtime.sim.world import Clock, Process, World, shown
 from x0tta6bl4.wire.errors import BadInput
+from x0tta6bl4.wire.messages import LinkState
 
 _RULE: Final = "----"
 
@@ -42,8 +42,9 @@ class Scenario:
     def __init__(self) -> None:
         self.world = World("scenario")
         self.mesh = Mesh(self.world)
+        self.world.observe(self._observe)
+        self._fleet: Fleet | None = None
         self._told: list[str] = []
-        self._sides = Sides(self._start_agent, self._start_proxy)
         self._undo: dict[tuple[str, tuple[str, ...]], Undo] = {}
         self._commands: dict[str, Callable[[list[str]], list[str]]] = {
             "link": self._link,
@@ -84,27 +85,23 @@ class Scenario:
         self.mesh.link(a, b, shape)
         return []
 
+    @property
+    def fleet(self) -> Fleet:
+        """The mesh with its processes; wires are laid before the first use of it."""
+        if self._fleet is None:
+            self._fleet = Fleet(self.world, self.mesh, sorted(self.mesh.hosts)[:1])
+        return self._fleet
+
     def _start(self, words: list[str]) -> list[str]:
-        for name in words or sorted(self.mesh.hosts):
-            host = self.mesh.hosts[name]
-            if host.proxy is None:
-                self._start_proxy(host)
-            if host.agent is None:
-                self._start_agent(host)
+        self.fleet.start(words or None)
         return []
 
-    def _start_agent(self, host: Host) -> None:
-        start_agent(host)
-
-    def _start_proxy(self, host: Host) -> None:
-        start_proxy(host)
-        tell = host.proxy.tell
-
-        def told(fact: msgspec.Struct) -> None:
-            tell(fact)
-            self._told.append(f"{shown(self.world.now)} {host.name}: {_said(fact)}")
-
-        host.proxy.tell = told
+    def _observe(self, process: Process, event: Event, effects: Effects) -> None:
+        name = process.name.partition("/")[0]
+        for effect in effects:
+            said = _said(effect)
+            if said:
+                self._told.append(f"{shown(self.world.now)} {name}: {said}")
 
     def _run(self, words: list[str]) -> list[str]:
         self.world.run(self.world.now + time(words[0]))
@@ -115,7 +112,7 @@ class Scenario:
         kind, *rest = words
         number = int(rest.pop()) if rest[-1].lstrip("-").isdigit() else 0
         fault = Fault(kind, self.world.now, FOREVER, tuple(rest), number)
-        self._undo[kind, fault.target] = KINDS[kind](self.mesh, self._sides, fault)
+        self._undo[kind, fault.target] = KINDS[kind](self.fleet, fault)
         return []
 
     def _mend(self, words: list[str]) -> list[str]:
@@ -133,7 +130,7 @@ class Scenario:
                 f"{name}: {link.node} {link.state}, {link.rtt_us / MS:.1f} ms,"
                 f" {link.loss_ppm} ppm{', gray' if link.gray else ''}"
                 f"{'' if link.agent_alive else ', no agent'}"
-                for link in host.proxy.machine.statistics()
+                for link in host.proxy.machine.links.statistics()
             ]
         return lines
 
@@ -177,9 +174,17 @@ def play(text: str) -> str:
     return "\n".join(out) + "\n"
 
 
-def _said(fact: msgspec.Struct) -> str:
-    name = type(fact).__name__
-    fields = msgspec.structs.asdict(fact)
-    node = fields.pop("node")
-    more = ", ".join(f"{key}={value}" for key, value in fields.items() if value)
-    return f"{name} {node}" + (f" ({more})" if more else "")
+def _said(effect: Effect) -> str:
+    """An effect for people; empty where it is of no interest."""
+    if type(effect) is Send and type(effect.message) is LinkState:
+        state = effect.message
+        words = [f"{state.rtt_us / MS:.1f} ms"] if state.rtt_us else []
+        words += [f"{state.loss_ppm} ppm"] if state.loss_ppm else []
+        words += [word for word, said in (("gray", state.gray), (state.reason, True)) if said]
+        words += ["no agent"] if state.state == "up" and not state.agent_alive else []
+        return f"link {state.node} {state.state} {', '.join(filter(None, words))}".rstrip()
+    if type(effect) is facts.Joined:
+        return f"session {effect.session} joined over {'-'.join(effect.path)}, {effect.reason}"
+    if type(effect) is facts.SessionEnded:
+        return f"session {effect.session} ended: {effect.reason}"
+    return ""

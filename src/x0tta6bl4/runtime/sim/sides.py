@@ -2,39 +2,50 @@
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Callable
 from hashlib import blake2b
-from typing import Final, final
+from typing import Any, Final, final
 
 import msgspec
 
-from x0tta6bl4.core.links.liveness import (
-    AgentAlive,
-    LinkDown,
-    LinkQuality,
-    Links,
-    LinkSuspected,
-    LinkUp,
-    NeighbourGone,
-    NeighbourSet,
-)
+from x0tta6bl4.core.agent import words as agent_words
+from x0tta6bl4.core.identity.renewal import RenewWanted
+from x0tta6bl4.core.links.liveness import AgentAlive
 from x0tta6bl4.core.machine import (
     MS,
-    NEVER,
-    NOTHING,
     SECOND,
+    ClockSet,
+    Done,
     Effects,
-    Event,
-    Instant,
+    Failed,
     Received,
     Send,
 )
-from x0tta6bl4.runtime.sim.mesh import LOCAL_US, Host, Keys, neighbour_item
+from x0tta6bl4.core.proxy.composite import Proxy
+from x0tta6bl4.core.proxy.words import AGENT, Changed
+from x0tta6bl4.core.records.words import Restore, Trust
+from x0tta6bl4.runtime.sim.authority import ANSWER_US, Authority, persisted
+from x0tta6bl4.runtime.sim.identity import DOMAIN, Realm
+from x0tta6bl4.runtime.sim.mesh import Host, Keys, neighbour_item
 from x0tta6bl4.runtime.sim.network import Wire
+from x0tta6bl4.runtime.sim.sessions import SessionSide
 from x0tta6bl4.runtime.sim.world import LawBroken, Process
+from x0tta6bl4.wire.authority import Update
 from x0tta6bl4.wire.errors import BadMessage
 from x0tta6bl4.wire.hello import HELLO_BYTES, Hello, pack, unpack
-from x0tta6bl4.wire.messages import Intro, LinkMessage, LinkState, NeighbourItem
+from x0tta6bl4.wire.ids import NodeName
+from x0tta6bl4.wire.messages import (
+    PROXY_VERSION,
+    AgentOrder,
+    Flood,
+    Intro,
+    LinkMessage,
+    LinkState,
+    NeighbourItem,
+    ProxyFact,
+    Ready,
+)
 
 _OVERLAP: Final = 2 * SECOND
 """How long a neighbour's keys before the newest are still accepted (runtime/loop/neighbours)."""
@@ -51,76 +62,93 @@ class Datagram(msgspec.Struct, frozen=True, gc=False):
 
 
 class ProxySide:
-    """A proxy that has links only.
+    """One proxy process.
 
     Args:
         host: where it runs.
+        realm: keys of the trust domain.
+        make: makes the machine, or a broken one that a law must catch.
 
     Attributes:
         told: what its agent, or an observer, has last been told of each neighbour.
         refused: datagrams refused for their tag.
+        sessions: its circuits, sessions and applications.
     """
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, realm: Realm, make: Callable[..., Proxy] = Proxy) -> None:
         self.host = host
+        self.realm = realm
         self.incarnation = host.incarnation()
         world = host.mesh.world
-        self.machine = Links(
-            self.incarnation, world.random(f"links/{host.name}/{self.incarnation}")
+        self.sessions = SessionSide(self)
+        now = host.clock.local(world.now)
+        self.machine = make(
+            incarnation=self.incarnation,
+            make_pipe=self.sessions.make_pipe,
+            mac=_hmac,
+            seed=f"{world.seed}/{host.name}/{self.incarnation}",
+            now=now,
+            clock_us=host.clock.unix_us(world.now) - now,
         )
         self.process = Process(world, f"{host.name}/proxy", host.clock, self.machine, self.perform)
         self.told: dict[str, str] = {}
         self.refused = 0
-        self._routes: dict[str, tuple[Wire, bytes, Callable[[Datagram], None]]] = {}
+        self._routes: dict[str, tuple[Wire, bytes, Callable[[Any], None]]] = {}
         self._by_link: dict[int, tuple[str, bytes]] = {}
         self._links_of: dict[str, list[int]] = {}
+
+    def unix_s(self) -> int:
+        """Wall time of its host."""
+        return self.host.clock.unix_us(self.host.mesh.world.now) // SECOND
 
     # ------------------------------------------------------------------------- towards the agent
     def agent_connected(self, connected: bool) -> None:
         """The agent has opened the local socket, or it was closed."""
         self.process.give(AgentAlive(connected))
+        if connected:
+            machine = self.machine
+            self.host.to_agent(
+                Ready(PROXY_VERSION, self.incarnation, machine.snapshot.version, 1, 1)
+            )
+            self.host.to_agent(machine.snapshot.full())
+            for link in machine.links.statistics():
+                state = self.told.get(link.node, "down")
+                self.host.to_agent(
+                    LinkState(
+                        link.node,
+                        state,
+                        link.rtt_us,
+                        link.loss_ppm,
+                        True,
+                        link.agent_alive,
+                        gray=link.gray,
+                    )
+                )
 
-    def put(self, item: NeighbourItem) -> None:
-        """A neighbour, or its new keys."""
-        mesh = self.host.mesh
-        target = mesh.hosts[item.node]
-        wire = mesh.network.wire(self.host.name, item.node)
-        self._routes[item.node] = (wire, item.tx_hello, _door(target))
-        links = self._links_of.setdefault(item.node, [])
-        if item.link not in self._by_link:
-            links.append(item.link)
-            if len(links) > 1:
-                mesh.world.after(_OVERLAP, self._retire, (item.node, links[-2]))
-        self._by_link[item.link] = (item.node, item.rx_hello)
-        self.process.give(
-            NeighbourSet(item.node, item.incarnation, item.link, max(HELLO_US, item.hello_us))
-        )
+    def put(self, order: AgentOrder) -> None:
+        """The agent has written a Full or a Delta."""
+        self.process.give(Received(AGENT, order))
 
-    def drop(self, node: str) -> None:
-        """A neighbour is no longer configured or trusted."""
-        self.process.give(NeighbourGone(node))
-        self._routes.pop(node, None)
-        for link in self._links_of.pop(node, []):
-            del self._by_link[link]
-
-    def _retire(self, what: tuple[str, int]) -> None:
-        node, link = what
-        if link in self._links_of.get(node, []):
-            self._links_of[node].remove(link)
-            del self._by_link[link]
+    def clock_set(self, _: object) -> None:
+        """Wall time has jumped."""
+        self.process.give(ClockSet(self.host.clock.unix_us(self.host.mesh.world.now)))
 
     # --------------------------------------------------------------------------- towards the wire
     def perform(self, effects: Effects) -> None:
         """Carry effects out."""
         for effect in effects:
             if type(effect) is Send:
+                if effect.dst == AGENT:
+                    self._tell(effect.message)
+                    continue
                 route = self._routes.get(effect.dst)
                 if route is not None:
                     wire, key, door = route
-                    datagram = Datagram(key, effect.message)
-                    wire.datagram(HELLO_BYTES, door, datagram, _spoil)
+                    wire.datagram(HELLO_BYTES, door, Datagram(key, effect.message), _spoil)
+            elif type(effect) is Changed:
+                self._changed(effect)
             else:
-                self.tell(effect)
+                self.sessions.perform(effect)
 
     def receive(self, datagram: Datagram) -> None:
         """A hello has come; it is heard if its tag is right."""
@@ -130,36 +158,47 @@ class ProxySide:
             return
         self.process.give(Received(found[0], datagram.hello))
 
-    def tell(self, fact: Event) -> None:
-        """Pass a fact on to the agent."""
-        state: LinkState | None = None
-        if type(fact) is LinkUp or type(fact) is LinkQuality:
-            state = LinkState(
-                fact.node,
-                "up",
-                fact.rtt_us,
-                fact.loss_ppm,
-                True,
-                fact.agent_alive,
-                gray=fact.gray,
-            )
-        elif type(fact) is LinkSuspected:
-            state = LinkState(fact.node, "suspected", 0, 0, True, True)
-        elif type(fact) is LinkDown:
-            state = LinkState(fact.node, "down", 0, 0, True, False, fact.reason)
-        assert state is not None, fact
-        self.told[state.node] = state.state
-        self.host.to_agent(state)
+    def _tell(self, fact: ProxyFact) -> None:
+        if type(fact) is LinkState:
+            self.told[fact.node] = fact.state
+        self.host.to_agent(fact)
 
-    def clock_set(self, _: object) -> None:
-        """Wall time has jumped; nobody here minds."""
+    # ------------------------------------------------------------------------------- link keys
+    def _changed(self, changed: Changed) -> None:
+        for item in changed.puts:
+            if type(item) is NeighbourItem:
+                self._put_keys(item)
+        for key in changed.drops:
+            if key.startswith("NeighbourItem/"):
+                node = key.partition("/")[2]
+                self._routes.pop(node, None)
+                for link in self._links_of.pop(node, []):
+                    del self._by_link[link]
+
+    def _put_keys(self, item: NeighbourItem) -> None:
+        mesh = self.host.mesh
+        wire = mesh.network.wire(self.host.name, item.node)
+        self._routes[item.node] = (wire, item.tx_hello, _door(mesh.hosts[item.node]))
+        links = self._links_of.setdefault(item.node, [])
+        if item.link not in self._by_link:
+            links.append(item.link)
+            if len(links) > 1:
+                mesh.world.after(_OVERLAP, self._retire, (item.node, links[-2]))
+        self._by_link[item.link] = (item.node, item.rx_hello)
+
+    def _retire(self, what: tuple[str, int]) -> None:
+        node, link = what
+        if link in self._links_of.get(node, []):
+            self._links_of[node].remove(link)
+            del self._by_link[link]
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """SIGKILL, or the host's power is gone."""
         self.process.kill()
+        self.sessions.died(host_lives=not self.host.isolated)
 
 
-def _door(host: Host) -> Callable[[Datagram], None]:
+def _door(host: Host) -> Callable[[Any], None]:
     def deliver(datagram: Datagram) -> None:
         proxy = host.proxy
         if proxy is not None:
@@ -184,32 +223,109 @@ def _spoil(datagram: Datagram) -> None:
     raise LawBroken(f"a hello with bit {bit} flipped was accepted")
 
 
-class _Idle:
-    """Machine of an agent that decides nothing."""
-
-    def __init__(self) -> None:
-        self.deadline: Instant = NEVER
-
-    def handle(self, now: Instant, event: Event) -> Effects:
-        return NOTHING
+def _hmac(key: bytes, data: bytes) -> bytes:
+    return hmac.digest(key, data, "sha256")
 
 
 class AgentSide:
-    """An agent that only passes keys to its proxy: enough for worlds of links.
+    """One agent process.
 
     Args:
         host: where it runs.
+        authority: whom it asks for SVIDs.
+        make: makes the machine, or a broken one that a law must catch.
     """
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, authority: Authority, make: Callable[..., Any]) -> None:
         self.host = host
+        self.authority = authority
         self.incarnation = host.incarnation()
-        self.process = Process(
-            host.mesh.world, f"{host.name}/agent", host.clock, _Idle(), lambda _: None
+        self.noticed: dict[str, int] = {}
+        world = host.mesh.world
+        realm = authority.realm
+        crypto = agent_words.Crypto(
+            realm.verify, realm.verify_key, realm.verify_endpoint, realm.sign
         )
+        self.machine = make(
+            NodeName(host.name),
+            DOMAIN,
+            crypto=crypto,
+            seed=f"{world.seed}/{host.name}/{self.incarnation}",
+        )
+        self.process = Process(world, f"{host.name}/agent", host.clock, self.machine, self.perform)
         self._proxy_incarnation = 0
-        self._items: dict[str, NeighbourItem] = {}
         self._frozen_at: int | None = None
+        world.after(0, self._begin)
+
+    def _begin(self, _: object) -> None:
+        """What app/agent does at a start: disk, clock, enrolment, configuration."""
+        if self.host.agent is not self:
+            return
+        disk = self.host.disk
+        give = self.process.give
+        if "held" in disk:
+            give(Restore(persisted(disk["held"])))
+        self.clock_set(None)
+        name = self.host.name
+        if "held" not in disk:
+            give(Trust(self.authority.bundle, self.authority.unix_s() + 24 * 3600))
+        svid = disk.get("svid")
+        if svid is None or svid.not_after_unix_s <= self.authority.unix_s():
+            svid = disk["svid"] = self.authority.realm.node_svid(
+                name, self.authority.not_before(), self.authority.ttl_s
+            )
+        give(agent_words.SvidHeld(svid))
+        give(
+            agent_words.Configured(
+                agent_words.NodeConfig(
+                    neighbours=tuple(self.host.mesh.neighbours(name)),
+                    authority="authority:1" if name in self.authority.direct else "",
+                )
+            )
+        )
+
+    def perform(self, effects: Effects) -> None:
+        """Carry effects out."""
+        host = self.host
+        for effect in effects:
+            if type(effect) is Send:
+                message = effect.message
+                size = 600
+                if type(message) is Flood:
+                    size = 20 + sum(len(record) for record in message.records)
+                host.mesh.between(host.name, effect.dst).send(host.name, message, size)
+            elif type(effect) is agent_words.Order:
+                host.to_proxy(effect.message)
+            elif type(effect) is RenewWanted:
+                host.mesh.world.after(2 * ANSWER_US, self._issue, effect)
+            elif type(effect) is agent_words.PersistWanted:
+                host.disk["held"] = self.machine.held()
+            elif type(effect) is agent_words.HangUp:
+                host.mesh.between(host.name, effect.node).lost(effect.reason)
+            elif type(effect) is agent_words.Noticed:
+                self.noticed[effect.kind] = self.noticed.get(effect.kind, 0) + 1
+
+    def _issue(self, wanted: RenewWanted) -> None:
+        """The authority's answer to a renewal."""
+        if not self.authority.reachable(self.host.name):
+            self.process.give(Failed(wanted.token, "authority is out of reach"))
+            return
+        issued = self.authority.issue(self.host.name, wanted.id)
+        if isinstance(issued, str):
+            self.process.give(Failed(wanted.token, issued))
+            return
+        if issued.id.endswith(f"/node/{self.host.name}"):
+            self.host.disk["svid"] = issued
+        self.process.give(Done(wanted.token, issued))
+
+    def authority_state(self, up: bool) -> None:
+        """The connection to the authority came or went."""
+        self.process.give(agent_words.AuthorityState(up, "" if up else "out of reach"))
+
+    def authority_said(self, update: Update) -> None:
+        """The authority has pushed something."""
+        if self.host.agent is self:
+            self.process.give(agent_words.AuthoritySaid(update))
 
     # --------------------------------------------------------------------------- control links
     def intro(self) -> Intro | None:
@@ -217,25 +333,21 @@ class AgentSide:
         if not self._proxy_incarnation:
             return None
         return Intro(
-            1,
-            self.host.name,
-            self.incarnation,
-            self._proxy_incarnation,
-            (self.host.name,),
-            HELLO_US,
-            self.host.clock.unix_us(self.host.mesh.world.now),
-        )
+            1, self.host.name, self.incarnation, self._proxy_incarnation, (self.host.name,),
+            HELLO_US, self.host.clock.unix_us(self.host.mesh.world.now),
+        )  # fmt: skip
 
     def link_up(self, node: str, intro: Intro, keys: Keys) -> None:
         """A control link came up, or its keys have changed."""
-        item = self._items[node] = neighbour_item(node, intro, keys)
-        self.host.to_proxy(item)
+        self.process.give(agent_words.NeighbourUp(neighbour_item(node, intro, keys)))
 
     def link_down(self, node: str, reason: str) -> None:
-        """A control link is gone; the proxy keeps the keys: a dead agent is no dead link."""
+        """A control link is gone."""
+        self.process.give(agent_words.NeighbourDown(node))
 
     def link_message(self, node: str, message: LinkMessage) -> None:
         """A neighbour's agent said something."""
+        self.process.give(Received(node, message))
 
     def silent_for(self) -> int:
         """How long the process has stood still."""
@@ -247,52 +359,40 @@ class AgentSide:
         return self.host.mesh.world.now - self._frozen_at
 
     # ----------------------------------------------------------------------------- its own proxy
-    def proxy_ready(self, incarnation: int) -> None:
-        """The proxy has said Ready on the local socket."""
-        self._proxy_incarnation = incarnation
-        intro = self.intro()
-        assert intro is not None
-        for item in self._items.values():
-            self.host.to_proxy(item)
-        for link in self.host.mesh.links_of(self.host.name):
-            link.greet(self.host.name, intro)
+    def hear(self, fact: ProxyFact) -> None:
+        """The proxy said something on the local socket."""
+        self.process.give(agent_words.ProxySaid(fact))
+        if type(fact) is Ready and fact.incarnation != self._proxy_incarnation:
+            self._proxy_incarnation = fact.incarnation
+            intro = self.intro()
+            assert intro is not None
+            for link in self.host.mesh.links_of(self.host.name):
+                link.greet(self.host.name, intro)
 
     def proxy_gone(self) -> None:
-        """The local socket was closed: there is nothing to tell neighbours of until it is back."""
-        self._items.clear()
-
-    def hear(self, state: LinkState) -> None:
-        """A fact from the proxy."""
+        """The local socket was closed."""
+        self.process.give(agent_words.ProxyGone())
 
     def clock_set(self, _: object) -> None:
-        """Wall time has jumped; nobody here minds."""
+        """Wall time has jumped."""
+        self.process.give(ClockSet(self.host.clock.unix_us(self.host.mesh.world.now)))
 
     def kill(self) -> None:
         """SIGKILL."""
         self.process.kill()
 
 
-def start_agent(host: Host, make: Callable[[Host], AgentSide] = AgentSide) -> None:
+def start_agent(host: Host, agent: AgentSide) -> None:
     """Start a host's agent; it connects to the proxy if there is one."""
     assert host.agent is None
     for link in host.mesh.links_of(host.name):
         link.lost("reset")
-    host.agent = make(host)
+    host.agent = agent
     host.connect()
 
 
-def start_proxy(host: Host, make: Callable[[Host], ProxySide] = ProxySide) -> None:
+def start_proxy(host: Host, proxy: ProxySide) -> None:
     """Start a host's proxy; the agent connects to it if there is one."""
     assert host.proxy is None
-    host.proxy = make(host)
+    host.proxy = proxy
     host.connect()
-
-
-__all__ = [
-    "LOCAL_US",
-    "AgentSide",
-    "Datagram",
-    "ProxySide",
-    "start_agent",
-    "start_proxy",
-]
