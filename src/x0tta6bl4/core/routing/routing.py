@@ -137,9 +137,9 @@ class Routing:
     """
 
     __slots__ = (
-        "_better", "_bodies", "_changes", "_computed", "_destinations", "_lazy", "_lazy_at",
-        "_levels", "_links", "_map", "_me", "_publish_at", "_published_at", "_rebuild", "_restarts",
-        "_run_at", "_runs", "_tree", "_urgent", "_users", "deadline",
+        "_authorities", "_better", "_bodies", "_changes", "_computed", "_destinations", "_lazy",
+        "_lazy_at", "_levels", "_links", "_map", "_me", "_publish_at", "_published_at", "_rebuild",
+        "_restarts", "_run_at", "_runs", "_tree", "_urgent", "_users", "deadline",
     )  # fmt: skip
 
     def __init__(self, me: str) -> None:
@@ -147,6 +147,7 @@ class Routing:
         self._map = Map(me)
         self._tree = Tree(self._map)
         self._bodies: dict[str, NodeBody] = {}
+        self._authorities: dict[str, None] = {}
         self._changes: list[Change] = []
         self._better: list[Change] = []
         self._rebuild = False
@@ -263,6 +264,10 @@ class Routing:
                 self._rebuild = True
                 self._hurry_all(now)
         if (body is not None and body.authority) != (before is not None and before.authority):
+            if body is not None and body.authority:
+                self._authorities[node] = None
+            else:
+                del self._authorities[node]
             self._hurry(now, _AUTHORITY)
         self._note(now, changes, _COALESCE)
 
@@ -340,7 +345,8 @@ class Routing:
         lazy = self._lazy
         for name, known in self._destinations.items():
             if not known.paths:
-                if name == _AUTHORITY or distance_to(distance, index.get(name)) < INFINITE:
+                near = distance_to(distance, index.get(name)) < INFINITE
+                if near or (name == _AUTHORITY and self._authorities):
                     self._urgent[name] = None
                 continue
             if name in lazy:
@@ -396,11 +402,7 @@ class Routing:
         distance, index = self._tree.distance, self._map.index
         near = heapq.nsmallest(
             finding.PATHS_MAX,
-            [
-                (distance[index[node]], node)
-                for node, body in self._bodies.items()
-                if body.authority and node in index
-            ],
+            [(distance[index[node]], node) for node in self._authorities if node in index],
         )
         found = [self._tree.path(index[node]) for reached, node in near if reached < INFINITE]
         return tuple(path for path in found if path and len(path) <= finding.HOPS_MAX + 1)
