@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -20,6 +23,7 @@ from x0tta6bl4.edge.tls.context import ALPN_AUTHORITY, TlsContext
 from x0tta6bl4.edge.tls.judge import Judge, allow_all
 from x0tta6bl4.edge.tls.x509 import Svid
 from x0tta6bl4.wire import authority as words
+from x0tta6bl4.wire.errors import X0Error
 from x0tta6bl4.wire.ids import NodeName, TrustDomain
 from x0tta6bl4.wire.records import decode_bundle
 from x0tta6bl4.wire.token import Token, read_token
@@ -102,12 +106,30 @@ async def eventually(
     check: Callable[[], Awaitable[bool]] | Callable[[], bool], seconds: float = 5.0
 ) -> None:
     """Poll until true, for what no event tells."""
-    import asyncio
-    import inspect
-
     async with asyncio.timeout(seconds):
         while True:
             found = check()
             if await found if inspect.isawaitable(found) else found:
                 return
             await asyncio.sleep(0.01)
+
+
+Story = Callable[[World], Awaitable[None]]
+
+
+def play(root: Path, story: Story, **changes: object) -> None:
+    """Run a story in a world of its own."""
+
+    async def run() -> None:
+        async with asyncio.timeout(30), world(root, **changes) as here:
+            await story(here)
+
+    asyncio.run(run())
+
+
+async def refusal(answer: Awaitable[Any]) -> X0Error:
+    try:
+        got = await answer
+    except X0Error as error:
+        return error
+    raise AssertionError(f"not refused: {got}")

@@ -78,6 +78,14 @@ class Ledger:
         self.sets: dict[tuple[str, int], bytes] = {}
         self.newest: dict[str, int] = {}
         self.acknowledged = 0
+        self.left = 0
+        self.enough = asyncio.Event()
+
+    def note(self) -> None:
+        """Something was acknowledged."""
+        self.left -= 1
+        if self.left <= 0:
+            self.enough.set()
 
     def check(self, entries: dict[str, words.Entry], names: set[str]) -> None:
         for key, entry in self.sure.items():
@@ -159,6 +167,7 @@ async def work(admin: AdminClient, ledger: Ledger, who: str, draw: Random) -> No
             await admin.name_create(Name(key, made.id, ()))
             ledger.names.add(key)
         ledger.acknowledged += 1
+        ledger.note()
 
 
 async def issue(address: str, me: Admitted, ledger: Ledger) -> None:
@@ -168,6 +177,7 @@ async def issue(address: str, me: Admitted, ledger: Ledger) -> None:
             for each in issued:
                 leaf = load_der_x509_certificate(each.chain[0])
                 ledger.serials.add(f"{leaf.serial_number:x}")
+            ledger.note()
 
 
 async def watch(address: str, me: Admitted, ledger: Ledger) -> None:
@@ -189,7 +199,12 @@ async def until_killed(root: Path, address: str, me: Admitted, ledger: Ledger, c
             issue(address, me, ledger), watch(address, me, ledger),
         ]  # fmt: skip
         tasks = [asyncio.ensure_future(job) for job in jobs]  # noqa: TID251
-        await asyncio.sleep(draw.uniform(0.02, 0.3))
+        # At a moment in the midst of work, however slow the machine is.
+        ledger.left, ledger.enough = draw.randrange(30), asyncio.Event()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(5):
+                await ledger.enough.wait()
+        await asyncio.sleep(draw.uniform(0, 0.01))
         children.kill()
         async with asyncio.timeout(20):
             await asyncio.gather(*(guarded(task) for task in tasks))
