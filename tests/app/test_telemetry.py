@@ -105,7 +105,9 @@ def test_an_authority_says_what_it_keeps() -> None:
         counts={"node": 2},
         sequences={"policy": 7},
     )
-    sums = metrics.authority_sums(health, {"connections": 2, "calls|Issue|ok": 5}, {"done": 9})
+    sums = metrics.authority_sums(
+        health, {"connections": 2, "calls|Issue|ok": 5, "done": 9, "nodes": 2}
+    )
     got = samples(metrics.text_of(sums))
     assert got["x0_authority_calls_total", (("method", "Issue"), ("result", "ok"))] == 5
     assert got["x0_authority_connections", ()] == 2

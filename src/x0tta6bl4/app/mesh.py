@@ -177,6 +177,7 @@ class Mesh:
                 stderr=log,
                 start_new_session=True,
             )
+        self._reap()  # One of this name may have died a moment ago.
         self._children[name] = child
         return child
 
@@ -240,6 +241,25 @@ class Mesh:
             child.kill()
             child.wait()
         self._children.clear()
+
+    def wait(self, name: str, ready: Callable[[], bool], what: str) -> None:
+        """Wait until a process that was started here is ready, or has ended.
+
+        Raises:
+            Unavailable: it has ended, or is not ready within READY_S; with its last words.
+        """
+        child = self._children.get(name)
+
+        def done() -> bool:
+            return ready() or (child is not None and child.poll() is not None)
+
+        try:
+            wait_for(done, what)
+            ended = child is not None and child.poll() is not None
+        except Unavailable as error:
+            raise Unavailable(error.id, f"{error.what}; it said last:\n{self.tail(name)}") from None
+        if ended:
+            raise Unavailable("X0-UP-006", f"{name} has ended; it said last:\n{self.tail(name)}")
 
     def _reap(self) -> None:
         for child in self._children.values():

@@ -34,8 +34,10 @@ class Metric(msgspec.Struct, frozen=True):
     """What the room's int is divided by: 1_000_000 where it counts microseconds."""
 
 
-def _c(name: str, room: str, help: str, *labels: str, process: str = "node") -> Metric:
-    return Metric(name, "counter", help, labels, room, process)
+def _c(
+    name: str, room: str, help: str, *labels: str, per: int = 1, process: str = "node"
+) -> Metric:
+    return Metric(name, "counter", help, labels, room, process, per)
 
 
 def _g(
@@ -49,34 +51,31 @@ NODE: Final = (
     _c(
         "requests_total",
         "session",
-        "Streams opened, one per application connection, by how they "
-        "went: ok, or the reason of the refusal.",
+        "Streams that have ended, one per application connection: ok, or "
+        "why they were refused or reset.",
         "side",
         "outcome",
     ),
-    _c("stream_bytes_total", "session", "Application bytes carried.", "side", "direction"),
-    _g("streams", "session", "Streams open now.", "side"),
-    _g("sessions", "session", "Sessions now.", "side"),
-    _c("sessions_opened_total", "session", "Sessions made.", "side"),
-    _c("sessions_closed_total", "session", "Sessions ended, by reason.", "side", "reason"),
     _c(
-        "session_moves_total",
+        "stream_bytes_total",
         "session",
-        "Sessions that went over to another circuit, by reason.",
-        "reason",
+        "Application bytes of streams that have ended.",
+        "side",
+        "direction",
     ),
+    _g("streams", "session", "Streams open now."),
+    _g("sessions", "session", "Sessions now.", "side"),
+    _c("session_moves_total", "session", "Times that a session went over to another circuit."),
     _c("resent_bytes_total", "session", "Bytes sent again on another circuit."),
-    _c("sent_bytes_total", "session", "Bytes of session frames sent, those resent included."),
-    _c("credit_stalls_total", "session", "Times that a stream had to wait for credit."),
     # --- circuits
-    _g("circuits", "session", "Circuits now.", "side", "state"),
+    _g("circuits", "session", "Circuits now, standbys included."),
     _c("circuits_opened_total", "session", "Circuits made.", "side"),
-    _c("circuits_closed_total", "session", "Circuits ended, by reason.", "reason"),
+    _c("circuits_closed_total", "session", "Circuits lost or refused.", "how"),
+    _c("proxy_ticks_late_total", "session", "Ticks that came too late to judge anybody by."),
     _c(
         "handshakes_total",
         "edge/tls",
-        "TLS handshakes by where (circuit, link, authority) and "
-        "result: ok, or the reason of the refusal.",
+        "TLS handshakes by where (circuit, link) and result: ok, or the reason of the refusal.",
         "where",
         "result",
     ),
@@ -88,12 +87,6 @@ NODE: Final = (
         "Callers, listeners, hops and frames refused, by what and why.",
         "what",
         "reason",
-    ),
-    _c(
-        "judged_again_total",
-        "policy",
-        "Open streams judged again after a change, by verdict.",
-        "verdict",
     ),
     # --- hops and relaying
     _g("hops", "runtime/loop", "Hops now, by kind.", "kind"),
@@ -162,12 +155,6 @@ NODE: Final = (
     _g("build_info", "app", "1; the version is a label.", "version"),
     _g("up_seconds", "app", "Time since the agent has started.", per=1000),
     _g("state", "app", "1 for the state that the node is in.", "state"),
-    _g(
-        "proxy_loop_late_seconds",
-        "runtime/loop",
-        "Latest wake-up of the proxy's loop in the last second.",
-        per=1_000_000,
-    ),
     _g("proxy_snapshot_version", "agent", "Version of the snapshot that the proxy holds."),
     _c(
         "access_log_lines_total",
@@ -232,6 +219,42 @@ AUTHORITY: Final = (
         "authority",
         "When the last heartbeat was signed, seconds since 1970.",
         per=1_000_000,
+        process="authority",
+    ),
+    _g(
+        "authority_watchers",
+        "edge/authority_api",
+        "Nodes that are told of changes now.",
+        process="authority",
+    ),
+    _c("authority_issued_total", "edge/authority_api", "SVIDs issued.", process="authority"),
+    _c(
+        "authority_issue_cpu_seconds_total",
+        "edge/authority_api",
+        "CPU spent on issuing.",
+        per=1_000_000,
+        process="authority",
+    ),
+    _c(
+        "authority_commits_total",
+        "edge/store",
+        "Transactions, by whether they are on the disk.",
+        "result",
+        process="authority",
+    ),
+    _c(
+        "authority_commit_seconds_total",
+        "edge/store",
+        "Time spent on committing.",
+        per=1_000_000,
+        process="authority",
+    ),
+    _c("authority_changes_total", "edge/store", "Rows changed.", process="authority"),
+    _c(
+        "authority_handshakes_refused_total",
+        "edge/tls",
+        "TLS handshakes refused, by reason.",
+        "reason",
         process="authority",
     ),
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final
+from typing import Final, Protocol
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
@@ -27,6 +27,14 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 STATES: Final = ("starting", "ready", "draining", "alone")
 
 Sums = Mapping[str, int]
+
+
+class HasStatistics(Protocol):
+    """What counts."""
+
+    def statistics(self) -> dict[str, int]:
+        """Sums by `name|label|label`."""
+        ...
 
 
 class Collector:
@@ -100,37 +108,49 @@ def node_sums(status: Status) -> dict[str, int]:
     return sums
 
 
-def authority_sums(health: Health, calls: Sums, decisions: Sums) -> dict[str, int]:
+def authority_sums(health: Health, statistics: Sums) -> dict[str, int]:
     """All sums of an authority.
 
     Args:
         health: as its admin API answers.
-        calls: `statistics()` of its API server.
-        decisions: `statistics()` of its machine.
+        statistics: plain sums of its process (`app.authority`); those of other names are left out,
+            `health` says the same.
     """
-    sums: dict[str, int] = {f"authority_decisions_total|{k}": v for k, v in decisions.items()}
-    for key, value in calls.items():
-        if key.startswith("calls|"):
-            sums[f"authority_calls_total|{key[6:]}"] = value
-        else:
-            sums[f"authority_{key}"] = value
+    sums: dict[str, int] = {}
+    for key, value in statistics.items():
+        name, bar, labels = key.partition("|")
+        if name in _OF_AUTHORITY:
+            sums[f"authority_{_OF_AUTHORITY[name]}{bar}{labels}"] = int(value)
     sums |= {f"authority_rows|{what}": count for what, count in health.counts.items()}
     sums |= {f"authority_set_sequence|{name}": at for name, at in health.sequences.items()}
     sums["authority_ca_not_after_seconds"] = health.ca_not_after_unix_s
     sums["authority_read_only"] = int(bool(health.read_only))
     sums["authority_heartbeat_seconds"] = health.heartbeat_unix_us
+    sums["authority_watchers"] = health.watchers
     sums[f"build_info|{health.version}"] = 1
     return sums
 
 
-def agent_counters(machine: Any) -> dict[str, int]:
-    """Sums of an agent's machine, from `statistics()` of its rooms.
+_OF_AUTHORITY: Final = {
+    "calls": "calls_total",
+    "connections": "connections",
+    "anonymous": "anonymous",
+    "done": "decisions_total|done",
+    "refused": "decisions_total|refused",
+    "undone": "decisions_total|undone",
+    "issued": "issued_total",
+    "issue_cpu_us": "issue_cpu_seconds_total",
+    "commits": "commits_total|ok",
+    "commits_failed": "commits_total|failed",
+    "commit_us": "commit_seconds_total",
+    "changes": "changes_total",
+    "handshakes_refused": "handshakes_refused_total",
+}
 
-    Args:
-        machine: a `core.agent` composite; one without statistics has none.
-    """
-    read = getattr(machine, "statistics", None)
-    return dict(read()) if read is not None else {}
+
+def agent_counters(machine: HasStatistics) -> dict[str, int]:
+    """Sums of an agent's machine (`core.agent`)."""
+    return dict(machine.statistics())
 
 
 class MetricsServer:

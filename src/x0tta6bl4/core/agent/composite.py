@@ -244,6 +244,17 @@ class Agent:
             records_bytes=statistics.bytes,
         )
 
+    def statistics(self) -> dict[str, int]:
+        """Sums since the start and sizes now, for metrics."""
+        records = self._records.statistics()
+        return {
+            "records": records.records,
+            "records_bytes": records.bytes,
+            "records_accepted_total": records.accepted,
+            "records_refused_total": records.refused,
+            "records_verified_total": records.verified,
+        }
+
     def _node_view(self, node: str) -> words.NodeView:
         member = self._members[node]
         return words.NodeView(
