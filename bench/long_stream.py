@@ -255,7 +255,9 @@ def slow(outcome: Outcome, lab: Lab, count: int, seconds: float) -> None:
     outcome.figure("memory_slow_readers", figures)
     outcome.figure("slow_readers", {"alive": len(alive), "reset": count - len(alive), "read": read})
     failed = load.failed()
+    longest = max((s.took for s in load.samples), default=0.0)
     outcome.figure("requests_beside_them", len(load.samples))
+    outcome.figure("longest_of_them_ms", round(longest * 1e3, 1))
     outcome.check(
         "requests beside slow readers all answered",
         bool(load.samples) and not failed,

@@ -34,6 +34,8 @@ class Svids:
     def __init__(self, lab: Lab, interval_s: float = 0.5) -> None:
         self.ends: dict[str, tuple[int, int]] = {}
         """Node -> latest notAfter of its own SVID, of its workloads' SVIDs."""
+        self.told_at = 0.0
+        """When the last whole round of questions began, unix seconds."""
         self.serials: dict[str, set[str]] = {}
         """`node id` -> serials seen."""
         self.errors: set[str] = set()
@@ -45,6 +47,7 @@ class Svids:
 
     def look(self) -> None:
         """Ask every node once."""
+        began = time.clock_gettime(time.CLOCK_REALTIME)
         for node in self._lab.shape.nodes:
             try:
                 svids = self._lab.status(node).svids
@@ -60,6 +63,7 @@ class Svids:
                 else:
                     others = max(others, svid.not_after_unix_s)
             self.ends[node] = (own, others)
+        self.told_at = began
 
     def _run(self) -> None:
         while not self._stop.wait(self._interval_s):
@@ -79,7 +83,7 @@ def rotate(outcome: Outcome, lab: Lab, rotations: int, lifetimes: int, rate: int
     """Load, and wait for that many renewals of everything."""
     ttl = lab.shape.ttl_s
     svids = Svids(lab)
-    observer = Observer(lab.processes, lambda: dict(svids.ends))
+    observer = Observer(lab.processes, lambda: (svids.told_at, dict(svids.ends)))
     ticks = Ticks(lab.plain("n1", "web"))
     load = lab.load(
         "n1", "web", "--kept", "16", "--rate", str(rate * 0.96), "--fresh", str(rate * 0.04)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 ESTABLISHED = "01"
+NEVER = float("inf")
 
 
 def connections(
@@ -53,12 +54,13 @@ class Observer:
     """Watches connections between processes until `stop`.
 
     A connection was made with SVIDs that were there when it was first seen, so it must be gone by
-    the latest notAfter of those SVIDs.
+    the latest notAfter of those SVIDs, as the nodes have told it in the first round of questions
+    that began after that.
 
     Args:
         pids: asked at every look: name -> process id; `node/part`, or `authority`.
-        ends: asked at every look: node -> latest notAfter (unix seconds) of its SVIDs, first of
-            its own, then of its workloads; what was said before is remembered.
+        ends: asked at every look: when the round of questions began (unix seconds), and node ->
+            latest notAfter of its SVIDs, first of its own, then of its workloads.
         interval_s: between looks.
         slack_s: what is forgiven: a look takes a moment.
     """
@@ -66,7 +68,7 @@ class Observer:
     def __init__(
         self,
         pids: Callable[[], dict[str, int]],
-        ends: Callable[[], dict[str, tuple[int, int]]],
+        ends: Callable[[], tuple[float, dict[str, tuple[int, int]]]],
         interval_s: float = 0.25,
         slack_s: float = 0.3,
     ) -> None:
@@ -89,7 +91,7 @@ class Observer:
             self._look()
 
     def _look(self) -> None:
-        ends = self._ends()
+        told_at, ends = self._ends()
         workloads = max((w for _, w in ends.values()), default=0)
         open_now = connections(self._pids())
         now = time.clock_gettime(time.CLOCK_REALTIME)
@@ -97,16 +99,20 @@ class Observer:
         for key, (one, two) in open_now.items():
             if key not in self._known:
                 self.seen += 1
-                self._known[key] = (now, _limit(one, two, ends, workloads))
-                continue
+                self._known[key] = (now, NEVER)
             first, limit = self._known[key]
             self.longest_s = max(self.longest_s, now - first)
-            if not limit:
+            if limit == NEVER and told_at > first:
+                limit = _limit(one, two, ends, workloads)
+                self._known[key] = (first, limit)
+            if limit == NEVER:
                 continue
             self.least_left_s = min(self.least_left_s, limit - now)
             if now > limit + self._slack_s:
-                self.late.append(f"{one} to {two} lives {now - limit:.1f} s too long")
-                self._known[key] = (first, 0.0)
+                self.late.append(
+                    f"{one} to {two}, {now - first:.1f} s old, {now - limit:.1f} s too long"
+                )
+                self._known[key] = (first, float(2**40))  # Told once.
         for key in self._known.keys() - open_now.keys():
             del self._known[key]
 
@@ -122,4 +128,4 @@ def _limit(one: str, two: str, ends: dict[str, tuple[int, int]], workloads: int)
     if all(part == "proxy" for _, _, part in parts):
         return float(workloads)
     known = [ends[node][0] for node, _, part in parts if node in ends and part == "agent"]
-    return float(min(known, default=0))
+    return float(min(known, default=2**40))
