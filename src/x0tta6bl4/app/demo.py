@@ -129,8 +129,7 @@ class Demo:
     def _mend(self) -> None:
         """Bring back whom the last act hurt, outside of any window."""
         if not self.mesh.pids("authority"):
-            self.mesh.start("authority")
-            self.up.operator.wait()
+            self.up.start_authority()
         hurt, self._hurt = self._hurt, ""
         if hurt:
             self.mesh.thaw(hurt)

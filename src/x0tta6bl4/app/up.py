@@ -83,8 +83,7 @@ class Up:
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.mesh.lay_out()
         tell(f"starting the authority of the trust domain {self.domain}")
-        self.mesh.start("authority")
-        self.operator.wait()
+        self.start_authority()
         self._register(self._serve())
         tell(f"starting {len(self.mesh.plan.nodes)} nodes, an agent and a proxy each")
         for node in self.mesh.plan.nodes:
@@ -94,6 +93,11 @@ class Up:
             self.wait_ready(node)
         for node in (CLIENT, GUEST_NODE):
             self.wait_page(node)
+
+    def start_authority(self) -> None:
+        """Start the authority, also anew, and wait until it answers."""
+        self.mesh.start("authority")
+        self.mesh.wait("authority", self.operator.is_serving, "the authority")
 
     def _register(self, ports: list[int]) -> None:
         uid = f"unix:uid:{os.getuid()}"
@@ -173,13 +177,7 @@ class Up:
         Raises:
             Unavailable: it is not; with its last words.
         """
-        try:
-            wait_for(lambda: self._is_ready(node), f"{node} to be ready")
-        except Unavailable as error:
-            raise Unavailable(
-                error.id,
-                f"{error.what}; it said last:\n{self.mesh.tail(node)}",
-            ) from None
+        self.mesh.wait(node, lambda: self._is_ready(node), f"{node} to be ready")
 
     def _is_ready(self, node: str) -> bool:
         try:
