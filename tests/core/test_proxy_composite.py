@@ -1,0 +1,307 @@
+"""The proxy's composite: the agent's snapshot, routes, what is judged again, and its deadline."""
+
+from __future__ import annotations
+
+from tests.fakes.circuit import CLOCK_US, FOREVER, mac, memory
+from x0tta6bl4.core.links.liveness import LinkSuspected
+from x0tta6bl4.core.machine import (
+    NEVER,
+    SECOND,
+    Allowed,
+    ClockSet,
+    Denied,
+    Done,
+    Effects,
+    Event,
+    Failed,
+    Instant,
+    Received,
+    Send,
+    Tick,
+)
+from x0tta6bl4.core.proxy.composite import Proxy
+from x0tta6bl4.core.proxy.words import AGENT, Changed, Dial, OpenSession
+from x0tta6bl4.core.session import facts
+from x0tta6bl4.core.session.circuit import Circuit
+from x0tta6bl4.core.session.frames import Open, Reset
+from x0tta6bl4.core.session.pipe import Hooks, Pipe
+from x0tta6bl4.core.session.stream import Stream
+from x0tta6bl4.wire.ids import NodeName, SpiffeId
+from x0tta6bl4.wire.messages import (
+    ClockItem,
+    Delta,
+    Full,
+    Item,
+    LinkState,
+    NameItem,
+    NeedFull,
+    NeighbourItem,
+    NodeItem,
+    PathBad,
+    PathsItem,
+    ReplicasItem,
+    RevokedItem,
+    ServiceItem,
+    SessionGone,
+    SvidItem,
+)
+
+WEB, CALLER = SpiffeId("spiffe://mesh.test/web"), SpiffeId("spiffe://mesh.test/caller")
+B = NodeName("b")
+NODE = NodeItem("mesh.test", "a", "")
+ABOVE = FOREVER // SECOND
+
+
+class Told(Stream):
+    def __init__(self) -> None:
+        super().__init__()
+        self.reason: Reset | None = None
+
+    def on_reset(self, reason: Reset) -> None:
+        self.reason = reason
+
+
+class Rig:
+    def __init__(self) -> None:
+        self.now = Instant(SECOND)
+        self.pipes: dict[int, Pipe] = {}
+        self.proxy = Proxy(
+            incarnation=5,
+            make_pipe=self.make_pipe,
+            mac=mac,
+            seed=0,
+            now=self.now,
+            clock_us=CLOCK_US,
+        )
+        self.version = 0
+
+    def make_pipe(self, number: int, client: bool) -> Pipe:
+        return self.pipes.setdefault(number, Pipe(memory, Hooks(), client))
+
+    def give(self, event: Event) -> Effects:
+        effects = self.proxy.handle(self.now, event)
+        assert self.proxy.deadline > self.now or type(event) is not Tick
+        return effects
+
+    def full(self, *items: Item) -> Effects:
+        self.version += 1
+        return self.give(Received(AGENT, Full(self.version, items)))
+
+    def delta(self, *items: Item, drops: tuple[str, ...] = ()) -> Effects:
+        self.version += 1
+        return self.give(Received(AGENT, Delta(self.version - 1, self.version, items, drops)))
+
+    def session(self) -> tuple[int, Dial]:
+        number = self.proxy.token()
+        effects = self.give(OpenSession(number, b"s" * 16, CALLER, WEB, B))
+        return number, next(effect for effect in effects if type(effect) is Dial)
+
+    def up(self, dial: Dial) -> Circuit:
+        circuit = Circuit(dial.token, lambda *_: None)
+        up = facts.Up(circuit, dial.path, FOREVER, b"e", b"k" * 32, peer_issued_unix_s=100)
+        self.give(Done(dial.token, up))
+        return circuit
+
+
+def ready() -> Rig:
+    rig = Rig()
+    rig.full(
+        NODE,
+        SvidItem(CALLER, (b"chain",), b"key", ABOVE),
+        NameItem("web", WEB, (CALLER,)),
+        PathsItem("b", (("a", "r", "b"), ("a", "s", "b"), ("a", "s", "t", "b"))),
+        ReplicasItem(WEB, (("b", 0),)),
+    )
+    return rig
+
+
+def sent(effects: Effects) -> list[object]:
+    return [effect.message for effect in effects if type(effect) is Send and effect.dst == AGENT]
+
+
+# ---------------------------------------------------------------------- the snapshot
+def test_an_svid_leaves_by_name_or_expiry_never_by_absence() -> None:
+    rig = ready()
+    effects = rig.full(NODE)
+    changed = next(effect for effect in effects if type(effect) is Changed)
+    assert "NameItem/web" in changed.drops
+    assert rig.proxy.svid(CALLER) is not None
+    rig.delta(drops=(f"SvidItem/{CALLER}",))
+    assert rig.proxy.svid(CALLER) is None
+
+
+def test_an_expired_svid_leaves_by_itself() -> None:
+    rig = Rig()
+    ends = (CLOCK_US + rig.now) // SECOND + 10
+    rig.full(NODE, SvidItem(CALLER, (b"c",), b"k", ends))
+    assert rig.proxy.deadline <= ends * SECOND - CLOCK_US
+    rig.now = Instant(rig.now + 12 * SECOND)
+    effects = rig.give(Tick())
+    assert Changed((), (f"SvidItem/{CALLER}",)) in effects
+    assert rig.proxy.svid(CALLER) is None
+
+
+def test_deltas_fit_or_a_full_is_asked_for() -> None:
+    rig = ready()
+    assert sent(rig.give(Received(AGENT, Delta(7, 8)))) == [NeedFull(1)]
+    assert sent(rig.give(Received(AGENT, Full(0, ())))) == [NeedFull(1)]
+    assert rig.proxy.resolve("web") == WEB
+    held = rig.proxy.snapshot.full()
+    assert held.version == 1
+    other = Rig()
+    other.give(Received(AGENT, held))
+    assert other.proxy.snapshot.items == rig.proxy.snapshot.items
+
+
+def test_what_did_not_change_is_not_announced() -> None:
+    rig = ready()
+    effects = rig.full(*rig.proxy.snapshot.items.values())
+    assert Changed((), ()) in effects
+
+
+# ---------------------------------------------------------------------- routes and replicas
+def test_standby_goes_apart_from_active_and_around_suspects() -> None:
+    rig = ready()
+    proxy = rig.proxy
+    one, two = ("a", "r", "b"), ("a", "s", "b")
+    assert proxy.route(B, ()) == one
+    assert proxy.route(B, (one,)) == two
+    assert proxy.route(B, (one, two)) == ("a", "s", "t", "b")
+    proxy._suspects.add("r")
+    assert proxy.route(B, ()) == two
+    assert proxy.route(B, (two,)) == ("a", "s", "t", "b")
+    assert proxy.route(NodeName("z"), ()) is None
+    assert proxy.route(NodeName("a"), ()) == ("a",)
+
+
+def test_replicas_are_nearest_first_then_least_loaded() -> None:
+    rig = ready()
+    rig.delta(
+        PathsItem("c", (("a", "c"),)),
+        PathsItem("d", (("a", "d"),)),
+        ReplicasItem(WEB, (("b", 0), ("c", 9), ("d", 1), ("unreachable", 0))),
+    )
+    assert rig.proxy.replicas(WEB) == ("d", "c", "b")
+    rig.delta(ServiceItem(WEB, "127.0.0.1:1", ("unix:uid:1",)))
+    assert rig.proxy.replicas(WEB)[0] == "a"
+
+
+def test_a_session_without_a_path_waits_for_one() -> None:
+    rig = Rig()
+    rig.full(NODE)
+    number = rig.proxy.token()
+    effects = rig.give(OpenSession(number, b"s" * 16, CALLER, WEB, B))
+    assert not any(type(effect) is Dial for effect in effects)
+    assert rig.proxy.deadline < NEVER
+    rig.delta(PathsItem("b", (("a", "b"),)))
+    for _ in range(100):
+        rig.now = rig.proxy.deadline
+        effects = rig.give(Tick())
+        if any(type(effect) is Dial for effect in effects):
+            break
+    else:
+        raise AssertionError("never dialled")
+
+
+# ---------------------------------------------------------------------- judged again
+def test_revocation_ends_sessions_of_either_end_and_tells_the_agent() -> None:
+    for subject in (WEB, CALLER, "spiffe://mesh.test/node/b"):
+        rig = ready()
+        number, dial = rig.session()
+        rig.up(dial)
+        effects = rig.delta(RevokedItem(subject, ABOVE))
+        assert facts.SessionEnded(number, "revoked") in effects
+        assert SessionGone(CALLER, WEB, "b", "revoked") in sent(effects)
+        assert rig.proxy.session(CALLER, WEB, B) is None
+
+
+def test_a_revoked_circuit_is_not_taken_and_a_held_one_closes() -> None:
+    rig = ready()
+    circuit = Circuit(77, lambda *_: None)
+    up = facts.Up(circuit, ("b", "a"), FOREVER, b"e", peer_issued_unix_s=50, peer_via="b")
+    rig.give(facts.Accepted(77, WEB, CALLER, up))
+    effects = rig.delta(RevokedItem("spiffe://mesh.test/node/b", ABOVE))
+    assert facts.CloseCircuit(77, "revoked") in effects
+    again = rig.give(facts.Accepted(78, WEB, CALLER, up))
+    assert facts.CloseCircuit(78, "revoked") in again
+
+
+def test_streams_are_cut_when_policy_no_longer_allows_them() -> None:
+    rig = ready()
+    number, dial = rig.session()
+    rig.up(dial)
+    stream = Told()
+    rig.pipes[number].open(stream, Open("web"))
+    rig.delta(NameItem("other", WEB, ()))
+    assert stream.reason is None
+    rig.delta(NameItem("web", WEB, ()))
+    assert stream.reason is Reset.WITHDRAWN
+
+
+def test_old_revocations_fail_closed_where_it_is_asked_for() -> None:
+    rig = ready()
+    unix_us = CLOCK_US + rig.now
+    strict = NodeItem("mesh.test", "a", "", revocation_max_age_s=30)
+    rig.delta(ClockItem(unix_us), strict)
+    number, dial = rig.session()
+    rig.up(dial)
+    stream = Told()
+    rig.pipes[number].open(stream, Open("web"))
+    assert rig.proxy.open(CALLER, WEB, "web") == Allowed(WEB)
+    rig.now = Instant(rig.now + 31 * SECOND)
+    rig.give(Tick())
+    assert rig.proxy.open(CALLER, WEB, "web") == Denied("revocations are too old")
+    assert stream.reason is Reset.WITHDRAWN
+    rig.delta(ClockItem(CLOCK_US + rig.now))
+    assert rig.proxy.open(CALLER, WEB, "web") == Allowed(WEB)
+
+
+def test_a_withdrawn_svid_takes_its_sessions_with_it() -> None:
+    rig = ready()
+    number, dial = rig.session()
+    rig.up(dial)
+    effects = rig.delta(drops=(f"SvidItem/{CALLER}",))
+    assert facts.SessionEnded(number, "withdrawn") in effects
+
+
+# ---------------------------------------------------------------------- the rest
+def test_bad_paths_and_links_are_told_to_the_agent() -> None:
+    rig = ready()
+    _, dial = rig.session()
+    rig.up(dial)
+    effects = rig.give(facts.CircuitLost(dial.token, "tls: bad record mac"))
+    assert PathBad(dial.path, "tls: bad record mac") in sent(effects)
+    rig.delta(NeighbourItem("r", 1, ("192.0.2.1:1",), 9, 100_000, b"", b"", b"", b""))
+    rig.proxy._out.append(LinkSuspected("r"))
+    effects = rig.give(ClockSet(CLOCK_US + rig.now))
+    assert LinkState("r", "suspected", 0, 0, True, True) in sent(effects)
+    assert rig.proxy.route(B, ()) == ("a", "s", "b")
+
+
+def test_answers_come_once_and_late_ones_are_ignored() -> None:
+    rig = ready()
+    number, dial = rig.session()
+    rig.give(facts.Withdraw(number, "drained"))
+    circuit = Circuit(dial.token, lambda *_: None)
+    up = facts.Up(circuit, dial.path, FOREVER, b"e", b"k" * 32)
+    assert facts.CloseCircuit(dial.token, "ended") in rig.give(Done(dial.token, up))
+    assert rig.give(Failed(dial.token, "late")) == ()
+    assert rig.give(facts.CircuitLost(dial.token, "late")) == ()
+
+
+def test_one_session_for_each_source_target_and_node() -> None:
+    rig = ready()
+    number, _ = rig.session()
+    assert rig.proxy.session(CALLER, WEB, B) == number
+    second = rig.proxy.token()
+    effects = rig.give(OpenSession(second, b"t" * 16, CALLER, WEB, B))
+    assert effects == (facts.SessionEnded(second, "busy"),)
+
+
+def test_a_tick_before_its_deadline_does_nothing() -> None:
+    rig = ready()
+    rig.session()
+    deadline = rig.proxy.deadline
+    assert rig.proxy.deadline > rig.now
+    assert rig.give(Tick()) == ()
+    assert rig.proxy.deadline == deadline
