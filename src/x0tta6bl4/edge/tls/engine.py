@@ -251,6 +251,11 @@ class Engine:
         return self._closed
 
     @property
+    def failed(self) -> bool:
+        """Whether the next `read` raises: broken, or closed by the peer."""
+        return self._due or self._failed != ""
+
+    @property
     def pending(self) -> int:
         """Bytes that `read` has not given yet: decrypted ones, or ciphertext that was fed.
 

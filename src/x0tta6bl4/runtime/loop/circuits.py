@@ -42,6 +42,11 @@ class Tls(Protocol):
     peer_issued_unix_s: int
     peer_via: str
 
+    @property
+    def failed(self) -> bool:
+        """Whether the next `read` raises."""
+        ...
+
     def feed(self, view: memoryview) -> None:
         """Take ciphertext in."""
         ...
@@ -230,21 +235,22 @@ class TlsCircuit:
         take, send = self.tls.take, self.sock.send
         while True:
             size = take(out)
-            if not size:
+            if size:
+                try:
+                    sent = send(out[:size])
+                except BlockingIOError:
+                    sent = 0
+                except OSError as error:
+                    self.lose(_os_reason(error))
+                    return False
+                if sent < size:
+                    self._at, self.backlog = sent, size - sent
+                    self._watch(READ | WRITE)
+                    return False
+            if size < SEND_BYTES:  # There was no more.
                 self._out = None
                 self._buffers.give(out)
                 return True
-            try:
-                sent = send(out[:size])
-            except BlockingIOError:
-                sent = 0
-            except OSError as error:
-                self.lose(_os_reason(error))
-                return False
-            if sent < size:
-                self._at, self.backlog = sent, size - sent
-                self._watch(READ | WRITE)
-                return False
 
     def _on_writable(self) -> None:
         out, at = self._out, self._at
@@ -297,13 +303,16 @@ class TlsCircuit:
     def _read(self) -> None:
         """Decrypt and execute everything that is there."""
         plain = self._buffers.plain
-        read, feed = self.tls.read, self.circuit.feed
+        tls = self.tls
+        read, feed = tls.read, self.circuit.feed
         try:
             while self.open:
                 size = read(plain)
                 if not size:
                     break
                 feed(plain[:size])
+                if size < READ_BYTES and not tls.failed:
+                    break  # There was no more, and nothing wrong behind it.
         except ProtocolError:
             self.lose("protocol")
         except SessionBroken:
