@@ -270,8 +270,8 @@ async def carried(address: str, path: Path) -> AsyncIterator[str]:
                 far_reader, far_writer = await asyncio.open_connection(host, port)
                 far_writer.write(frame)
                 await asyncio.gather(_copy(reader, far_writer), _copy(far_reader, writer))
-        except (OSError, TimeoutError):
-            pass
+        except (OSError, TimeoutError, asyncio.CancelledError):
+            pass  # A cancelled one would be an ERROR line of asyncio's; it ends here anyway.
         finally:
             tasks.discard(task)
             writer.close()
