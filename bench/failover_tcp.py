@@ -147,6 +147,7 @@ class OurNet:
     def wait(self) -> None:
         """All links up; a moment for standbys."""
         self.mesh.wait_ready(*NODES, seconds=30 + self._hello_ms / 100)
+        wait_answer(self)
         time.sleep(2.5)
 
     def cpu_s(self) -> float:
@@ -218,11 +219,19 @@ class BabelNet:
     def wait(self) -> None:
         """Until there is a path of four hosts, and a moment."""
         wait_for(lambda: len(self.path()) == 4, "babeld to converge", 30)
+        wait_answer(self)
         time.sleep(2.5)
 
     def cpu_s(self) -> float:
         """User and system time of all daemons so far."""
         return cpu_s(int(f.read_text()) for f in self._root.glob("*.pid"))
+
+
+def wait_answer(net: Net) -> None:
+    """Until one request by TCP is answered."""
+    _, address, port = net.ways[0]
+    command = (sys.executable, str(STREAM), "probe", address, str(port))
+    wait_for(lambda: net.hosts.run(SOURCE, *command, check=False).returncode == 0, "an answer", 30)
 
 
 def _neighbours(node: str) -> list[str]:
@@ -301,7 +310,9 @@ def outage(net: Net, root: Path, fault: str, way: tuple[str, str, int]) -> tuple
         SOURCE, sys.executable, str(STREAM), "send", kind, address, str(port), str(file),
         log=root / "send.log",
     )  # fmt: skip
-    time.sleep(1.5)
+    time.sleep(1.0)
+    wait_for(lambda: len(net.path()) > 2, "a path with a relay", 10)
+    time.sleep(0.5)
     begin = time.monotonic() - BEFORE_S
     with FAULTS[fault](net):
         time.sleep(AFTER_S if fault != "loss30" else 2 * AFTER_S)

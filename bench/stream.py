@@ -3,6 +3,7 @@
 
     bench/stream.py serve ADDRESS PORT              echoes, TCP and UDP, until SIGTERM
     bench/stream.py send tcp|udp ADDRESS PORT FILE  a request every --interval-ms until SIGTERM
+    bench/stream.py probe ADDRESS PORT              one request by TCP; 0 if it is answered in 3 s
 
 Requests are sent whether or not the last was answered.  At its end the sender writes FILE: pairs of
 doubles, sent and answered (CLOCK_MONOTONIC; 0: never), in order of sending; and `why.txt` beside it
@@ -126,6 +127,16 @@ class Sender:
             self.why = f"{type(error).__name__}: {error}"
 
 
+def probe(address: str, port: int) -> bool:
+    """Whether one request is answered."""
+    try:
+        with socket.create_connection((address, port), 3) as connection:
+            connection.sendall(bytes(SIZE))
+            return connection.recv(SIZE) != b""
+    except OSError:
+        return False
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="numbered requests and their echo")
@@ -139,7 +150,12 @@ def main() -> None:
     sending.add_argument("port", type=int)
     sending.add_argument("file", type=Path)
     sending.add_argument("--interval-ms", type=float, default=2.0)
+    probing = verbs.add_parser("probe")
+    probing.add_argument("address")
+    probing.add_argument("port", type=int)
     options = parser.parse_args()
+    if options.verb == "probe":
+        sys.exit(0 if probe(options.address, options.port) else 1)
     if options.verb == "serve":
         asyncio.run(serve(options.address, options.port))
         return
