@@ -268,6 +268,21 @@ def test_a_new_agent_reads_the_snapshot_back_and_takes_nothing_away() -> None:
     assert dropped == []
 
 
+def test_the_mesh_does_not_notice_that_an_agent_restarts() -> None:
+    mesh = shop_and_web(LINE)
+    proxy, orders = mesh["a"].proxy, len(mesh["a"].proxy.orders)
+    restart(mesh, "b")
+    mesh.run(1)
+    reconnect(mesh, "b")
+    mesh.run(10)
+    restart(mesh, "c")
+    mesh.run(1)
+    reconnect(mesh, "c")
+    mesh["c"].entries(entry(WEB, "c", address="127.0.0.1:80"))
+    mesh.run(60)
+    assert len(proxy.orders) == orders
+
+
 def test_what_is_no_longer_true_after_a_restart_goes_when_everything_has_settled() -> None:
     mesh = shop_and_web(DIAMOND)
     proxy = mesh["a"].proxy

@@ -384,6 +384,16 @@ def test_a_large_set_is_swapped_when_all_of_it_is_there_in_any_order() -> None:
         assert facts[-1] == [SetChanged("policy", 1, body, LATER)]
 
 
+def test_the_chunks_of_the_set_before_do_not_complete_the_next() -> None:
+    machine = trusting()
+    first, second = bytes(range(256)) * 200, bytes(range(1, 256)) * 200
+    machine.handle(at(1), flood("a", *a_set("policy", 1, first)))
+    *chunks, manifest = a_set("policy", 2, second, generation=UNIX + 1)
+    assert of(SetChanged, machine.handle(at(1), flood("a", manifest))) == []
+    effects = machine.handle(at(1), flood("a", *chunks))
+    assert of(SetChanged, effects) == [SetChanged("policy", 2, second, LATER)]
+
+
 def test_a_set_that_became_shorter_leaves_no_chunk_behind() -> None:
     machine = trusting()
     machine.handle(at(1), flood("a", *a_set("policy", 1, b"x" * 50_000)))

@@ -16,6 +16,7 @@ from typing import Final
 
 from x0tta6bl4.core.agent import words
 from x0tta6bl4.core.agent.directory import Directory
+from x0tta6bl4.core.agent.members import Members
 from x0tta6bl4.core.agent.neighbours import Neighbours
 from x0tta6bl4.core.agent.own import Own
 from x0tta6bl4.core.agent.snapshot import Snapshot
@@ -79,18 +80,6 @@ _SAY_AGAIN_AFTER: Final = 60 * SECOND
 _SAID_MAX: Final = 256
 
 
-class _Member:
-    """What the record of a node said."""
-
-    __slots__ = ("authority", "expires_unix_s", "generation", "stub")
-
-    def __init__(self, record: Record, body: NodeBody) -> None:
-        self.generation = record.generation
-        self.expires_unix_s = record.expires_unix_s
-        self.stub = body.stub
-        self.authority = body.authority
-
-
 class Agent:
     """The machine.
 
@@ -137,7 +126,7 @@ class Agent:
         self._directory = Directory(crypto.verify_endpoint)
         self._sets = Sets(self._snapshot)
         self._neighbours = Neighbours(self._records, self._routing, self._snapshot)
-        self._members: dict[str, _Member] = {}
+        self._members = Members()
         self._sessions: dict[tuple[str, str, str], SessionState] = {}
         self._wanted: dict[str, bool] = {me: True}
         """Nodes whose paths are wanted, and whether there is one."""
@@ -177,7 +166,7 @@ class Agent:
                 else:
                     pending += hear(self, now, effect)
             unix_s = self._records.unix_s(now)
-            if unix_s is None or not (self._own.stale or self._own.pages_at <= now):
+            if unix_s is None or not (self._own.stale or self._own.later_at <= now):
                 break
             for publication in self._own.publications(now, unix_s):
                 pending += self._records.handle(now, publication)
@@ -236,7 +225,7 @@ class Agent:
             snapshot=self._snapshot.version,
             svids=tuple((id, item.not_after_unix_s) for id, item in self._own.svids.items()),
             links=self._neighbours.views(),
-            nodes=tuple(self._node_view(node) for node in sorted(self._members)),
+            nodes=self._members.views(self._routing, self._directory, self._wanted),
             entries=tuple(self._own.entries[key] for key in sorted(self._own.entries)),
             names=self._sets.names(),
             sessions=tuple(self._sessions.values()),
@@ -254,19 +243,6 @@ class Agent:
             "records_refused_total": records.refused,
             "records_verified_total": records.verified,
         }
-
-    def _node_view(self, node: str) -> words.NodeView:
-        member = self._members[node]
-        return words.NodeView(
-            node=node,
-            generation=member.generation,
-            expires_unix_s=member.expires_unix_s,
-            cost=self._routing.cost(node),
-            paths=self._routing.paths(node) if node in self._wanted else (),
-            endpoints=tuple(self._directory.ids_at(node)),
-            stub=member.stub,
-            authority=member.authority,
-        )
 
     # -------------------------------------------------------------------------- events: driver
     def _on_tick(self, now: Instant, event: Tick) -> Effects:
@@ -431,7 +407,7 @@ class Agent:
         effects: Effects = NOTHING
         unix_s = self._records.unix_s(now) or 0
         if not record.name:
-            self._members[record.writer] = _Member(record, body)
+            self._members.say(record, body)
             until = NEVER
             if body.restarting_until_unix_s:
                 left_s = max(body.restarting_until_unix_s - unix_s, 0)
@@ -450,7 +426,7 @@ class Agent:
     def _on_record_gone(self, now: Instant, fact: said.RecordGone) -> Effects:
         effects: Effects = NOTHING
         if not fact.name:
-            self._members.pop(fact.writer, None)
+            self._members.gone(fact.writer)
             effects = self._routing.handle(now, route.MemberGone(fact.writer))
         self._changed(self._directory.gone(fact.writer, fact.name))
         return effects + self._want(now, fact.writer)
@@ -569,7 +545,7 @@ class Agent:
             self._settle_at,
             self._persist_at,
             self._neighbours.deadline,
-            self._own.pages_at,
+            self._own.later_at,
         )
         expiry_s, unix_s = self._directory.next_expiry_unix_s(), self._records.unix_s(now)
         if expiry_s is not None and unix_s is not None:

@@ -38,6 +38,8 @@ PAGE_BYTES_MAX: Final = 8 * 1024
 """Of the endpoints on a page, so that the node's own chain fits into the record too."""
 PAGES: Final = tuple(f"e{number}" for number in range(31))
 PAGES_EVERY: Final = 1 * SECOND
+LINKS_KNOWN_AFTER: Final = 5 * SECOND
+"""After a start: a node of which no link is up by then says so."""
 RESTART_TIME_S: Final = 120
 
 
@@ -53,16 +55,16 @@ class Own:
 
     Attributes:
         stale: something changed that `publications` has not said yet.
-        adjacency: links as routing wants them published.
+        adjacency: links as routing wants them published; None before it has said any.
         entries: by key; empty until the authority has told all.
         svids: by ID, this node's own among them.
-        pages_at: when pages of endpoints that wait are to be published.
+        later_at: when something that waits is to be published.
     """
 
     __slots__ = (
-        "_asked", "_endpoints", "_headers", "_me", "_page_of", "_paged_at", "_published",
-        "_renew_before", "_sign", "_snapshot", "_stopping", "adjacency", "config", "draining",
-        "entries", "heard_full", "id", "pages_at", "renewal", "stale", "svids",
+        "_asked", "_endpoints", "_headers", "_links_by", "_me", "_page_of", "_paged_at",
+        "_published", "_renew_before", "_sign", "_snapshot", "_stopping", "adjacency", "config",
+        "draining", "entries", "heard_full", "id", "later_at", "renewal", "stale", "svids",
     )  # fmt: skip
 
     def __init__(
@@ -82,7 +84,7 @@ class Own:
         self.entries: dict[str, Entry] = {}
         self.heard_full = False
         self.svids: dict[str, SvidItem] = {}
-        self.adjacency: tuple[Adjacency, ...] = ()
+        self.adjacency: tuple[Adjacency, ...] | None = None
         self.draining = False
         self.stale = False
         self._stopping = False
@@ -93,7 +95,8 @@ class Own:
         self._renew_before = 0
         self._page_of: dict[str, str] = {}
         self._paged_at: int = -PAGES_EVERY
-        self.pages_at: Instant = NEVER
+        self._links_by: Instant | None = None
+        self.later_at: Instant = NEVER
 
     # -------------------------------------------------------------------------- SVIDs
     def hold(self, now: Instant, unix_s: int | None, item: SvidItem) -> Effects:
@@ -249,24 +252,15 @@ class Own:
         SVIDs come one after the other.
         """
         self.stale = False
+        self.later_at = NEVER
         item = self.svids.get(self.id)
         if item is None:
-            self.pages_at = NEVER
             return []
         expires = item.not_after_unix_s
-        body = NodeBody(
-            self.adjacency,
-            (),
-            area=self.config.area,
-            stub=self.config.stub or self.draining,
-            restarting_until_unix_s=unix_s + RESTART_TIME_S if self._stopping else 0,
-            authority=bool(self.config.authority),
-        )
-        said: list[Publish | Withdraw] = self._publish("", encode_body(body), expires)
+        said = self._own_record(now, unix_s, expires)
         if now < self._paged_at + PAGES_EVERY:
-            self.pages_at = Instant(self._paged_at + PAGES_EVERY)
+            self.later_at = min(self.later_at, Instant(self._paged_at + PAGES_EVERY))
             return said
-        self.pages_at = NEVER
         pages = self._pages(unix_s)
         for name, endpoints in pages.items():
             said += self._publish(name, encode_body(NodeBody((), tuple(endpoints))), expires)
@@ -276,6 +270,24 @@ class Own:
         if len(said) > 1 or (said and said[0].name):
             self._paged_at = now
         return said
+
+    def _own_record(self, now: Instant, unix_s: int, expires: int) -> list[Publish | Withdraw]:
+        if self.adjacency is None:
+            # After a restart the record from before stands until the links are known.
+            if self._links_by is None:
+                self._links_by = Instant(now + LINKS_KNOWN_AFTER)
+            if now < self._links_by and not self._stopping:
+                self.later_at = self._links_by
+                return []
+        body = NodeBody(
+            self.adjacency or (),
+            (),
+            area=self.config.area,
+            stub=self.config.stub or self.draining,
+            restarting_until_unix_s=unix_s + RESTART_TIME_S if self._stopping else 0,
+            authority=bool(self.config.authority),
+        )
+        return self._publish("", encode_body(body), expires)
 
     def _publish(self, name: str, body: bytes, expires: int) -> list[Publish | Withdraw]:
         if self._published.get(name) == (body, expires):

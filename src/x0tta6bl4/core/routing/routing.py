@@ -59,6 +59,7 @@ _PENALISED_MAX: Final = 1024
 _WANTED_MAX: Final = 4096
 _PUBLISH_EVERY: Final = 2 * SECOND
 _UP_EVERY: Final = 100 * MS
+_FIRST_AFTER: Final = 200 * MS
 _COALESCE: Final = 1 * MS
 _LAZY_AFTER: Final = 1 * SECOND
 _LAZY_AFTER_MANY: Final = 5 * SECOND
@@ -436,7 +437,8 @@ class Routing:
         if not link.up:
             return
         if link.flipped():
-            self._publish_by(now, self._published_at + _UP_EVERY)
+            first = self._published_at < 0  # The others are about to be told too.
+            self._publish_by(now, now + _FIRST_AFTER if first else self._published_at + _UP_EVERY)
         elif link.outside_band():
             self._publish_by(now, self._published_at + _PUBLISH_EVERY)
 
