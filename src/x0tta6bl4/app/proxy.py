@@ -239,9 +239,10 @@ class ProxyProcess:
 
     # -------------------------------------------------------------- the agent
     def _greeting(self) -> tuple[ProxyFact, ...]:
-        full = self.endpoint.proxy.snapshot.full()
+        proxy = self.endpoint.proxy
+        full = proxy.snapshot.full()
         ready = Ready(PROXY_VERSION, self.incarnation, full.version, self.tcp_port, self.tcp_port)
-        return (ready, full, *self._listening())
+        return (ready, full, *proxy.link_states.values(), *self._listening())
 
     def _listening(self) -> tuple[ProxyFact, ...]:
         items = self.endpoint.proxy.snapshot.items.values()

@@ -123,13 +123,14 @@ class Proxy:
         clients: client sessions by number.
         server: accepted circuits and sessions.
         links: neighbours.
+        link_states: what the agent was last told of each, for one that comes later.
     """
 
     __slots__ = (
         "_by_circuit", "_by_key", "_clock_us", "_due", "_floor_unix_us", "_generations",
         "_limits", "_mac", "_make_pipe", "_numbers", "_out", "_seed", "_stale_at", "_suspects",
-        "_svid_at", "clients", "deadline", "links", "me", "policy", "revocations", "server",
-        "snapshot",
+        "_svid_at", "clients", "deadline", "link_states", "links", "me", "policy", "revocations",
+        "server", "snapshot",
     )  # fmt: skip
 
     def __init__(
@@ -164,6 +165,7 @@ class Proxy:
         """Circuits and dials of client sessions: number -> session."""
         self._generations: dict[SpiffeId, int] = {}
         self._suspects: set[str] = set()
+        self.link_states: dict[str, LinkState] = {}
         """Neighbours whose links are suspected or down: new circuits avoid them."""
         self._due: list[tuple[int, int]] = []
         self._floor_unix_us = 0
@@ -346,29 +348,22 @@ class Proxy:
             self._out[at] = Send(AGENT, PathBad(fact.path, fact.reason))
         elif type(fact) is LinkUp or type(fact) is LinkQuality:
             self._suspects.discard(fact.node)
-            self._out[at] = Send(
-                AGENT,
-                LinkState(
-                    fact.node,
-                    "up",
-                    fact.rtt_us,
-                    fact.loss_ppm,
-                    self._dials(fact.node),
-                    fact.agent_alive,
-                    gray=fact.gray,
-                ),
-            )
+            figures = (fact.rtt_us, fact.loss_ppm, self._dials(fact.node), fact.agent_alive)
+            self._tell(at, LinkState(fact.node, "up", *figures, gray=fact.gray))
         elif type(fact) is LinkSuspected:
             self._suspects.add(fact.node)
-            self._out[at] = Send(
-                AGENT, LinkState(fact.node, "suspected", 0, 0, self._dials(fact.node), True)
-            )
+            self._tell(at, LinkState(fact.node, "suspected", 0, 0, self._dials(fact.node), True))
         elif type(fact) is LinkDown:
             self._suspects.add(fact.node)
-            self._out[at] = Send(
-                AGENT,
-                LinkState(fact.node, "down", 0, 0, self._dials(fact.node), False, fact.reason),
-            )
+            figures = (0, 0, self._dials(fact.node), False)
+            self._tell(at, LinkState(fact.node, "down", *figures, fact.reason))
+
+    def _tell(self, at: int, state: LinkState) -> None:
+        """Put a link's state in the place of the fact, and keep it for an agent that comes."""
+        self.link_states[state.node] = state
+        if state.reason == "removed":
+            del self.link_states[state.node]
+        self._out[at] = Send(AGENT, state)
 
     # ------------------------------------------------------------------ sessions
     def _open_session(self, now: Instant, event: OpenSession) -> None:
