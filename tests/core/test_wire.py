@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from x0tta6bl4.wire import codec, messages, records
 from x0tta6bl4.wire.errors import BadMessage
+from x0tta6bl4.wire.hop import Hop, pack_hop, unpack_hop
+from x0tta6bl4.wire.ids import NodeName
 from x0tta6bl4.wire.messages import (
     AuthorityPathItem,
     BundleItem,
@@ -137,6 +139,21 @@ def test_any_bytes_give_a_message_or_a_refusal(data: bytes) -> None:
             list(reader.feed(framed))
     with contextlib.suppress(BadMessage):
         assert encode_record(decode_record(data))
+
+
+def test_text_that_is_no_utf8_is_no_message() -> None:
+    # msgspec lets UnicodeDecodeError through, which is no DecodeError.
+    bad = encode_record(record()).replace(b"node", b"n\xffde")
+    with pytest.raises(BadMessage, match="X0-REC-002"):
+        decode_record(bad)
+    with pytest.raises(BadMessage, match="X0-REC-003"):
+        records.decode_node(encode_body(NodeBody((), (), report="aaaa")).replace(b"aa", b"a\xff"))
+    frame = codec.encode(Want((("aaaa", "node", ""),))).replace(b"aaaa", b"aaa\xff")
+    with pytest.raises(BadMessage, match="X0-MSG-002"):
+        list(codec.link_reader().feed(frame))
+    hop = pack_hop(Hop(("a", "b"), "spiffe://mesh.test/web"))
+    with pytest.raises(BadMessage, match="X0-HOP-006"):
+        unpack_hop(hop.replace(b"web", b"w\xffb"), NodeName("a"))
 
 
 def test_an_incomplete_frame_waits() -> None:

@@ -121,7 +121,7 @@ class AgentProcess:
         if path.exists():
             try:
                 held = msgspec.msgpack.decode(read_private(path), type=Held)
-            except msgspec.DecodeError:
+            except (msgspec.DecodeError, UnicodeDecodeError):
                 self.desk.event("node", f"{path} was damaged; the mesh will tell it all again")
         self.driver.post(Restore(held))
         self._spawn(self.driver.watch_clock())

@@ -292,7 +292,7 @@ def opened(root: Path) -> Mesh:
     """
     try:
         plan = msgspec.json.decode((root / "plan.json").read_bytes(), type=Plan)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         raise NotFound("X0-UP-002", f"no mesh in {root}", "start one with `x0 up`") from None
     return Mesh(root, plan)
 

@@ -61,7 +61,7 @@ class Wallet:
         try:
             kept = msgspec.msgpack.decode(data, type=Kept)
             decode_bundle(kept.bundle)
-        except (msgspec.DecodeError, BadInput):
+        except (msgspec.DecodeError, UnicodeDecodeError, BadInput):
             raise BadInput(
                 "X0-RUN-020",
                 f"{self._dir / KEPT} is damaged",

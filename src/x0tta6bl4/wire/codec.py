@@ -65,7 +65,7 @@ class Reader(Generic[M]):
                 at += 4 + length
                 try:
                     yield self._decoder.decode(body)
-                except (msgspec.DecodeError, RecursionError) as error:
+                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                     raise BadMessage("X0-MSG-002", f"not a message: {error}") from None
         finally:
             del buffer[:at]

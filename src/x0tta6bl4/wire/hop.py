@@ -129,7 +129,7 @@ def unpack_hop(body: bytes, receiver: NodeName) -> Hop:
         raise BadMessage("X0-HOP-004", f"hop of {len(body)} bytes", "at most 4096")
     try:
         hop = _HOP.decode(body)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise BadMessage("X0-HOP-006", "setup body that is no hop") from None
     _check(hop)
     if hop.path[0] != receiver:

@@ -213,7 +213,7 @@ def decode_record(data: bytes) -> Record:
         raise BadMessage("X0-REC-001", f"record of {len(data)} bytes", "at most 16 KiB")
     try:
         return _RECORD.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadMessage("X0-REC-002", f"not a record: {error}") from None
 
 
@@ -288,7 +288,7 @@ def decode_heartbeat(body: bytes) -> Heartbeat:
 def _decoded(decoder: msgspec.msgpack.Decoder[T], body: bytes) -> T:
     try:
         return decoder.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadMessage("X0-REC-003", f"not the body of a record: {error}") from None
 
 

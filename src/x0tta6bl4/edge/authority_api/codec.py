@@ -58,7 +58,7 @@ class Codec(CodecBase):
             decoder = self._decoders[message_type] = msgspec.msgpack.Decoder(message_type)
         try:
             return decoder.decode(data)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BadMessage("X0-AUT-003", f"not a {message_type.__name__}: {error}") from None
 
 
