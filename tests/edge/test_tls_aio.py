@@ -180,6 +180,7 @@ def test_a_server_refuses_and_nothing_reaches_its_handler(loop: Any) -> None:
             assert refused.value.reason == f"alert from peer: {alert}"
             assert await reasons.get() == reason
         assert handled == []
+        assert reasons.empty()  # Told once each.
         server.close()
         await server.wait_closed()
 

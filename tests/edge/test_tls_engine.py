@@ -10,13 +10,16 @@ from typing import Any
 
 import pytest
 
+from tests.edge.attack.attacker import Attacker
 from tests.fakes.ca import ALPN, FakeCa, FakeClock
 from tests.fakes.tls_twin import TlsTwin
 from x0tta6bl4.core.identity.revocation import Revocations
 from x0tta6bl4.core.identity.rules import NODE, WORKLOAD, Expect
 from x0tta6bl4.core.machine import Allowed, Denied
+from x0tta6bl4.edge.tls.binding import lib
 from x0tta6bl4.edge.tls.context import GROUPS, GROUPS_PQ, TlsContext
 from x0tta6bl4.edge.tls.engine import WRITE_BYTES_MAX, Engine, TlsClosed, TlsRefused
+from x0tta6bl4.edge.tls.impostors import Presented
 from x0tta6bl4.edge.tls.x509 import Svid
 from x0tta6bl4.wire.errors import BadInput
 
@@ -287,6 +290,59 @@ def test_one_failure_does_not_condemn_the_next_connection(ca: FakeCa) -> None:
     move(victim, other)
     assert read_all(other) == b"fine"
     assert other.read(bytearray(10)) == 0
+
+
+def test_openssls_queue_of_errors_is_empty_after_each_failure(ca: FakeCa) -> None:
+    """Even if there was more in it than the failure's own entry."""
+    def litter() -> None:
+        for _ in range(3):
+            lib.ERR_put_error(lib.ERR_LIB_EVP, 0, 1, b"test", 1)
+
+    _, s = pair(ca)
+    s.feed(b"\x17\x03\x03\x00\x20" + bytes(32))
+    litter()
+    with pytest.raises(TlsRefused):
+        s.read(bytearray(10))
+    assert lib.ERR_peek_error() == 0
+    broken = Engine(ca.context("web"), True)
+    broken.feed(b"GET / HTTP/1.1\r\n\r\n")
+    litter()
+    with pytest.raises(TlsRefused):
+        broken.shake()
+    assert lib.ERR_peek_error() == 0
+
+
+def test_a_client_that_names_no_protocol_and_shows_no_certificate(ca: FakeCa) -> None:
+    """Nothing of it comes before the judge inside the handshake; the last check finds it."""
+    attacker = Attacker(False, None, alpn=())
+    s = Engine(ca.context("web", demand=False), True)
+    for _ in range(3):
+        attacker.shake()
+        move(attacker, s)
+        try:
+            assert not s.shake()
+        except TlsRefused as refused:
+            reason = refused.reason
+        move(s, attacker)
+    assert reason == "no common protocol"
+
+
+@pytest.mark.parametrize("server", [False, True], ids=["server attacks", "client attacks"])
+def test_whoever_names_no_protocol_gets_an_alert(ca: FakeCa, server: bool) -> None:
+    svid = ca.svid("shop")
+    attacker = Attacker(not server, Presented(svid.chain, svid.key), alpn=())
+    end, reasons = Engine(ca.context("web"), server), set()
+    for _ in range(4):
+        attacker.shake()
+        attacker.read()
+        move(attacker, end)
+        try:
+            end.shake()
+        except TlsRefused as refused:
+            reasons.add(refused.reason)
+        move(end, attacker)
+    assert reasons == {"no common protocol"}
+    assert "alert" in attacker.dead
 
 
 def test_revoked_while_the_context_stays(ca: FakeCa) -> None:

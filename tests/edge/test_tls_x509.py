@@ -12,6 +12,7 @@ from x0tta6bl4.core.identity.revocation import Revocations
 from x0tta6bl4.core.identity.rules import ANYBODY, NODE, WORKLOAD
 from x0tta6bl4.core.machine import SECOND, Allowed, Denied
 from x0tta6bl4.edge.tls import judge as judge_module
+from x0tta6bl4.edge.tls.impostors import below_ca
 from x0tta6bl4.edge.tls.judge import Judge, PinnedJudge, allow_all, anchors_in
 from x0tta6bl4.edge.tls.x509 import (
     CERTIFICATE_BYTES_MAX,
@@ -235,6 +236,8 @@ def test_a_judgement_carries_the_earliest_end_of_the_path() -> None:
     judgement = ca.judge().judge(svid.chain, ANYBODY)
     assert judgement.not_after_unix_s == NOW_UNIX_S - 35 + 1_800
     assert judgement.issued_unix_s == NOW_UNIX_S - 35
+    foreign_habit = below_ca({"life_s": 900})(ca.issuer, NOW_UNIX_S)  # The leaf says 3,600.
+    assert ca.judge().judge(foreign_habit.chain, ANYBODY).not_after_unix_s == NOW_UNIX_S - 35 + 900
 
 
 def test_time_and_revocation_are_asked_each_time_although_paths_are_remembered() -> None:
