@@ -424,8 +424,8 @@ def test_sessions_and_streams_leave_nothing_behind(mesh: Mesh) -> None:
     a, b = mesh.nodes[A].endpoint, mesh.nodes[B].endpoint
     mesh.run(lambda: a.statistics().streams == b.statistics().streams == 0)
     for endpoint in (a, b):
-        assert not endpoint._openings
-        assert not endpoint._connecting
+        assert not endpoint.calls.opening
+        assert not endpoint.serving.connecting
         assert not endpoint._dials
         for session in endpoint.sessions.values():
             assert not session.slow

@@ -22,7 +22,6 @@ How it is wired (app/proxy.py, and the tests):
 
 from __future__ import annotations
 
-import errno
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol, final
@@ -42,47 +41,34 @@ from x0tta6bl4.core.machine import (
     Failed,
     Instant,
     Tick,
-    Verdict,
 )
 from x0tta6bl4.core.proxy.composite import Proxy
 from x0tta6bl4.core.proxy.words import Dial, OpenSession
 from x0tta6bl4.core.session import facts
 from x0tta6bl4.core.session.circuit import Circuit
 from x0tta6bl4.core.session.facts import LIMITS, Limits, Up
-from x0tta6bl4.core.session.frames import SECRET_BYTES, SESSION_ID_BYTES, Mac, Open, Reset
+from x0tta6bl4.core.session.frames import SECRET_BYTES, SESSION_ID_BYTES, Mac
 from x0tta6bl4.core.session.pipe import Pipe
-from x0tta6bl4.core.session.stream import Stream
+from x0tta6bl4.runtime.loop.calls import Calls
 from x0tta6bl4.runtime.loop.carry import Cancellable
 from x0tta6bl4.runtime.loop.circuits import Buffers, Tls, TlsCircuit, allocate
-from x0tta6bl4.runtime.loop.connect import parse_address
-from x0tta6bl4.runtime.loop.poll import WRITE, Loop, Timer, clock
+from x0tta6bl4.runtime.loop.poll import Loop, Timer, clock
+from x0tta6bl4.runtime.loop.serving import Confirm, Listener, ProxyHeader, Serving
 from x0tta6bl4.runtime.loop.sessions import (
-    RETRY,
-    Opening,
     Reply,
     Session,
     StreamRecord,
-    refuse,
+    lend_standing,
     session_of,
 )
 from x0tta6bl4.runtime.loop.streams import AppStream
-from x0tta6bl4.wire.errors import BadConfig
 from x0tta6bl4.wire.hop import pack_refusal
-from x0tta6bl4.wire.ids import NodeName, SpiffeId, spiffe_id
-from x0tta6bl4.wire.messages import ServiceItem, SessionState
+from x0tta6bl4.wire.ids import NodeName, SpiffeId
+from x0tta6bl4.wire.messages import SessionState
 
 LABEL_CIRCUIT: Final = b"EXPERIMENTAL x0 circuit"
 LABEL_SESSION: Final = b"EXPERIMENTAL x0 session"
 SWEEP_US: Final = 500 * MS
-CONNECT_US: Final = 5 * SECOND
-"""How long a service may take to accept."""
-OPEN_US: Final = 10 * SECOND
-"""How long OPENED may take before another replica is tried."""
-REACH_US: Final = 3 * SECOND
-"""The same while the session has never had a circuit and there is another replica."""
-STANDING_US: Final = SECOND
-STANDING_BYTES_MAX: Final = 64 * 1024 * 1024
-"""Bytes of streams that stand still, in all; at the bound the longest idle are reset."""
 STREAMS_MAX: Final = 16_384
 """Application connections of one proxy."""
 SHAKING_MAX: Final = 1024
@@ -104,16 +90,6 @@ class Tune(Protocol):
 
 MakeTls = Callable[[SpiffeId, SpiffeId | None, bool], Tls | Denied]
 """(our workload, the peer a client expects or None, whether we are the server) -> fresh TLS."""
-
-Listener = Callable[[ServiceItem], object]
-"""What listens at a service's address now: a value to compare (its socket's cookie and owner), or
-Denied if it is nothing or not what the service's selectors say."""
-
-Confirm = Callable[[ServiceItem, Any, socket.socket], Verdict]
-"""Whether the connected socket leads to what `Listener` saw: asked before any byte."""
-
-ProxyHeader = Callable[[SpiffeId, str], bytes]
-"""PROXY protocol header for a connection of this caller to this name."""
 
 
 @final
@@ -185,9 +161,8 @@ class Endpoint:
     ) -> None:
         self.loop = loop
         self._dial_hop, self._tls, self._perform = dial, tls, perform
-        self._listener, self._random, self._unix_us = listener, random, unix_us
-        self._on_record, self._proxy_header = on_record, proxy_header
-        self._confirm = confirm or self._same_listener
+        self._random, self._unix_us = random, unix_us
+        self.on_record = on_record
         self._buffers = Buffers()
         self.allocate = allocate
         self.circuits: dict[int, TlsCircuit] = {}
@@ -195,9 +170,6 @@ class Endpoint:
         self.draining = False
         self._dials: dict[int, Cancellable] = {}
         self._lost: list[Event] = []
-        self._later: list[Callable[[], None]] = []
-        self._openings: dict[AppStream, None] = {}
-        self._connecting: dict[AppStream, _Connect] = {}
         self._shaking = 0
         self._streams = 0
         self._counts = dict.fromkeys(_COUNTS, 0)
@@ -213,6 +185,8 @@ class Endpoint:
             clock_us=self._clock_us,
             limits=limits,
         )
+        self.calls = Calls(self)
+        self.serving = Serving(self, listener, confirm, proxy_header)
         loop.after(SWEEP_US, self._sweep)
 
     # ------------------------------------------------------------------ the machine
@@ -251,17 +225,20 @@ class Endpoint:
         for event in events:
             self.give(event)
 
-    def _soon(self, call: Callable[[], None]) -> None:
-        if not self._later:
-            self.loop.after_batch(self._run_later)
-        self._later.append(call)
+    def count(self, what: str) -> None:
+        """Count one up."""
+        self._counts[what] += 1
 
-    def _run_later(self) -> None:
-        calls, self._later = self._later, []
-        for call in calls:
-            call()
+    def begun(self) -> None:
+        """A stream has begun."""
+        self._streams += 1
 
-    # ------------------------------------------------------------------ applications, client side
+    @property
+    def full(self) -> bool:
+        """Whether no more streams are taken."""
+        return self._streams >= STREAMS_MAX
+
+    # ------------------------------------------------------------------ sessions
     def connect(
         self,
         sock: socket.socket,
@@ -285,126 +262,9 @@ class Endpoint:
         Returns:
             Allowed(target) if it is under way, Denied if it was refused at once.
         """
-        sock.setblocking(False)
-        now = clock()
-        if name.lower().startswith("spiffe://"):
-            target, name = spiffe_id(name), ""
-        else:
-            found = self.proxy.resolve(name)
-            if found is None:
-                return self._refuse(sock, source, name, reply, "no such name", Reset.NO_SERVICE)
-            target = found
-        if self.proxy.svid(source) is None:
-            return self._refuse(sock, source, name, reply, "caller has no svid", Reset.DENIED)
-        verdict = self.proxy.open(source, target, name)
-        if type(verdict) is Denied:
-            return self._refuse(sock, source, name, reply, verdict.reason, Reset.DENIED)
-        if self.draining:
-            return self._refuse(sock, source, name, reply, "draining", Reset.DRAINING)
-        if self._streams >= STREAMS_MAX:
-            return self._refuse(sock, source, name, reply, "too many streams", Reset.BUSY)
-        replicas = self.proxy.replicas(target)
-        if not replicas:
-            return self._refuse(sock, source, name, reply, "no replica", Reset.UNREACHABLE)
-        opening = Opening(source, target, name, port, replicas, reply, first, now)
-        self._try_next(sock, opening, Reset.UNREACHABLE)
-        return Allowed(target)
+        return self.calls.connect(sock, source, name, port=port, reply=reply, first=first)
 
-    def _refuse(
-        self,
-        sock: socket.socket,
-        source: SpiffeId,
-        name: str,
-        reply: Reply | None,
-        why: str,
-        reason: Reset,
-    ) -> Denied:
-        self._counts["streams_refused"] += 1
-        refuse(self.loop, sock, reply, reason)
-        record = StreamRecord(source, "", name, True, "", (), 0, 0, 0, f"refused: {why}")
-        self._on_record(record)
-        return Denied(why)
-
-    def _try_next(self, sock: socket.socket, opening: Opening, reason: Reset) -> None:
-        """Open a stream to the best replica that was not tried yet."""
-        while opening.replicas:
-            node = opening.replicas.pop(0)
-            opening.tried.append(node)
-            session = self._session_to(opening.source, opening.target, node)
-            if session is None:
-                reason = Reset.BUSY
-                continue
-            stream = AppStream(session, sock, opening.begun_at)
-            refused = session.pipe.open(stream, Open(opening.name, opening.port))
-            if refused is not None:
-                reason = refused
-                continue
-            self._begin(stream, opening)
-            return
-        self._counts["streams_refused"] += 1
-        refuse(self.loop, sock, opening.reply, reason)
-        self._on_record(
-            StreamRecord(
-                opening.source,
-                opening.target,
-                opening.name,
-                True,
-                "",
-                (),
-                0,
-                0,
-                clock() - opening.begun_at,
-                f"refused: {reason.phrase}",
-            )
-        )
-
-    def _begin(self, stream: AppStream, opening: Opening) -> None:
-        self._streams += 1
-        stream.opening = opening
-        opening.tried_at = clock()
-        self._openings[stream] = None
-        if opening.replicas:
-            stream.early = bytearray(opening.first)
-        if opening.reply is not None:
-            stream.held = True
-            return
-        if opening.first:
-            stream.session.pipe.write(stream, opening.first)
-        stream.start()
-
-    def opened(self, stream: AppStream) -> None:
-        """The service has taken the connection (called by its session)."""
-        self._openings.pop(stream, None)
-        opening, stream.opening = stream.opening, None
-        self._counts["streams_opened"] += 1
-        if opening is None or opening.reply is None:
-            return
-        stream.put_first(opening.reply(None))
-        if opening.first and stream.pipe is not None:
-            stream.pipe.write(stream, opening.first)
-        stream.start()
-
-    def try_another(self, stream: AppStream, reason: Reset) -> bool:
-        """A stream was reset: whether it was only refused and another replica may have it."""
-        opening = stream.opening
-        if opening is None:
-            return False
-        stream.opening = None
-        self._openings.pop(stream, None)
-        early = stream.early
-        kept = early is not None or (stream.held and not stream.sent)
-        if reason not in RETRY or not opening.replicas or not kept or stream.received:
-            if opening.reply is None:
-                return False
-            refuse(self.loop, stream.leave(reason.phrase), opening.reply, reason)
-            return True
-        if early is not None and opening.reply is None:
-            opening.first = bytes(early)
-        sock = stream.leave(reason.phrase)
-        self._soon(lambda: self._try_next(sock, opening, reason))
-        return True
-
-    def _session_to(self, source: SpiffeId, target: SpiffeId, node: NodeName) -> Session | None:
+    def session_to(self, source: SpiffeId, target: SpiffeId, node: NodeName) -> Session | None:
         number = self.proxy.session(source, target, node)
         if number is None:
             number = self.proxy.token()
@@ -422,99 +282,17 @@ class Endpoint:
         session = self.sessions[number] = Session(self, number, client)
         return session.pipe
 
-    # ------------------------------------------------------------------ services, server side
-    def accept(self, session: Session, ask: Open) -> Stream | Reset:
-        """OPEN came: policy, what listens there, connect (called by its session)."""
-        service = self.proxy.service(session.target)
-        verdict = self.proxy.open(session.source, session.target, ask.name)
-        if type(verdict) is Denied:
-            return self._refused(session, ask, verdict.reason, Reset.DENIED)
-        if self.draining:
-            return self._refused(session, ask, "draining", Reset.DRAINING)
-        if service is None:
-            return self._refused(session, ask, "no service", Reset.NO_SERVICE)
-        if self._streams >= STREAMS_MAX:
-            return self._refused(session, ask, "too many streams", Reset.BUSY)
-        seen = self._listener(service)
-        if isinstance(seen, Denied):
-            return self._refused(session, ask, seen.reason, Reset.LISTENER)
-        try:
-            family, address = parse_address(service.address)
-        except BadConfig:
-            return self._refused(session, ask, "bad address", Reset.NO_SERVICE)
-        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        if family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        try:
-            code = sock.connect_ex(address)
-        except OSError as error:
-            code = error.errno or errno.EIO
-        if code not in (0, errno.EINPROGRESS):
-            sock.close()
-            reason = Reset.BUSY if code == errno.EAGAIN else Reset.CONNECT_REFUSED
-            return self._refused(session, ask, reason.phrase, reason)
-        stream = AppStream(session, sock, clock())
-        stream.held = True
-        self._streams += 1
-        self._connecting[stream] = _Connect(self, stream, service, seen, code == 0)
-        return stream
-
-    def _refused(self, session: Session, ask: Open, why: str, reason: Reset) -> Reset:
-        self._counts["streams_refused"] += 1
-        self._on_record(
-            StreamRecord(
-                session.source,
-                session.target,
-                ask.name,
-                False,
-                "",
-                session.path,
-                0,
-                0,
-                0,
-                f"refused: {why}",
-            )
-        )
-        return reason
-
-    def connected(self, stream: AppStream, connect: _Connect, code: int) -> None:
-        """The service's socket is connected, or not."""
-        self._connecting.pop(stream, None)
-        if stream.reason:
-            return
-        pipe = stream.pipe
-        if code or pipe is None:
-            stream.fail(Reset.CONNECT_TIMEOUT if code == errno.ETIMEDOUT else Reset.CONNECT_REFUSED)
-            return
-        if type(self._confirm(connect.service, connect.seen, stream.sock)) is Denied:
-            # Somebody else has taken the port meanwhile: not a byte goes there.
-            stream.fail(Reset.LISTENER)
-            return
-        self._counts["streams_opened"] += 1
-        if connect.service.proxy_header and self._proxy_header is not None:
-            stream.put_first(self._proxy_header(stream.session.source, stream.ask.name))
-        pipe.opened(stream)
-        stream.start()
-
-    def _same_listener(self, service: ServiceItem, seen: object, _: socket.socket) -> Verdict:
-        now = self._listener(service)
-        if isinstance(now, Denied):
-            return now
-        return Allowed(SpiffeId(service.id)) if now == seen else Denied("listener changed")
-
     # ------------------------------------------------------------------ streams, both roles
     def ended(self, session: Session, stream: AppStream) -> None:
         """A stream is over (called by its session)."""
         self._streams -= 1
-        self._openings.pop(stream, None)
-        connect = self._connecting.pop(stream, None)
-        if connect is not None:
-            connect.cancel()
+        self.calls.ended(stream)
+        self.serving.ended(stream)
         if stream.reason != "closed":
             self._counts["streams_reset"] += 1
         self._counts["bytes_in"] += stream.received
         self._counts["bytes_out"] += stream.sent
-        self._on_record(
+        self.on_record(
             StreamRecord(
                 session.source,
                 session.target,
@@ -689,7 +467,6 @@ class Endpoint:
         if circuit is not None:
             circuit.close()
 
-    # ------------------------------------------------------------------ sessions
     def _session_opened(self, effect: facts.SessionOpened) -> None:
         session = self.sessions[effect.session]
         session.source, session.target = effect.source, effect.target
@@ -730,42 +507,8 @@ class Endpoint:
         if abs(offset - self._clock_us) > 500 * MS:
             self._clock_us = offset
             self.give(ClockSet(now + offset))
-        self._sweep_openings(now)
-        self._sweep_standing(now)
-
-    def _sweep_openings(self, now: Instant) -> None:
-        for stream in tuple(self._openings):
-            opening = stream.opening
-            if opening is None:
-                continue
-            waited = now - opening.tried_at
-            unreachable = not stream.session.joined and bool(opening.replicas)
-            if waited > (REACH_US if unreachable else OPEN_US):
-                pipe = stream.pipe
-                if pipe is not None:
-                    pipe.reset(stream, Reset.CONNECT_TIMEOUT)
-                    stream.on_reset(Reset.CONNECT_TIMEOUT)
-
-    def _sweep_standing(self, now: Instant) -> None:
-        """Give the credit of streams that stand still back to their sessions, within a budget."""
-        lent: list[tuple[int, int, AppStream]] = []
-        for session in self.sessions.values():
-            for stream in session.slow:
-                if stream.taken != stream.looked_at:
-                    stream.looked_at = stream.taken
-                    stream.standing_since = now
-                elif now - stream.standing_since >= STANDING_US:
-                    stream.lend()
-                if stream.lent:
-                    lent.append((stream.standing_since, stream.number, stream))
-        total = sum(stream.lent for _, _, stream in lent)
-        self._counts["standing_bytes"] = total
-        if total > STANDING_BYTES_MAX:
-            for _, _, stream in sorted(lent, key=lambda item: item[:2]):
-                total -= stream.lent
-                stream.fail(Reset.STALLED)
-                if total <= STANDING_BYTES_MAX:
-                    break
+        self.calls.sweep(now)
+        self._counts["standing_bytes"] = lend_standing(self.sessions.values(), now)
 
     def clock_set(self) -> None:
         """The wall clock has stepped: judge everything that ends again."""
@@ -828,48 +571,6 @@ class Endpoint:
             streams=self._streams,
             **counts,
         )
-
-
-class _Connect:
-    """A connection to a local service under way."""
-
-    __slots__ = ("_done", "_endpoint", "_fd", "_stream", "_timer", "seen", "service")
-
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        stream: AppStream,
-        service: ServiceItem,
-        seen: object,
-        connected: bool,
-    ) -> None:
-        self._endpoint, self._stream = endpoint, stream
-        self.service, self.seen = service, seen
-        self._fd = stream.fd
-        self._done = False
-        loop = endpoint.loop
-        self._timer = loop.after(CONNECT_US, lambda: self._finish(errno.ETIMEDOUT))
-        if connected:
-            # The stream gets its number only when `accept` has returned.
-            loop.after_batch(lambda: self._finish(0))
-        else:
-            loop.add(self._fd, WRITE, self._on_event)
-
-    def cancel(self) -> None:
-        """Forget it; the socket is the stream's."""
-        if not self._done:
-            self._done = True
-            self._timer.cancel()
-            self._endpoint.loop.drop(self._fd)
-
-    def _on_event(self, mask: int) -> None:
-        self._finish(self._stream.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
-
-    def _finish(self, code: int) -> None:
-        if self._done:
-            return
-        self.cancel()
-        self._endpoint.connected(self._stream, self, code)
 
 
 _COUNTS: Final = (

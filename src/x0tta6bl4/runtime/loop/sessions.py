@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, cast, final
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast, final
 
 import msgspec
 
-from x0tta6bl4.core.machine import Instant
+from x0tta6bl4.core.machine import SECOND, Instant
 from x0tta6bl4.core.session.frames import Open, Reset
 from x0tta6bl4.core.session.pipe import Hooks, Pipe
 from x0tta6bl4.core.session.stream import Stream
@@ -20,6 +20,9 @@ from x0tta6bl4.wire.ids import NodeName, SpiffeId
 if TYPE_CHECKING:
     from x0tta6bl4.runtime.loop.endpoint import Endpoint
 
+STANDING_US: Final = SECOND
+STANDING_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Bytes of streams that stand still, in all; at the bound the longest idle are reset."""
 RETRY: frozenset[Reset] = frozenset(
     {
         Reset.CONNECT_REFUSED,
@@ -157,7 +160,7 @@ class Session(Hooks):
 
     def accept(self, pipe: Pipe, number: int, ask: Open) -> Stream | Reset:
         """See `Hooks`."""
-        return self.endpoint.accept(self, ask)
+        return self.endpoint.serving.accept(self, ask)
 
     def _flush(self) -> None:
         self._flushing = False
@@ -195,11 +198,11 @@ class Session(Hooks):
 
     def opened(self, stream: AppStream) -> None:
         """OPENED came."""
-        self.endpoint.opened(stream)
+        self.endpoint.calls.opened(stream)
 
     def try_another(self, stream: AppStream, reason: Reset) -> bool:
         """Whether another replica is going to be tried for a stream that was refused."""
-        return self.endpoint.try_another(stream, reason)
+        return self.endpoint.calls.try_another(stream, reason)
 
     def ended(self, stream: AppStream) -> None:
         """The stream is over."""
@@ -237,3 +240,32 @@ def reset(sock: socket.socket) -> None:
     except OSError:
         pass  # It is gone already.
     sock.close()
+
+
+def lend_standing(sessions: Iterable[Session], now: Instant) -> int:
+    """Give the credit of streams that stand still back to their sessions, within a budget.
+
+    Args:
+        sessions: of this proxy.
+        now: the instant of this look; looks are some 500 ms apart.
+    Returns:
+        Bytes of streams that stand still.
+    """
+    lent: list[tuple[int, int, AppStream]] = []
+    for session in sessions:
+        for stream in session.slow:
+            if stream.taken != stream.looked_at:
+                stream.looked_at = stream.taken
+                stream.standing_since = now
+            elif now - stream.standing_since >= STANDING_US:
+                stream.lend()
+            if stream.lent:
+                lent.append((stream.standing_since, stream.number, stream))
+    total = sum(stream.lent for _, _, stream in lent)
+    if total > STANDING_BYTES_MAX:
+        for _, _, stream in sorted(lent, key=lambda item: item[:2]):
+            total -= stream.lent
+            stream.fail(Reset.STALLED)
+            if total <= STANDING_BYTES_MAX:
+                break
+    return total
