@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.real.lab import Lab, Service, Shape, get_page, scratch, spiffe, through_socks
 from x0tta6bl4.app import settings as cfg
 from x0tta6bl4.app.admin import AdminClient
-from x0tta6bl4.app.mesh import wait_for
+from x0tta6bl4.app.mesh import free_ports, wait_for
 from x0tta6bl4.telemetry import catalogue
 from x0tta6bl4.wire.admin import GetMetrics, Text
 from x0tta6bl4.wire.authority import Key
@@ -97,9 +97,7 @@ def settle(lab: Lab, done: Callable[[dict[str, float]], bool], what: str) -> Non
 def serve_authority_metrics(lab: Lab) -> str:
     """Settings as `lab` wrote them, with an address for metrics; the authority starts with it."""
     path = lab.mesh.config("authority")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_ports(1)[0]}"
     path.write_text(path.read_text() + f'\n[metrics]\nlisten = "{address}"\n')
     cfg.read_authority(path)
     return address
@@ -111,7 +109,7 @@ def test_every_declared_metric_is_moved() -> None:
         lab.mesh.kill("authority")
         address = serve_authority_metrics(lab)
         lab.mesh.start("authority")
-        lab.operator.wait()
+        lab.mesh.wait("authority", lab.operator.is_serving, "the authority")
         get_page(lab.plain("n1", "web"))
         with pytest.raises(ConnectionRefusedError):
             through_socks(lab.socks("n1"), "db.mesh", 80)

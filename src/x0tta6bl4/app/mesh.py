@@ -177,7 +177,6 @@ class Mesh:
                 stderr=log,
                 start_new_session=True,
             )
-        self._reap()  # One of this name may have died a moment ago.
         self._children[name] = child
         return child
 
@@ -202,8 +201,12 @@ class Mesh:
 
     def kill(self, node: str, part: Part = "node") -> None:
         """SIGKILL; returns when the processes are gone."""
+        killed = self.pids(node, part)
         self.signal(node, signal.SIGKILL, part)
         wait_for(lambda: not self.pids(node, part), f"{node} to die", STOP_S, reap=self._reap)
+        child = self._children.get(node)
+        if child is not None and child.pid in killed:
+            child.wait(STOP_S)
 
     def freeze(self, node: str) -> None:
         """SIGSTOP agent and proxy of a node."""
