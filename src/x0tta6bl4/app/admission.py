@@ -215,12 +215,13 @@ def walk(reply: words.TrustReply, held: bytes) -> bytes:
             "it may be an impostor; make a new token if the authority was set up anew",
         )
     body = reply.first
-    for step in reply.steps[:STEPS_MAX]:
-        body = _next_bundle(decode_bundle(body), step)
+    steps = reply.steps[:STEPS_MAX]
+    for number, step in enumerate(steps, 1):
+        body = _next_bundle(decode_bundle(body), step, last=number == len(steps))
     return body
 
 
-def _next_bundle(known: Bundle, step: Sequence[bytes]) -> bytes:
+def _next_bundle(known: Bundle, step: Sequence[bytes], last: bool) -> bytes:
     forged = Refused(
         "X0-RUN-034",
         "a bundle is not signed by the one before it",
@@ -241,6 +242,12 @@ def _next_bundle(known: Bundle, step: Sequence[bytes]) -> bytes:
         body = manifest.inline or b"".join(chunks[digest] for digest in manifest.chunks)
     except KeyError:
         raise forged from None
+    if last and manifests[0].expires_unix_s * 1_000_000 < unix_us():
+        raise Refused(
+            "X0-RUN-035",
+            "the newest bundle of the authority has expired",
+            "an old answer is replayed, or this host's clock is ahead",
+        )
     new = decode_bundle(body)
     if new.trust_domain != known.trust_domain or new.sequence <= known.sequence:
         raise forged
