@@ -40,8 +40,6 @@ class Plan(msgspec.Struct, frozen=True):
     nodes: tuple[str, ...]
     links: tuple[tuple[str, str], ...]
     """The first of each pair dials."""
-    services: tuple[tuple[str, cfg.Service], ...] = ()
-    callers: tuple[tuple[str, cfg.Caller], ...] = ()
     listeners: tuple[tuple[str, cfg.Listen], ...] = ()
     svid_ttl_s: int = 3600
     hello_ms: int = 100
@@ -121,8 +119,6 @@ class Mesh:
                         data=cfg.Data(listen=f"127.0.0.1:{data}", advertise=(f"127.0.0.1:{data}",)),
                         control=cfg.Control(listen=f"127.0.0.1:{control}"),
                         link=self._links(node, {n: p[1] for n, p in at.items()}),
-                        service=tuple(s for n, s in self.plan.services if n == node),
-                        caller=tuple(c for n, c in self.plan.callers if n == node),
                         listen=tuple(_bound(x, ports) for n, x in self.plan.listeners if n == node),
                         metrics=cfg.Metrics(listen=f"127.0.0.1:{metrics}"),
                         log=cfg.Log(

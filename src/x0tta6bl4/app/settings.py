@@ -15,10 +15,8 @@ from msgspec import Meta
 
 from x0tta6bl4.app.settings_where import Where, split_address
 from x0tta6bl4.app.toml_file import Section, decode, dump, read_text
-from x0tta6bl4.core.identity import selectors as selectors_rules
 from x0tta6bl4.wire.authority import TOKEN_TTL_S_MAX, TTL_S_DEFAULT, TTL_S_MAX, TTL_S_MIN
-from x0tta6bl4.wire.errors import BadInput
-from x0tta6bl4.wire.ids import domain_of, is_reserved, node_name, spiffe_id, trust_domain
+from x0tta6bl4.wire.ids import node_name, trust_domain
 
 __all__ = [
     "NodeSettings",
@@ -51,8 +49,6 @@ class AuthorityAt(Section, frozen=True):
     """File with an enrol token (0600); read only while the node has no key of its own."""
     through: tuple[str, ...] = ()
     """Data ports of neighbours, `host:port`, that carry this node's enrolment to the authority."""
-    bundle_file: str = ""
-    """PEM trust anchors to pin in place of the token's hash; empty: the token's hash."""
 
 
 @final
@@ -84,28 +80,6 @@ class Link(Section, frozen=True):
     """`host:port` of the neighbour's agent; empty: it dials this node."""
     hello_ms: HelloMs = 100
     """Time between hellos; three missed ones are a suspicion.  10 costs about 1 % CPU a link."""
-
-
-@final
-class Service(Section, frozen=True):
-    """`[[service]]`: a program of this host that takes connections."""
-
-    id: str
-    """SPIFFE ID; `/web` is short for `spiffe://<trust_domain>/web`."""
-    address: str
-    """`127.0.0.1:8080`, `[::1]:8080` or `unix:/path`."""
-    selectors: tuple[str, ...]
-    """What its listening socket must be; all must hold: `unix:uid:1000`."""
-    proxy_header: bool = False
-    """Send PROXY protocol v2 with the caller's ID in front of each connection."""
-
-
-@final
-class Caller(Section, frozen=True):
-    """`[[caller]]`: a program of this host that may call."""
-
-    id: str
-    selectors: tuple[str, ...]
 
 
 @final
@@ -149,8 +123,6 @@ class NodeSettings(Section, frozen=True):
     data: Data = Data()
     control: Control = Control()
     link: tuple[Link, ...] = ()
-    service: tuple[Service, ...] = ()
-    caller: tuple[Caller, ...] = ()
     listen: tuple[Listen, ...] = ()
     metrics: Metrics = Metrics()
     log: Log = Log()
@@ -223,7 +195,7 @@ def parse_node(text: str, source: str = "node.toml") -> NodeSettings:
     Raises:
         BadConfig: with file, key path and hint.
     """
-    settings = decode(text, source, NodeSettings)
+    settings = decode(text, source, NodeSettings, _ELSEWHERE)
     return _NodeJudge(settings, source).judged()
 
 
@@ -277,7 +249,7 @@ class _NodeJudge:
         self.where = Where(source)
 
     def judged(self) -> NodeSettings:
-        """The settings with complete IDs, once everything in them is right."""
+        """The settings, normalised, once everything in them is right."""
         where, settings = self.where, self.settings
         domain = where.identifier("trust_domain", settings.trust_domain, trust_domain)
         where.identifier("node", settings.node, node_name)
@@ -287,29 +259,17 @@ class _NodeJudge:
         self._authority()
         self._ports()
         self._links()
-        services = tuple(
-            msgspec.structs.replace(service, id=self._id(f"service[{i}].id", service.id, domain))
-            for i, service in enumerate(settings.service)
-        )
-        callers = tuple(
-            msgspec.structs.replace(caller, id=self._id(f"caller[{i}].id", caller.id, domain))
-            for i, caller in enumerate(settings.caller)
-        )
-        self._services(services)
-        self._callers(callers)
         self._listeners()
         _metrics_and_log(where, settings.metrics, settings.log)
-        return msgspec.structs.replace(
-            settings, trust_domain=domain, service=services, caller=callers
-        )
+        return msgspec.structs.replace(settings, trust_domain=domain)
 
     def _authority(self) -> None:
         at = self.settings.authority
         if at.address:
             self.where.endpoint("authority.address", at.address, 1)
-        for key, text in (("token_file", at.token_file), ("bundle_file", at.bundle_file)):
-            if text:
-                self.where.path(f"authority.{key}", text)
+        if at.token_file:
+            self.where.path("authority.token_file", at.token_file)
+        _advertised(self.where, "authority.through", at.through)
 
     def _ports(self) -> None:
         data, control = self.settings.data, self.settings.control
@@ -358,59 +318,6 @@ class _NodeJudge:
             ((f"link[{i}].address", link.address) for i, link in enumerate(links) if link.address),
         )
 
-    def _id(self, key: str, text: str, domain: str) -> str:
-        where = self.where
-        full = f"spiffe://{domain}{text}" if text.startswith("/") else text
-        id = spiffe_id(where.identifier(key, full, spiffe_id))
-        if domain_of(id) != domain:
-            raise where.error(
-                "X0-CFG-012",
-                key,
-                f"{id!r} is of another trust domain",
-                f"this node serves spiffe://{domain}/...",
-            )
-        if is_reserved(id):
-            raise where.error(
-                "X0-CFG-012",
-                key,
-                f"{id!r} is reserved",
-                "/node/ and /authority/ are not for workloads",
-            )
-        return id
-
-    def _selectors(self, key: str, selectors: tuple[str, ...]) -> None:
-        if not selectors:
-            raise self.where.error(
-                "X0-CFG-013",
-                key,
-                "no selector: it would be anybody",
-                'for example: selectors = ["unix:uid:1000"]',
-            )
-        for i, text in enumerate(selectors):
-            try:
-                selectors_rules.parse(text)
-            except BadInput as error:
-                raise self.where.error(
-                    "X0-CFG-013", f"{key}[{i}]", error.what, error.hint
-                ) from None
-
-    def _services(self, services: tuple[Service, ...]) -> None:
-        for i, service in enumerate(services):
-            self.where.loopback(f"service[{i}].address", service.address, unix=True)
-            self._selectors(f"service[{i}].selectors", service.selectors)
-        self.where.distinct("id", ((f"service[{i}].id", s.id) for i, s in enumerate(services)))
-
-    def _callers(self, callers: tuple[Caller, ...]) -> None:
-        for i, caller in enumerate(callers):
-            self._selectors(f"caller[{i}].selectors", caller.selectors)
-        self.where.distinct(
-            "selectors",
-            (
-                (f"caller[{i}].selectors", ", ".join(sorted(caller.selectors)))
-                for i, caller in enumerate(callers)
-            ),
-        )
-
     def _listeners(self) -> None:
         listeners = self.settings.listen
         for i, listener in enumerate(listeners):
@@ -444,4 +351,8 @@ class _NodeJudge:
         )
 
 
+_ELSEWHERE: Final = {
+    "service": "services are registered at the authority: x0 entry create --address ...",
+    "caller": "callers are registered at the authority: x0 entry create",
+}
 _SERVICE_NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")

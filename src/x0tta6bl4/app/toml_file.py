@@ -58,13 +58,14 @@ def read_text(path: Path) -> str:
         ) from None
 
 
-def decode(text: str, source: str, kind: type[S]) -> S:
+def decode(text: str, source: str, kind: type[S], elsewhere: Mapping[str, str] | None = None) -> S:
     """Decode TOML into structs.
 
     Args:
         text: TOML.
         source: name of the file, for errors.
         kind: struct of the whole file.
+        elsewhere: keys that one might look for here, and where they are.
     Raises:
         BadConfig: not TOML, an unknown or missing key, a wrong type or value.
     """
@@ -77,7 +78,7 @@ def decode(text: str, source: str, kind: type[S]) -> S:
             else "this is not TOML; strings stand in quotes"
         )
         raise BadConfig("X0-CFG-002", f"{source}: {_lower(str(error))}", hint) from None
-    _unknown_keys(raw, kind, source)
+    _unknown_keys(raw, kind, source, elsewhere or {})
     try:
         return msgspec.convert(raw, kind, strict=True)
     except msgspec.ValidationError as error:
@@ -109,23 +110,31 @@ def dump(settings: Section) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _unknown_keys(raw: Mapping[str, Any], kind: type[Section], source: str, at: str = "") -> None:
+def _unknown_keys(
+    raw: Mapping[str, Any],
+    kind: type[Section],
+    source: str,
+    elsewhere: Mapping[str, str],
+    at: str = "",
+) -> None:
     """Refuse keys that the struct does not have, naming the nearest that it has."""
     known, kinds = kind.__struct_fields__, _tables(kind)
     for key, value in raw.items():
         if key not in known:
             raise BadConfig(
-                "X0-CFG-003", f"{source}: {at}{key}: unknown key", _nearest(key, known, "key")
+                "X0-CFG-003",
+                f"{source}: {at}{key}: unknown key",
+                elsewhere.get(f"{at}{key}") or _nearest(key, known, "key"),
             )
         inner = kinds.get(key)
         if inner is None:
             continue
         if isinstance(value, dict):
-            _unknown_keys(value, inner, source, f"{key}.")
+            _unknown_keys(value, inner, source, elsewhere, f"{key}.")
         elif isinstance(value, list):
             for index, row in enumerate(value):
                 if isinstance(row, dict):
-                    _unknown_keys(row, inner, source, f"{key}[{index}].")
+                    _unknown_keys(row, inner, source, elsewhere, f"{key}[{index}].")
 
 
 def _tables(kind: type[Section]) -> dict[str, type[Section]]:
