@@ -9,48 +9,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from random import Random
-from typing import Final, final
+from typing import Final
 
 import msgspec
 
 from x0tta6bl4.core.machine import MS, SECOND
+from x0tta6bl4.runtime.sim import attackers
 from x0tta6bl4.runtime.sim.fleet import Fleet
 from x0tta6bl4.runtime.sim.mesh import Host, Mesh
 from x0tta6bl4.runtime.sim.network import Shape, Wire
+from x0tta6bl4.runtime.sim.plan import FOREVER, Fault, Kind, Undo
 from x0tta6bl4.runtime.sim.sides import Datagram
-
-FOREVER: Final = 10**6 * SECOND
-
-
-@final
-class Fault(msgspec.Struct, frozen=True, gc=False):
-    """One thing that goes wrong for a while."""
-
-    kind: str
-    """A key of KINDS."""
-    at: int
-    """Virtual time of its beginning."""
-    duration: int
-    """After this it is undone; FOREVER: never."""
-    target: tuple[str, ...]
-    """One host, or the two ends of a link (the order gives the direction), or a set of hosts."""
-    number: int = 0
-    """Its parameter: parts per million, microseconds, bytes per second: the kind says which."""
-
-    @property
-    def forever(self) -> bool:
-        """Whether it is never undone."""
-        return self.duration >= FOREVER
-
-    def __str__(self) -> str:
-        return (
-            f"{self.at / SECOND:.3f} {self.kind} {'-'.join(self.target)}"
-            f" {self.number} for {'ever' if self.forever else f'{self.duration / SECOND:.3f}'}"
-        )
-
-
-Undo = Callable[[], None]
-Kind = Callable[[Fleet, Fault], Undo]
 
 
 # ------------------------------------------------------------------------------------- processes
@@ -300,7 +269,7 @@ KINDS: Final[dict[str, Kind]] = {
     "replay-hellos": _replay_hellos,
     "jam": _jam,
     "forge-hellos": _forge_hellos,
-}
+} | attackers.KINDS
 
 
 class Faults:
@@ -342,6 +311,10 @@ _NUMBERS: Final[dict[str, tuple[int, int]]] = {
     "replay-hellos": (20 * MS, 500 * MS),
     "jam": (20 * MS, 200 * MS),
     "forge-hellos": (0, 100),
+    "corrupt-relay": (100 * MS, 3 * SECOND),
+    "forge-records": (50 * MS, 2 * SECOND),
+    "replay-records": (50 * MS, 2 * SECOND),
+    "thief": (100 * MS, SECOND),
 }
 _DURATIONS: Final[dict[str, tuple[int, int]]] = {
     "freeze": (50 * MS, 10 * SECOND),
@@ -349,12 +322,14 @@ _DURATIONS: Final[dict[str, tuple[int, int]]] = {
     "suspend": (100 * MS, 30 * SECOND),
 }
 _OF_HOSTS: Final = frozenset(
-    "crash kill-agent kill-proxy freeze freeze-proxy suspend clock-step clock-drift".split()
+    "crash kill-agent kill-proxy freeze freeze-proxy suspend clock-step clock-drift corrupt-relay"
+    " forge-records replay-records liar rotate revoke".split()
 )
 
 
 _MAY_LAST: Final = frozenset(
-    "crash kill-agent kill-proxy cut one-way partition jam replay-hellos".split()
+    "crash kill-agent kill-proxy cut one-way partition jam replay-hellos forge-records"
+    " replay-records liar revoke".split()
 )
 
 

@@ -13,9 +13,11 @@ from typing import Any, Final
 
 from x0tta6bl4.core.agent.words import Order
 from x0tta6bl4.core.machine import SECOND, Effects, Event, Send
+from x0tta6bl4.runtime.sim import attackers
+from x0tta6bl4.runtime.sim.fleet import Fleet
 from x0tta6bl4.runtime.sim.mesh import Mesh
 from x0tta6bl4.runtime.sim.world import LawBroken, Process, shown
-from x0tta6bl4.wire.messages import Full, LinkState, PathsItem
+from x0tta6bl4.wire.messages import Flood, Full, LinkState, PathsItem
 
 LINKS_SETTLE: Final = 25 * SECOND
 """After the last fault links are as the wires are: 5 s until a silent control link is lost, 6.25 s
@@ -127,6 +129,103 @@ class Orders:
             )
 
 
+FLOODS_MAX: Final = 30
+"""Of one record to one neighbour: once, and now and then again where anti-entropy asks."""
+
+
+class Floods:
+    """A record goes over a link once, not round and round."""
+
+    def __init__(self) -> None:
+        self._sent: dict[tuple[Process, str, bytes], int] = {}
+
+    def __call__(self, process: Process, event: Event, effects: Effects) -> None:
+        """Look at the effects of one step."""
+        for effect in effects:
+            if type(effect) is not Send or type(effect.message) is not Flood:
+                continue
+            for record in effect.message.records:
+                key = (process, effect.dst, record)
+                count = self._sent[key] = self._sent.get(key, 0) + 1
+                if count > FLOODS_MAX:
+                    raise LawBroken(
+                        f"bounded: {process.name} has sent one record to {effect.dst} {count}"
+                        f" times at {shown(process.world.now)}"
+                    )
+
+
+def nothing_forged(mesh: Mesh) -> None:
+    """No forged record is in any store, no rule from one at any proxy, no thief in a session."""
+    word = attackers.FORGED.encode()
+    for host in mesh.hosts.values():
+        if host.agent is not None:
+            for key, record in attackers.records_of(host.agent).items():
+                if word in record.body:
+                    raise LawBroken(f"no forged record enters: {host.name} holds {key}")
+        if host.proxy is not None and f"RuleItem/{attackers.FORGED}" in (
+            host.proxy.machine.snapshot.items
+        ):
+            raise LawBroken(f"no forged record enters: a forged rule is in force at {host.name}")
+    for proxy, number in mesh.thefts:
+        held = proxy.machine.server.circuits.get(number)
+        if held is not None and held.session is not None:
+            raise LawBroken(
+                f"a holder without the secret never joins: circuit {number} at {proxy.host.name}"
+            )
+    mesh.thefts.clear()
+
+
+def revoked_gone(fleet: Fleet) -> None:
+    """No circuit of a revoked identity is left where the revocation could be heard."""
+    revoked = fleet.authority.revoked
+    for name, host in fleet.mesh.hosts.items():
+        if host.proxy is None or host.proxy.process.frozen or not fleet.authority.reachable(name):
+            continue
+        machine = host.proxy.machine
+        sessions = [(held, held.machine.active) for held in machine.clients.values()]
+        sessions += [(held, held.active) for held in machine.server.sessions.values()]
+        for held, active in sessions:
+            for id in (held.source, held.target):
+                if id in revoked and active is not None:
+                    raise LawBroken(f"revocation: {name} still has a circuit of {id}")
+
+
+class Circuits:
+    """Once a second: no circuit outlives an SVID by the clock of either end; no thief gets in.
+
+    Args:
+        mesh: what to look at, from now on.
+    """
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+        self._excused: dict[str, int] = {}
+        self._walls: dict[str, int] = {}
+        mesh.world.after(SECOND, self._look)
+
+    def _look(self, _: object) -> None:
+        mesh = self._mesh
+        now = mesh.world.now
+        for name, host in mesh.hosts.items():
+            stepped = self._walls.get(name) != host.clock.wall_us
+            self._walls[name] = host.clock.wall_us
+            if host.proxy is None or host.proxy.process.frozen or stepped:
+                self._excused[name] = now
+                continue
+            if now - self._excused.get(name, 0) <= SECOND:
+                continue
+            unix_us = host.clock.unix_us(now)
+            for end in host.proxy.sessions.ends.values():
+                over_us = unix_us - end.wire.not_after_unix_s * SECOND
+                if end.open and end.wire.not_after_unix_s and over_us > 0:
+                    raise LawBroken(
+                        f"no SVID past its expiry: a circuit {end.wire.path} at {name} is"
+                        f" {over_us} us too old at {shown(now)}"
+                    )
+        nothing_forged(mesh)
+        mesh.world.after(SECOND, self._look)
+
+
 def usable(mesh: Mesh, a: str, b: str) -> bool:
     """Whether the link of two hosts can be used, as a god sees it."""
     for name in (a, b):
@@ -144,6 +243,14 @@ def _doubtful(mesh: Mesh, a: str, b: str) -> bool:
     return any(shape.loss_ppm + shape.corrupt_ppm > _LOSSY_PPM for shape in shapes)
 
 
+def connected(mesh: Mesh) -> dict[str, int]:
+    """Component of each host over links that nobody can doubt."""
+    known = {name for name in mesh.hosts if speaks(mesh, name)} - mesh.byzantine
+    return mesh.components(
+        lambda a, b: {a, b} <= known and usable(mesh, a, b) and not _doubtful(mesh, a, b)
+    )
+
+
 def paths_agree(mesh: Mesh) -> int:
     """Convergence of paths: who is connected has paths, every hop of them can be used.
 
@@ -152,10 +259,7 @@ def paths_agree(mesh: Mesh) -> int:
     Returns:
         Pairs judged.
     """
-    known = {name for name in mesh.hosts if _speaks(mesh, name)}
-    sure = mesh.components(
-        lambda a, b: {a, b} <= known and usable(mesh, a, b) and not _doubtful(mesh, a, b)
-    )
+    sure = connected(mesh)
     pairs = 0
     for source, host in mesh.hosts.items():
         if host.agent is None or host.agent.process.frozen or host.proxy is None:
@@ -179,9 +283,12 @@ def paths_agree(mesh: Mesh) -> int:
     return pairs
 
 
-def _speaks(mesh: Mesh, name: str) -> bool:
-    """Whether a node has a valid SVID, without which it has nothing to say."""
+def speaks(mesh: Mesh, name: str) -> bool:
+    """Whether a node runs and has a valid SVID, without which it has nothing to say."""
     host = mesh.hosts[name]
+    for part in (host.agent, host.proxy):
+        if part is None or part.process.frozen:
+            return False
     svid = host.disk.get("svid")
     return svid is not None and svid.not_after_unix_s > host.clock.unix_us(mesh.world.now) // SECOND
 

@@ -318,6 +318,10 @@ class Mesh:
         """Streams that applications have opened or will open, by name (sessions.Talk)."""
         self.served: dict[str, Any] = {}
         """Their other ends, as soon as there are any (sessions.App)."""
+        self.byzantine: set[str] = set()
+        """Hosts that have lied: what they pass on may be late or missing."""
+        self.thefts: list[tuple[Any, int]] = []
+        """Attempts to join sessions without their secret: proxy and circuit."""
         self._links_of: dict[str, list[ControlLink]] = {}
 
     def host(self, name: str, clock: Clock) -> Host:

@@ -26,11 +26,13 @@ class PathWire(Wire):
         name: makes the exported values of this wire its own.
     """
 
-    __slots__ = ("_flows", "_mesh", "_proxies", "path")
+    __slots__ = ("_flows", "_mesh", "_proxies", "not_after_unix_s", "path")
 
     def __init__(self, mesh: Mesh, path: tuple[str, ...], name: str) -> None:
         super().__init__(mesh.world, LOCAL_US, mesh.world.random(f"wire/{name}"), name)
         self.path = path
+        self.not_after_unix_s = 0
+        """Earlier end of the two SVIDs; 0 before the handshake is done."""
         self._mesh = mesh
         self._proxies = {node: mesh.hosts[node].proxy for node in path}
         self._flows = (self._chain(path), self._chain(path[::-1]))

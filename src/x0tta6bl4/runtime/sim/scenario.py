@@ -25,10 +25,11 @@ from typing import Final
 
 from x0tta6bl4.core.machine import MS, SECOND, Effect, Effects, Event, Send
 from x0tta6bl4.core.session import facts
-from x0tta6bl4.runtime.sim.faults import FOREVER, KINDS, Fault, Undo
+from x0tta6bl4.runtime.sim.faults import KINDS
 from x0tta6bl4.runtime.sim.fleet import Fleet
 from x0tta6bl4.runtime.sim.mesh import Mesh
 from x0tta6bl4.runtime.sim.network import Shape
+from x0tta6bl4.runtime.sim.plan import FOREVER, Fault, Undo
 from x0tta6bl4.runtime.sim.world import Clock, Process, World, shown
 from x0tta6bl4.wire.errors import BadInput
 from x0tta6bl4.wire.messages import LinkState

@@ -229,12 +229,19 @@ class SessionSide(Hooks):
                 return "link is down"
         other = self.mesh.hosts[path[-1]].proxy
         unix_s = other.unix_s()
-        for proxy, id in ((self.proxy, effect.source), (other, effect.target)):
+        for proxy, judge, id in (
+            (self.proxy, other, effect.source),
+            (other, self.proxy, effect.target),
+        ):
             svid = proxy.machine.svid(id)
             if svid is None:
                 return "no SVID"
             if svid.not_after_unix_s <= max(unix_s, self.proxy.unix_s()):
                 return "expired"
+            leaf = self.proxy.realm.leaf(svid.chain[0])
+            verdict = judge.machine.check(id, leaf.issued_unix_s, NodeName(leaf.via))
+            if type(verdict) is not Allowed:
+                return str(verdict.reason)
         return ""
 
     def _up(self, effect: Dial, wire: PathWire, other: Any) -> tuple[Up, Up]:
@@ -244,7 +251,8 @@ class SessionSide(Hooks):
         number = other.machine.token()
         mine = self.proxy.machine.svid(effect.source)
         theirs = other.machine.svid(effect.target)
-        not_after = min(mine.not_after_unix_s, theirs.not_after_unix_s) * SECOND
+        wire.not_after_unix_s = min(mine.not_after_unix_s, theirs.not_after_unix_s)
+        not_after = wire.not_after_unix_s * SECOND
         for side, id, peer, own in (
             (self, effect.token, theirs, effect.source),
             (other.sessions, number, mine, effect.target),

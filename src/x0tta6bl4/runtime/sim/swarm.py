@@ -18,9 +18,10 @@ from x0tta6bl4.core.machine import MS, SECOND, Effects, Event, Send
 from x0tta6bl4.core.session import facts
 from x0tta6bl4.core.session.frames import ProtocolError
 from x0tta6bl4.runtime.sim import laws, traffic
-from x0tta6bl4.runtime.sim.faults import KINDS, Fault, Faults, draw, shape
+from x0tta6bl4.runtime.sim.faults import KINDS, Faults, draw, shape
 from x0tta6bl4.runtime.sim.fleet import Fleet
 from x0tta6bl4.runtime.sim.mesh import Mesh
+from x0tta6bl4.runtime.sim.plan import Fault
 from x0tta6bl4.runtime.sim.world import Clock, LawBroken, Process, World, shown
 from x0tta6bl4.wire.errors import X0Error
 from x0tta6bl4.wire.messages import LinkState
@@ -154,7 +155,9 @@ def run(
         world.observe(Trace(trace))
     world.observe(laws.LinkFacts())
     world.observe(laws.Orders())
+    world.observe(laws.Floods())
     laws.LinkTimes(mesh)
+    laws.Circuits(mesh)
     fleet.start()
     talk = traffic.Traffic(fleet, talk_every)
     world.at(5 * SECOND, lambda _: talk.start(), None)
@@ -167,6 +170,10 @@ def run(
         laws.links_agree(mesh)
         world.run(max(faults.quiet_from + laws.PATHS_SETTLE, world.now))
         laws.paths_agree(mesh)
+        laws.revoked_gone(fleet)
+        calls = talk.prove()
+        world.run(world.now + traffic.PROOF)
+        talk.proved(calls)
         laws.bounded(mesh, ITEMS_MAX)
         patience = world.now + STREAMS_SETTLE
         while talk.waiting() and world.now < patience:

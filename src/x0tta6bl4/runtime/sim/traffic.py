@@ -7,9 +7,12 @@ from typing import Any, Final
 
 from x0tta6bl4.core.machine import SECOND
 from x0tta6bl4.runtime.sim.fleet import Fleet, workload
+from x0tta6bl4.runtime.sim.laws import connected, speaks
 from x0tta6bl4.runtime.sim.sessions import App, Talk
 from x0tta6bl4.runtime.sim.world import LawBroken, shown
 
+PROOF: Final = 15 * SECOND
+"""A stream between connected workloads is done after this: back-off of dials, and the bytes."""
 _SIZES: Final = (0, 1, 1_000, 1_000, 30_000, 200_000)
 _ALPHABET: Final = 1 << 20
 
@@ -111,6 +114,43 @@ class Traffic:
     def _script(self, size: int) -> bytes:
         at = self._random.randrange(_ALPHABET)
         return (self._bytes[at:] + self._bytes * (1 + size // _ALPHABET))[:size]
+
+    def prove(self) -> list[Call]:
+        """Open a stream between each of the pairs that are connected beyond doubt.
+
+        To be called when paths have settled; all have to be done PROOF later.
+        """
+        component = connected(self.fleet.mesh)
+        revoked = self.fleet.authority.revoked
+        calls: list[Call] = []
+        for source, target in dict.fromkeys(self._pairs):
+            banned = workload(source) in revoked or workload(target) in revoked
+            alive = all(self._serves(name) for name in (source, target))
+            if component[source] == component[target] and alive and not banned:
+                call = self.open(source, target, 1_000, 1_000)
+                if call is None:
+                    raise LawBroken(
+                        f"convergence: a stream {source} to {target} is refused at"
+                        f" {shown(self.fleet.world.now)}: {self.refused}"
+                    )
+                calls.append(call)
+        return calls
+
+    def _serves(self, name: str) -> bool:
+        """Whether a node runs and its workload has an SVID; after a crash only the authority,
+        which may be out of reach, gives it one.
+        """
+        proxy = self.fleet.mesh.hosts[name].proxy
+        return speaks(self.fleet.mesh, name) and proxy.machine.svid(workload(name)) is not None
+
+    def proved(self, calls: list[Call]) -> None:
+        """Those streams are done."""
+        for call in calls:
+            if call.app.end != "done":
+                raise LawBroken(
+                    f"convergence: a stream {call.source} to {call.target} opened at"
+                    f" {shown(call.opened_at)} is {call.app.end or 'open'} {call.app.reason}"
+                )
 
     def waiting(self) -> int:
         """Streams that have not ended, at clients that still live."""
