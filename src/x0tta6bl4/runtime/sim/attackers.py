@@ -6,7 +6,7 @@ can look for it everywhere.
 
 from __future__ import annotations
 
-import hmac
+import struct
 from collections.abc import Callable
 from random import Random
 from typing import Any, Final, final
@@ -18,7 +18,6 @@ from x0tta6bl4.core.machine import MS, SECOND
 from x0tta6bl4.core.session import frames
 from x0tta6bl4.core.session.circuit import Circuit
 from x0tta6bl4.core.session.facts import Up
-from x0tta6bl4.core.session.frames import Join
 from x0tta6bl4.runtime.sim.fleet import Fleet, workload
 from x0tta6bl4.runtime.sim.pathwire import PathWire
 from x0tta6bl4.runtime.sim.plan import Fault, Kind, Undo
@@ -40,6 +39,7 @@ from x0tta6bl4.wire.records import (
 
 FORGED: Final = "forged"
 _KEPT_MAX: Final = 200
+_JOIN: Final = struct.Struct("<16sIQQ")
 
 
 def _repeated(fleet: Fleet, every: int, act: Callable[[], None]) -> Undo:
@@ -202,13 +202,12 @@ def _join_without_secret(fleet: Fleet, proxy: Any, session: Any, random: Random)
         Circuit(number, proxy.sessions.heard), (server,), (unix_s + 3600) * SECOND,
         wire.exporter, wire.secret, 0, unix_s, "",
     )  # fmt: skip
-    join = Join(session.id, session.epoch + 1, session.pipe.ring.acknowledged, 0, b"")
-    guess = frames.join_mac(
-        lambda key, data: hmac.digest(key, data, "sha256"),
-        random.randbytes(frames.SECRET_BYTES), frames.LABEL_CLIENT, wire.exporter, join,
-    )  # fmt: skip
     thief = Circuit(0, lambda *_: None)
-    thief.say(frames.join_frame(frames.JOIN, msgspec.structs.replace(join, mac=guess)))
+    thief.say(
+        frames.HEADER.pack(0, frames.JOIN << 28 | frames.JOIN_BYTES)
+        + _JOIN.pack(session.id, session.epoch + 1, session.pipe.ring.acknowledged, 0)
+        + random.randbytes(frames.MAC_BYTES)
+    )
     wire.dialled.start(thief, lambda *_: None, lambda _: None)
     proxy.sessions.accepted((Stolen(session.source, session.target), wire, up))
     wire.dialled.pump()
