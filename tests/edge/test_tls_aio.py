@@ -232,6 +232,7 @@ def test_half_a_handshake_and_garbage_end_without_a_handler(loop: Any) -> None:
         except ConnectionError:
             pass
         writer.close()
+        assert reasons.empty()  # Told once, whatever came after it.
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"\x16\x03\x01\x02\x00")  # A header, and silence: the deadline ends it.
         assert await reader.read() == b""

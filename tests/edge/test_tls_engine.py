@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import ssl
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ from tests.fakes.tls_twin import TlsTwin
 from x0tta6bl4.core.identity.revocation import Revocations
 from x0tta6bl4.core.identity.rules import NODE, WORKLOAD, Expect
 from x0tta6bl4.core.machine import Allowed, Denied
+from x0tta6bl4.edge.tls.aio import SslContext
 from x0tta6bl4.edge.tls.binding import lib
 from x0tta6bl4.edge.tls.context import GROUPS, GROUPS_PQ, TlsContext
 from x0tta6bl4.edge.tls.engine import WRITE_BYTES_MAX, Engine, TlsClosed, TlsRefused
@@ -343,6 +345,28 @@ def test_whoever_names_no_protocol_gets_an_alert(ca: FakeCa, server: bool) -> No
         move(end, attacker)
     assert reasons == {"no common protocol"}
     assert "alert" in attacker.dead
+
+
+def test_the_adapter_sends_the_alert_first_and_tells_a_refusal_once(ca: FakeCa) -> None:
+    """As an event loop drives it: want read, flush, and the refusal when the peer answers."""
+    told: list[str] = []
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    context = SslContext(ca.context("web", groups=GROUPS_PQ), told.append)
+    adapter = context.wrap_bio(incoming, outgoing, server_side=True)
+    client = Engine(ca.context("shop", groups=("X25519",)), False)
+    client.shake()
+    buffer = bytearray(1 << 16)
+    incoming.write(memoryview(buffer)[: client.take(buffer)])
+    with pytest.raises(ssl.SSLWantReadError):
+        adapter.do_handshake()
+    assert told == ["no common group"]
+    client.feed(outgoing.read())
+    with pytest.raises(TlsRefused, match="alert from peer: handshake failure"):
+        client.shake()
+    for _ in range(2):
+        with pytest.raises(TlsRefused, match="no common group"):
+            adapter.do_handshake()
+    assert told == ["no common group"]
 
 
 def test_revoked_while_the_context_stays(ca: FakeCa) -> None:
