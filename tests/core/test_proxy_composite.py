@@ -47,7 +47,7 @@ from x0tta6bl4.wire.messages import (
 )
 
 WEB, CALLER = SpiffeId("spiffe://mesh.test/web"), SpiffeId("spiffe://mesh.test/caller")
-B = NodeName("b")
+A, B = NodeName("a"), NodeName("b")
 NODE = NodeItem("mesh.test", "a", "")
 ABOVE = FOREVER // SECOND
 
@@ -164,14 +164,14 @@ def test_standby_goes_apart_from_active_and_around_suspects() -> None:
     rig = ready()
     proxy = rig.proxy
     one, two = ("a", "r", "b"), ("a", "s", "b")
-    assert proxy.route(B, ()) == one
-    assert proxy.route(B, (one,)) == two
-    assert proxy.route(B, (one, two)) == ("a", "s", "t", "b")
-    proxy._suspects.add("r")
-    assert proxy.route(B, ()) == two
-    assert proxy.route(B, (two,)) == ("a", "s", "t", "b")
-    assert proxy.route(NodeName("z"), ()) is None
-    assert proxy.route(NodeName("a"), ()) == ("a",)
+    assert proxy.routes.route(A, B, ()) == one
+    assert proxy.routes.route(A, B, (one,)) == two
+    assert proxy.routes.route(A, B, (one, two)) == ("a", "s", "t", "b")
+    proxy.routes.suspects.add("r")
+    assert proxy.routes.route(A, B, ()) == two
+    assert proxy.routes.route(A, B, (two,)) == ("a", "s", "t", "b")
+    assert proxy.routes.route(A, NodeName("z"), ()) is None
+    assert proxy.routes.route(A, NodeName("a"), ()) == ("a",)
 
 
 def test_replicas_are_nearest_first_then_least_loaded() -> None:
@@ -275,7 +275,7 @@ def test_bad_paths_and_links_are_told_to_the_agent() -> None:
     rig.proxy._out.append(LinkSuspected("r"))
     effects = rig.give(ClockSet(CLOCK_US + rig.now))
     assert LinkState("r", "suspected", 0, 0, True, True) in sent(effects)
-    assert rig.proxy.route(B, ()) == ("a", "s", "b")
+    assert rig.proxy.routes.route(A, B, ()) == ("a", "s", "b")
 
 
 def test_answers_come_once_and_late_ones_are_ignored() -> None:

@@ -13,7 +13,6 @@ import pytest
 
 from tests.fakes.circuit import CLOCK_US, FOREVER, SOURCE, TARGET, Pair, mac, memory
 from x0tta6bl4.core.machine import MS, SECOND, Effects, Instant, Tick
-from x0tta6bl4.core.session import answer as answer_module
 from x0tta6bl4.core.session import facts, frames
 from x0tta6bl4.core.session.answer import Carried, Held, Server
 from x0tta6bl4.core.session.circuit import Circuit
@@ -74,10 +73,9 @@ class Rig:
         exporter: bytes = b"",
         session: bytes = SID,
     ) -> bytes:
-        blank = Join(session, epoch, received, start, b"")
-        tag = frames.join_mac(mac, key, label, exporter or held.up.exporter, blank)
-        join = Join(session, epoch, received, start, tag, secret)
-        return frames.join_frame(frames.NEW if secret else frames.JOIN, join)
+        join = Join(session, epoch, received, start, secret=secret)
+        kind = frames.NEW if secret else frames.JOIN
+        return frames.signed_join(kind, join, mac, key, label, exporter or held.up.exporter)
 
     def join(self, held: Held, frame: bytes, kind: int = frames.JOIN) -> None:
         held.circuit.feed(memoryview(frame))
@@ -211,7 +209,7 @@ def test_a_server_that_skips_the_mac_is_caught(
     def equal(one: bytes, other: bytes) -> bool:
         return True
 
-    monkeypatch.setattr(answer_module, "same_bytes", equal)
+    monkeypatch.setattr(frames, "same_bytes", equal)
     assert not skipped(Rig())
 
 

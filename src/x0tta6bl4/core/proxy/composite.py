@@ -43,12 +43,13 @@ from x0tta6bl4.core.machine import (
     Verdict,
 )
 from x0tta6bl4.core.policy.gate import Policy
+from x0tta6bl4.core.proxy.routes import Routes
 from x0tta6bl4.core.proxy.snapshot import Snapshot
 from x0tta6bl4.core.proxy.words import AGENT, Changed, Dial, OpenSession
 from x0tta6bl4.core.session import facts
 from x0tta6bl4.core.session.answer import Server
 from x0tta6bl4.core.session.control import Client
-from x0tta6bl4.core.session.facts import LIMITS, Limits, Path
+from x0tta6bl4.core.session.facts import LIMITS, Limits
 from x0tta6bl4.core.session.frames import Mac
 from x0tta6bl4.core.session.pipe import Pipe
 from x0tta6bl4.wire.hello import Hello
@@ -65,7 +66,6 @@ from x0tta6bl4.wire.messages import (
     NodeItem,
     PathBad,
     PathsItem,
-    ReplicasItem,
     RevokedItem,
     RuleItem,
     ServiceItem,
@@ -119,7 +119,7 @@ class Proxy:
 
     Attributes:
         deadline: see `core.machine`.
-        policy, revocations, snapshot: its tables; to be read.
+        policy, revocations, routes, snapshot: its tables; to be read.
         clients: client sessions by number.
         server: accepted circuits and sessions.
         links: neighbours.
@@ -127,10 +127,10 @@ class Proxy:
     """
 
     __slots__ = (
-        "_by_circuit", "_by_key", "_clock_us", "_due", "_floor_unix_us", "_generations",
-        "_limits", "_mac", "_make_pipe", "_numbers", "_out", "_seed", "_stale_at", "_suspects",
-        "_svid_at", "clients", "deadline", "link_states", "links", "me", "policy", "revocations",
-        "server", "snapshot",
+        "_by_circuit", "_by_key", "_clock_us", "_due", "_floor_unix_us", "_generations", "_limits",
+        "_mac", "_make_pipe", "_numbers", "_out", "_seed", "_stale_at", "_svid_at", "clients",
+        "deadline", "link_states", "links", "me", "policy", "revocations", "routes", "server",
+        "snapshot",
     )  # fmt: skip
 
     def __init__(
@@ -149,6 +149,7 @@ class Proxy:
         self._clock_us = clock_us
         self.me = NodeName("")
         self.snapshot = Snapshot()
+        self.routes = Routes(self.snapshot)
         self.policy = Policy()
         self.revocations = Revocations()
         self.links = Links(incarnation, Random(f"{seed}/links"))
@@ -164,9 +165,7 @@ class Proxy:
         self._by_circuit: dict[int, int] = {}
         """Circuits and dials of client sessions: number -> session."""
         self._generations: dict[SpiffeId, int] = {}
-        self._suspects: set[str] = set()
         self.link_states: dict[str, LinkState] = {}
-        """Neighbours whose links are suspected or down: new circuits avoid them."""
         self._due: list[tuple[int, int]] = []
         self._floor_unix_us = 0
         self._stale_at: int = NEVER
@@ -211,39 +210,9 @@ class Proxy:
         """Number of the client session that exists, if one does."""
         return self._by_key.get((source, target, node))
 
-    def paths(self, node: NodeName) -> tuple[Path, ...]:
-        """Paths to a node, best first; to this node itself, itself."""
-        if node == self.me:
-            return ((self.me,),)
-        item = self.snapshot.items.get(f"PathsItem/{node}")
-        return item.paths if type(item) is PathsItem else ()
-
     def replicas(self, target: SpiffeId) -> tuple[NodeName, ...]:
         """Nodes where a workload can be reached, nearest first, then least loaded."""
-        item = self.snapshot.items.get(f"ReplicasItem/{target}")
-        found: list[tuple[int, int, str]] = []
-        if type(item) is ReplicasItem:
-            for node, load in item.nodes:
-                paths = self.paths(NodeName(node))
-                if paths:
-                    found.append((self._distance(paths[0]), load, node))
-        if self.service(target) is not None and all(node != self.me for _, _, node in found):
-            found.append((0, 0, self.me))
-        return tuple(NodeName(node) for _, _, node in sorted(found))
-
-    def route(self, node: NodeName, avoid: tuple[Path, ...]) -> Path | None:
-        """The path for a new circuit: not over a suspect, not over `avoid`, else the best."""
-        paths = self.paths(node)
-        if not paths:
-            return None
-        inner = {name for path in avoid for name in path[1:-1]}
-
-        def rank(index: int) -> tuple[bool, bool, int, int]:
-            path = paths[index]
-            shared = len(inner.intersection(path[1:-1]))
-            return self._doubtful(path), path in avoid, shared, index
-
-        return paths[min(range(len(paths)), key=rank)]
+        return self.routes.replicas(self.me, target)
 
     # ------------------------------------------------------------------ entrance
     def handle(self, now: Instant, event: Event) -> Effects:
@@ -347,14 +316,14 @@ class Proxy:
         elif type(fact) is facts.PathFailed:
             self._out[at] = Send(AGENT, PathBad(fact.path, fact.reason))
         elif type(fact) is LinkUp or type(fact) is LinkQuality:
-            self._suspects.discard(fact.node)
+            self.routes.suspects.discard(fact.node)
             figures = (fact.rtt_us, fact.loss_ppm, self._dials(fact.node), fact.agent_alive)
             self._tell(at, LinkState(fact.node, "up", *figures, gray=fact.gray))
         elif type(fact) is LinkSuspected:
-            self._suspects.add(fact.node)
+            self.routes.suspects.add(fact.node)
             self._tell(at, LinkState(fact.node, "suspected", 0, 0, self._dials(fact.node), True))
         elif type(fact) is LinkDown:
-            self._suspects.add(fact.node)
+            self.routes.suspects.add(fact.node)
             figures = (0, 0, self._dials(fact.node), False)
             self._tell(at, LinkState(fact.node, "down", *figures, fact.reason))
 
@@ -385,7 +354,7 @@ class Proxy:
         )
         client = self.clients[event.session] = Outgoing(machine, event)
         self._by_key[key] = event.session
-        paths = facts.PathsChanged(event.session, self.paths(event.node))
+        paths = facts.PathsChanged(event.session, self.routes.paths(self.me, event.node))
         self._run(now, event.session, client, paths)
 
     def _run(self, now: Instant, number: int, client: Outgoing, event: Event) -> None:
@@ -423,7 +392,7 @@ class Proxy:
 
     def _dial(self, now: Instant, fact: facts.DialCircuit) -> Effect:
         client = self.clients.get(fact.session)
-        path = None if client is None else self.route(client.node, fact.avoid)
+        path = None if client is None else self.routes.route(self.me, client.node, fact.avoid)
         if client is None or path is None:
             if client is not None:
                 self._run(now, fact.session, client, Failed(fact.token, "no path"))
@@ -491,7 +460,7 @@ class Proxy:
             self.revocations.drop(subject, int(before))
         elif kind == "NeighbourItem":
             self._out += self.links.handle(now, NeighbourGone(name))
-            self._suspects.discard(name)
+            self.routes.suspects.discard(name)
         elif kind == "PathsItem":
             self._on_paths(now, NodeName(name))
         elif kind == "SvidItem":
@@ -511,7 +480,7 @@ class Proxy:
     def _on_paths(self, now: Instant, node: NodeName) -> None:
         for number, client in tuple(self.clients.items()):
             if client.node == node:
-                event = facts.PathsChanged(number, self.paths(node))
+                event = facts.PathsChanged(number, self.routes.paths(self.me, node))
                 self._run(now, number, client, event)
 
     def _on_clock(self, now: Instant, event: ClockSet) -> None:
@@ -605,12 +574,6 @@ class Proxy:
     def _issued(self, id: SpiffeId) -> int:
         """When our own SVID was issued: not known here; only bans of the identity count."""
         return 2**62 if self.svid(id) is not None else 0
-
-    def _distance(self, path: Path) -> int:
-        return len(path) + (100 if self._doubtful(path) else 0)
-
-    def _doubtful(self, path: Path) -> bool:
-        return len(path) > 1 and path[1] in self._suspects
 
     def _dials(self, node: str) -> bool:
         item = self.snapshot.items.get(f"NeighbourItem/{node}")

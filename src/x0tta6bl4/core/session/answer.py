@@ -26,7 +26,7 @@ from x0tta6bl4.core.machine import (
     Event,
     Instant,
     Tick,
-)  # fmt: skip
+)
 from x0tta6bl4.core.session import frames
 from x0tta6bl4.core.session.circuit import Circuit
 from x0tta6bl4.core.session.facts import (
@@ -47,8 +47,9 @@ from x0tta6bl4.core.session.facts import (
     Token,
     Up,
     Withdraw,
-)  # fmt: skip
-from x0tta6bl4.core.session.frames import Join, Mac, Reset, same_bytes
+    reset_for,
+)
+from x0tta6bl4.core.session.frames import Join, Mac
 from x0tta6bl4.core.session.pipe import Pipe
 from x0tta6bl4.wire.ids import SpiffeId
 
@@ -242,8 +243,8 @@ class Server:
             self._effects.append(SendFrame(held.number, frames.frame(0, frames.GONE)))
             return
         secret = join.secret if session is None else session.secret
-        expected = frames.join_mac(self._mac, secret, frames.LABEL_CLIENT, held.up.exporter, join)
-        if not same_bytes(expected, join.mac):
+        label, exporter = frames.LABEL_CLIENT, held.up.exporter
+        if not frames.join_holds(join, self._mac, secret, label, exporter):
             self._close(now, held, "protocol")
             return
         if session is None:
@@ -295,13 +296,12 @@ class Server:
         held.session = session
         session.circuits.append(held)
         session.active = held
-        blank = Join(session.id, join.epoch, pipe.received, pipe.ring.acknowledged, b"")
-        mac = frames.join_mac(
-            self._mac, session.secret, frames.LABEL_SERVER, held.up.exporter, blank
+        answer = Join(session.id, join.epoch, pipe.received, pipe.ring.acknowledged)
+        label, exporter = frames.LABEL_SERVER, held.up.exporter
+        frame = frames.signed_join(
+            frames.JOINED, answer, self._mac, session.secret, label, exporter
         )
-        answer = Join(blank.session, blank.epoch, blank.received, blank.start, mac)
-        body = frames.join_frame(frames.JOINED, answer)
-        self._effects.append(SendFrame(held.number, body))
+        self._effects.append(SendFrame(held.number, frame))
         took = now - session.lost_at if session.lost_at else 0
         reason = "new" if join.epoch == 1 else "lost" if session.lost_at else "moved"
         if reason != "new":
@@ -394,9 +394,7 @@ class Server:
         del self.sessions[session.number]
         del self._by_key[session.key]
         _less(self._sessions_of, session.source)
-        session.pipe.close(
-            Reset.WITHDRAWN if reason in ("revoked", "denied", "withdrawn") else Reset.SESSION_ENDED
-        )
+        session.pipe.close(reset_for(reason))
         for held in tuple(session.circuits):
             if held is session.active and reason != "left by the client":
                 gone = frames.frame(0, frames.GONE)

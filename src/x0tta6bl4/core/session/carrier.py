@@ -1,13 +1,17 @@
-"""What the client's machine knows of one circuit: its round trips, its pings, its end.
+"""What the client's machine knows of a circuit, of what stands unacknowledged, and of calm.
 
 Source: RFC 6298 section 2 for srtt and rttvar.
 """
 
 from __future__ import annotations
 
+from typing import Final
+
 from x0tta6bl4.core.machine import NEVER, Instant
 from x0tta6bl4.core.session.circuit import Circuit
 from x0tta6bl4.core.session.facts import Limits, Path, Up
+
+MARKS_MAX: Final = 8
 
 
 class Carrier:
@@ -57,3 +61,77 @@ class Carrier:
         if not self.srtt:
             return limits.threshold_unknown
         return max(limits.threshold_min, self.srtt + 4 * self.rttvar)
+
+    def patience(self, limits: Limits) -> int:
+        """How long a standby's ping may stand unanswered before it is replaced."""
+        return max(limits.threshold_unknown, 4 * self.threshold(limits))
+
+    def stale(self, generation: int, limits: Limits) -> bool:
+        """Whether another circuit should take its place."""
+        return (
+            self.generation != generation
+            or self.moved
+            or self.off_path
+            or self.circuit.bytes_out >= limits.roll_bytes
+        )
+
+    def due(self, now: Instant, active: bool, limits: Limits) -> tuple[int, int]:
+        """When this circuit ends, and when something about it has to be looked at."""
+        if self.lame_until:
+            return self.ends_at, self.lame_until
+        if not self.ping_out:
+            return self.ends_at, self.ping_at + limits.ping_every
+        since = max(self.ping_at, self.alive_at)
+        if not active:
+            return self.ends_at, since + self.patience(limits)
+        if self.suspect_at:
+            return self.ends_at, now + self.threshold(limits)
+        return self.ends_at, since + self.threshold(limits)
+
+
+class Marks:
+    """Since when something stands unacknowledged, to a quarter of a threshold; at most 8 marks."""
+
+    __slots__ = ("_marks",)
+
+    def __init__(self) -> None:
+        self._marks: list[tuple[int, int]] = []
+
+    def look(self, now: Instant, written: int, confirmed: int) -> int:
+        """Take the offsets of now in.
+
+        Returns:
+            For how long the oldest marked byte has stood, -1 if none does.
+        """
+        marks = [mark for mark in self._marks if mark[0] > confirmed]
+        if written > confirmed and (not marks or written > marks[-1][0]):
+            marks.append((written, now))
+            if len(marks) > MARKS_MAX:
+                del marks[1:-1]
+        self._marks = marks
+        return now - marks[0][1] if marks else -1
+
+
+class Quiet:
+    """Since when a session has had no stream and no frame of its own.
+
+    Attributes:
+        stream_at: instant at which the last stream was seen.
+        frame_at: instant at which something new was seen to have been written.
+    """
+
+    __slots__ = ("_opened", "_written", "frame_at", "stream_at")
+
+    def __init__(self, now: Instant) -> None:
+        self.stream_at: int = now
+        self.frame_at: int = now
+        self._opened = self._written = 0
+
+    def look(self, now: Instant, streams: bool, opened: int, written: int) -> None:
+        """Compare with the last look: streams now, streams opened so far, bytes written."""
+        if streams or opened != self._opened:
+            self._opened = opened
+            self.stream_at = now
+        if written != self._written:
+            self._written = written
+            self.frame_at = now

@@ -179,9 +179,7 @@ class Circuit:
             while at < size:
                 rest = self._remaining
                 if rest:
-                    count = size - at
-                    if count > rest:
-                        count = rest
+                    count = rest if rest < size - at else size - at
                     self._remaining = rest - count
                     offset += count
                     end = at + count

@@ -34,33 +34,11 @@ from x0tta6bl4.core.machine import (
     Failed,
     Instant,
     Tick,
-)  # fmt: skip
-from x0tta6bl4.core.session import frames
-from x0tta6bl4.core.session.carrier import Carrier
-from x0tta6bl4.core.session.facts import (
-    LIMITS,
-    Broken,
-    CancelDial,
-    CircuitLost,
-    CircuitsGone,
-    CloseCircuit,
-    DialCircuit,
-    Heard,
-    Joined,
-    Limits,
-    Owing,
-    Path,
-    PathFailed,
-    PathsChanged,
-    SendFrame,
-    SessionEnded,
-    SvidChanged,
-    Token,
-    Up,
-    Withdraw,
-    Wrote,
-)  # fmt: skip
-from x0tta6bl4.core.session.frames import Join, Mac, Reset
+)
+from x0tta6bl4.core.session import facts, frames
+from x0tta6bl4.core.session.carrier import Carrier, Marks, Quiet
+from x0tta6bl4.core.session.facts import LIMITS, Limits, Path, Token, Up
+from x0tta6bl4.core.session.frames import Join, Mac
 from x0tta6bl4.core.session.pipe import Pipe
 
 DIALS_MAX: Final = 2
@@ -92,11 +70,10 @@ class Client:
 
     __slots__ = (
         "_ack_at", "_announced", "_clock_us", "_dials", "_effects", "_epoch", "_established",
-        "_fails", "_fresh", "_id", "_idle_since", "_joined_at", "_joining_since", "_lame",
-        "_limits", "_lost_at", "_mac", "_marks", "_opened_seen", "_paths", "_random", "_reason",
-        "_rested", "_retry_at", "_secret", "_sent_seen", "_standby_at", "_token", "_written_at",
-        "active", "deadline", "ended", "generation", "joined", "moves", "number", "owing", "pipe",
-        "standby", "watching",
+        "_fails", "_fresh", "_id", "_joined_at", "_joining_since", "_lame", "_limits", "_lost_at",
+        "_mac", "_marks", "_paths", "_quiet", "_random", "_reason", "_retry_at", "_secret",
+        "_standby_at", "_token", "active", "deadline", "ended", "generation", "joined", "moves",
+        "number", "owing", "pipe", "standby", "watching",
     )  # fmt: skip
 
     def __init__(
@@ -141,15 +118,10 @@ class Client:
         self._lost_at: int = now
         self._joining_since: int = 0
         self._joined_at: int = 0
-        self._reason = "new"
-        self._announced = False
+        self._reason, self._announced = "new", False
         self._ack_at: int = NEVER
-        self._marks: list[tuple[int, int]] = []
-        self._idle_since: int = now
-        self._opened_seen = 0
-        self._written_at: int = now
-        self._sent_seen = 0
-        self._rested = True
+        self._marks = Marks()
+        self._quiet = Quiet(now)
         self._effects: list[Effect] = []
 
     # ------------------------------------------------------------------ entrance
@@ -162,25 +134,25 @@ class Client:
             if now < self.deadline:
                 return NOTHING
             judge = now - self.deadline <= self._limits.late
-        elif type(event) is Wrote:
+        elif type(event) is facts.Wrote:
             self._watch(now)
-        elif type(event) is Owing:
+        elif type(event) is facts.Owing:
             self._owe(now)
-        elif type(event) is Heard:
+        elif type(event) is facts.Heard:
             self._on_heard(now, event)
         elif type(event) is Done:
             self._on_up(now, event.token, event.value)
         elif type(event) is Failed:
             if self._dials.pop(event.token, None) is not None:
                 self._back_off(now)
-        elif type(event) is CircuitLost:
+        elif type(event) is facts.CircuitLost:
             self._on_lost(now, event.circuit, event.reason)
-        elif type(event) is Broken or type(event) is Withdraw:
+        elif type(event) is facts.Broken or type(event) is facts.Withdraw:
             self._end(event.reason)
-        elif type(event) is SvidChanged:
+        elif type(event) is facts.SvidChanged:
             self.generation = event.generation
             self._fails, self._retry_at = 0, now
-        elif type(event) is PathsChanged:
+        elif type(event) is facts.PathsChanged:
             self._on_paths(now, event.paths)
         elif type(event) is ClockSet:
             self._clock_us = event.unix_us - now
@@ -197,18 +169,15 @@ class Client:
     # ------------------------------------------------------------------ events
     def _after_end(self, event: Event) -> Effects:
         if type(event) is Done and self._dials.pop(event.token, None) is not None:
-            return (CloseCircuit(event.token, "ended"),)
+            return (facts.CloseCircuit(event.token, "ended"),)
         return NOTHING
 
     def _watch(self, now: Instant) -> None:
-        self._written_at = now
-        self._rested = False
         if not self.watching:
             self.watching = True
-            self._marks = [(self.pipe.ring.written, now)]
+            self._marks.look(now, self.pipe.ring.written, self.pipe.ring.confirmed)
 
     def _owe(self, now: Instant) -> None:
-        self._rested = False
         if not self.owing:
             self.owing = True
             self._ack_at = now + self._limits.ack_delay
@@ -240,7 +209,7 @@ class Client:
         if carrier is None:
             return
         if reason.partition(":")[0] in FAILED_PATH:
-            self._effects.append(PathFailed(carrier.path, reason))
+            self._effects.append(facts.PathFailed(carrier.path, reason))
         self.pipe.detach(carrier.circuit)
         if carrier is self.active:
             self._lose_active(now, "lost")
@@ -259,7 +228,7 @@ class Client:
         else:
             self._fails = 0
 
-    def _on_heard(self, now: Instant, event: Heard) -> None:
+    def _on_heard(self, now: Instant, event: facts.Heard) -> None:
         carrier = self._find(event.circuit)
         if carrier is None:
             return
@@ -273,7 +242,7 @@ class Client:
             if carrier is self.active:
                 self._end("gone")
         else:
-            self._fault(now, carrier)
+            self._drop(now, carrier, "protocol")
 
     def _on_pong(self, now: Instant, carrier: Carrier, token: int) -> None:
         if not carrier.ping_out or token != carrier.ping_token:
@@ -286,21 +255,19 @@ class Client:
 
     def _on_joined(self, now: Instant, carrier: Carrier, body: bytes) -> None:
         join = frames.join_body(frames.JOINED, body)
-        if carrier is not self.active or not self._joining_since:
-            self._fault(now, carrier)
-            return
-        expected = frames.join_mac(
-            self._mac, self._secret, frames.LABEL_SERVER, carrier.exporter, join
-        )
         pipe = self.pipe
         if (
-            not frames.same_bytes(expected, join.mac)
+            carrier is not self.active
+            or not self._joining_since
+            or not frames.join_holds(
+                join, self._mac, self._secret, frames.LABEL_SERVER, carrier.exporter
+            )
             or join.session != self._id
             or join.epoch != self._epoch
             or join.start > pipe.received
             or join.received > pipe.sent_high
         ):
-            self._fault(now, carrier)
+            self._drop(now, carrier, "protocol")
             return
         carrier.circuit.offset = join.start
         pipe.acknowledge(join.received)
@@ -317,7 +284,7 @@ class Client:
         for lame in self._lame:
             self._close(lame, "left")
         self._lame = []
-        self._effects.append(Joined(self.number, carrier.number, carrier.path, took, reason))
+        self._effects.append(facts.Joined(self.number, carrier.number, carrier.path, took, reason))
 
     def _on_paths(self, now: Instant, paths: tuple[Path, ...]) -> None:
         """Leave, one after the other and without haste, what is no longer a path of ours."""
@@ -376,7 +343,7 @@ class Client:
         for carrier in self._carriers():
             if carrier.circuit.owes():
                 ack = carrier.circuit.acknowledgement()
-                self._effects.append(SendFrame(carrier.number, ack))
+                self._effects.append(facts.SendFrame(carrier.number, ack))
 
     def _expire(self, now: Instant) -> None:
         for carrier in self._carriers():
@@ -387,8 +354,8 @@ class Client:
                 self._drop(now, carrier, "left")
         standby = self.standby
         if standby is not None and standby.ping_out:
-            patience = max(self._limits.threshold_unknown, 4 * standby.threshold(self._limits))
-            if now - max(standby.ping_at, standby.alive_at) >= patience:
+            since = max(standby.ping_at, standby.alive_at)
+            if now - since >= standby.patience(self._limits):
                 self._drop(now, standby, "silent")
 
     def _watch_marks(self, now: Instant) -> bool:
@@ -396,18 +363,10 @@ class Client:
         if not self.watching:
             return False
         ring = self.pipe.ring
-        confirmed = ring.confirmed
-        marks = [mark for mark in self._marks if mark[0] > confirmed]
-        if ring.written > confirmed and (not marks or ring.written > marks[-1][0]):
-            marks.append((ring.written, now))
-            if len(marks) > 8:
-                del marks[1:-1]
-        self._marks = marks
-        self.watching = bool(marks)
+        stands = self._marks.look(now, ring.written, ring.confirmed)
+        self.watching = stands >= 0
         active = self.active
-        if not marks or active is None:
-            return False
-        return now - marks[0][1] >= active.threshold(self._limits) // 2
+        return active is not None and stands >= active.threshold(self._limits) // 2
 
     def _ping_for_marks(self, now: Instant) -> None:
         active, standby = self.active, self.standby
@@ -437,7 +396,7 @@ class Client:
         allowed = limits.resend_window + pipe.ring.written * limits.resend_percent // 100
         if pipe.resent + pipe.again > allowed:
             return
-        self._effects.append(PathFailed(active.path, "silent"))
+        self._effects.append(facts.PathFailed(active.path, "silent"))
         self._lost_at = active.suspect_at
         self._move(now, standby, "silent")
 
@@ -449,7 +408,7 @@ class Client:
                 return
         if self.joined and not self._announced:
             self._announced = True
-            self._effects.append(CircuitsGone(self.number))
+            self._effects.append(facts.CircuitsGone(self.number))
 
     def _replace(self, now: Instant) -> None:
         """Planned moves: a stale standby is replaced first, then the stale active one left."""
@@ -474,16 +433,15 @@ class Client:
 
     def _dial(self, now: Instant) -> None:
         wanted = self._wanted(now)
-        while len(self._dials) < wanted and now >= self._dial_at():
+        while len(self._dials) < wanted and now >= self._dial_at:
             token = self._token()
             self._dials[token] = now
-            avoid = tuple(carrier.path for carrier in self._carriers() if not self._old(carrier))
-            self._effects.append(DialCircuit(token, self.number, avoid))
+            avoid = tuple(c.path for c in self._carriers() if c.off_path or not self._stale(c))
+            self._effects.append(facts.DialCircuit(token, self.number, avoid))
 
+    @property
     def _dial_at(self) -> int:
-        if self.active is None:
-            return self._retry_at
-        return max(self._retry_at, self._standby_at)
+        return self._retry_at if self.active is None else max(self._retry_at, self._standby_at)
 
     def _wanted(self, now: Instant) -> int:
         """How many dials should be under way."""
@@ -510,19 +468,11 @@ class Client:
         return 1 if deaf or self._stale(standby) else 0
 
     def _end_idle(self, now: Instant) -> None:
-        pipe = self.pipe
-        if pipe.streams or pipe.opened_total != self._opened_seen:
-            self._opened_seen = pipe.opened_total
-            self._idle_since = now
-        elif now - self._idle_since >= self._limits.idle_max:
+        pipe, limits = self.pipe, self._limits
+        self._quiet.look(now, bool(pipe.streams), pipe.opened_total, pipe.ring.written)
+        if now - self._quiet.stream_at >= limits.idle_max:
             self._end("idle")
-            return
-        if pipe.ring.written != self._sent_seen:
-            self._sent_seen = pipe.ring.written
-            self._written_at = now
-            self._rested = False
-        elif not self._rested and now - self._written_at >= self._limits.rest_after:
-            self._rested = True
+        elif now - self._quiet.frame_at >= limits.rest_after:
             pipe.rest()
 
     # ------------------------------------------------------------------ actions
@@ -536,11 +486,19 @@ class Client:
         self._epoch += 1
         self._reason = reason
         self._joining_since = now
-        kind = frames.JOIN if self._established else frames.NEW
-        blank = Join(self._id, self._epoch, pipe.received, pipe.ring.acknowledged, b"")
-        mac = frames.join_mac(self._mac, self._secret, frames.LABEL_CLIENT, carrier.exporter, blank)
-        join = Join(blank.session, blank.epoch, blank.received, blank.start, mac, self._secret)
-        self._effects.append(SendFrame(carrier.number, frames.join_frame(kind, join)))
+        blank = Join(
+            self._id, self._epoch, pipe.received, pipe.ring.acknowledged, secret=self._secret
+        )
+        label, exporter = frames.LABEL_CLIENT, carrier.exporter
+        frame = frames.signed_join(
+            frames.JOIN if self._established else frames.NEW,
+            blank,
+            self._mac,
+            self._secret,
+            label,
+            exporter,
+        )
+        self._effects.append(facts.SendFrame(carrier.number, frame))
         if not carrier.ping_out:
             self._ping(now, carrier)
         self._watch(now)
@@ -564,11 +522,7 @@ class Client:
         carrier.ping_out = True
         carrier.ping_at = now
         ping = frames.frame(carrier.ping_token, frames.PING)
-        self._effects.append(SendFrame(carrier.number, ping))
-
-    def _fault(self, now: Instant, carrier: Carrier) -> None:
-        """A frame that can't be true: this circuit goes, the session stays as it was."""
-        self._drop(now, carrier, "protocol")
+        self._effects.append(facts.SendFrame(carrier.number, ping))
 
     def _drop(self, now: Instant, carrier: Carrier, reason: str) -> None:
         was_active = carrier is self.active
@@ -579,7 +533,7 @@ class Client:
 
     def _close(self, carrier: Carrier, reason: str) -> None:
         self.pipe.detach(carrier.circuit)
-        self._effects.append(CloseCircuit(carrier.number, reason))
+        self._effects.append(facts.CloseCircuit(carrier.number, reason))
 
     def _end(self, reason: str) -> None:
         if self.ended:
@@ -589,15 +543,15 @@ class Client:
         active = self.active
         if active is not None and self.joined and reason != "gone":
             gone = frames.frame(0, frames.GONE)
-            self._effects.append(SendFrame(active.number, gone))
+            self._effects.append(facts.SendFrame(active.number, gone))
         for carrier in self._carriers():
             self._close(carrier, "ended")
         for token in self._dials:
-            self._effects.append(CancelDial(token))
+            self._effects.append(facts.CancelDial(token))
         self.active = self.standby = self._fresh = None
         self._lame = []
-        self.pipe.close(_ENDINGS.get(reason, Reset.SESSION_ENDED))
-        self._effects.append(SessionEnded(self.number, reason))
+        self.pipe.close(facts.reset_for(reason))
+        self._effects.append(facts.SessionEnded(self.number, reason))
 
     def _back_off(self, now: Instant) -> None:
         limits = self._limits
@@ -612,37 +566,23 @@ class Client:
         return [carrier for carrier in all_of_them if carrier is not None]
 
     def _find(self, number: int) -> Carrier | None:
-        for carrier in self._carriers():
-            if carrier.number == number:
-                return carrier
-        return None
+        return next((one for one in self._carriers() if one.number == number), None)
 
     def _forget(self, number: int) -> Carrier | None:
         """Take a circuit out of its place; the caller deals with what follows from it."""
         carrier = self._find(number)
-        if carrier is self.standby:
-            self.standby = None
-        elif carrier is self._fresh:
-            self._fresh = None
-        elif carrier in self._lame:
-            self._lame.remove(carrier)
+        self.standby = None if carrier is self.standby else self.standby
+        self._fresh = None if carrier is self._fresh else self._fresh
+        self._lame = [lame for lame in self._lame if lame is not carrier]
         return carrier
 
     def _stale(self, carrier: Carrier) -> bool:
-        return (
-            carrier.generation != self.generation
-            or carrier.moved
-            or carrier.off_path
-            or carrier.circuit.bytes_out >= self._limits.roll_bytes
-        )
-
-    def _old(self, carrier: Carrier) -> bool:
-        """Stale for another reason than its path: the path itself is as good as before."""
-        return self._stale(carrier) and not carrier.off_path
+        return carrier.stale(self.generation, self._limits)
 
     def _set_end(self, carrier: Carrier) -> None:
-        ends = carrier.not_after_unix_us - self._clock_us - self._limits.expiry_margin
-        carrier.ends_at = min(ends, NEVER)
+        carrier.ends_at = min(
+            carrier.not_after_unix_us - self._clock_us - self._limits.expiry_margin, NEVER
+        )
 
     def _jitter(self) -> int:
         return self._random.randrange(self._limits.jitter + 1)
@@ -650,38 +590,17 @@ class Client:
     def _next(self, now: Instant) -> Instant:
         """When something may be due next."""
         limits = self._limits
-        due: list[int] = [self._ack_at, self._idle_since + limits.idle_max]
+        due: list[int] = [self._ack_at, self._quiet.stream_at + limits.idle_max]
         active = self.active
         for carrier in self._carriers():
-            due.append(carrier.ends_at)
-            if carrier.lame_until:
-                due.append(carrier.lame_until)
-            elif not carrier.ping_out:
-                due.append(carrier.ping_at + limits.ping_every)
-            elif carrier is active and not carrier.suspect_at:
-                due.append(max(carrier.ping_at, carrier.alive_at) + carrier.threshold(limits))
-            elif carrier is active:
-                due.append(now + carrier.threshold(limits))
-            else:
-                patience = max(limits.threshold_unknown, 4 * carrier.threshold(limits))
-                due.append(max(carrier.ping_at, carrier.alive_at) + patience)
+            due += carrier.due(now, carrier is active, limits)
         if self.watching and active is not None and not active.ping_out:
             due.append(now + active.threshold(limits) // 4)
         due.append(self._gone_since(now) + limits.pause_max)
         if active is None:
             due.append(self._lost_at + limits.second_dial)
         if len(self._dials) < self._wanted(now):
-            due.append(self._dial_at())
-        if not self._rested:
-            due.append(self._written_at + limits.rest_after)
+            due.append(self._dial_at)
+        due.append(self._quiet.frame_at + limits.rest_after)
         soonest = min(when for when in due if when > now) if due else NEVER
         return Instant(min(soonest, NEVER))
-
-
-_ENDINGS: Final = {
-    "revoked": Reset.WITHDRAWN,
-    "denied": Reset.WITHDRAWN,
-    "withdrawn": Reset.WITHDRAWN,
-    "drained": Reset.DRAINING,
-    "no circuit": Reset.UNREACHABLE,
-}

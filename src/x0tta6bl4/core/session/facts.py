@@ -14,6 +14,7 @@ from typing import Final, final
 
 from x0tta6bl4.core.machine import MS, SECOND, Value
 from x0tta6bl4.core.session.circuit import Circuit
+from x0tta6bl4.core.session.frames import Reset
 from x0tta6bl4.wire.ids import SpiffeId
 
 Path = tuple[str, ...]
@@ -247,3 +248,17 @@ LIMITS: Final = Limits()
 
 Token = Callable[[], int]
 """Gives a fresh number each time; one counter per proxy."""
+
+
+def reset_for(reason: str) -> Reset:
+    """What the streams of a session that ended for `reason` are told."""
+    return _RESETS.get(reason, Reset.SESSION_ENDED)
+
+
+_RESETS: Final = {
+    "revoked": Reset.WITHDRAWN,
+    "denied": Reset.WITHDRAWN,
+    "withdrawn": Reset.WITHDRAWN,
+    "drained": Reset.DRAINING,
+    "no circuit": Reset.UNREACHABLE,
+}

@@ -128,7 +128,7 @@ class Join(Value, frozen=True):
     """Offset up to which the sender has taken the other's frames."""
     start: int
     """Offset at which the sender's frames begin on this circuit."""
-    mac: bytes
+    mac: bytes = b""
     secret: bytes = b""
     """Only in NEW."""
 
@@ -173,8 +173,23 @@ def join_mac(mac: Mac, secret: bytes, label: bytes, exporter: bytes, join: Join)
     return mac(secret, label + fields + exporter)
 
 
+def join_holds(join: Join, mac: Mac, secret: bytes, label: bytes, exporter: bytes) -> bool:
+    """Whether the MAC of a received NEW, JOIN or JOINED is that of this circuit."""
+    return same_bytes(join_mac(mac, secret, label, exporter, join), join.mac)
+
+
+def signed_join(
+    kind: int, join: Join, mac: Mac, secret: bytes, label: bytes, exporter: bytes
+) -> bytes:
+    """NEW (with the join's secret), JOIN or JOINED, with the MAC for one circuit."""
+    tag = join_mac(mac, secret, label, exporter, join)
+    return join_frame(
+        kind, Join(join.session, join.epoch, join.received, join.start, tag, join.secret)
+    )
+
+
 def join_frame(kind: int, join: Join) -> bytes:
-    """NEW (with the secret), JOIN or JOINED."""
+    """NEW (with the secret), JOIN or JOINED, with the MAC as it stands in `join`."""
     body = _JOIN.pack(join.session, join.epoch, join.received, join.start) + join.mac
     if kind == NEW:
         body += join.secret

@@ -39,7 +39,7 @@ from x0tta6bl4.core.session.frames import (
     Open,
     ProtocolError,
     Reset,
-)  # fmt: skip
+)
 from x0tta6bl4.core.session.ring import Allocate, Ring, RingFull
 from x0tta6bl4.core.session.stream import Stream
 

@@ -265,6 +265,7 @@ class Endpoint:
         return self.calls.connect(sock, source, name, port=port, reply=reply, first=first)
 
     def session_to(self, source: SpiffeId, target: SpiffeId, node: NodeName) -> Session | None:
+        """The session that carries calls of `source` to `target` on a node; None: too many."""
         number = self.proxy.session(source, target, node)
         if number is None:
             number = self.proxy.token()

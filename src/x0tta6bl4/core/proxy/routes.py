@@ -1,0 +1,67 @@
+"""Where circuits go: paths to nodes, and the nodes where a workload can be reached.
+
+A path whose first link is suspect or down is taken only when there is no other; a standby goes
+apart from the circuits that are there.
+"""
+
+from __future__ import annotations
+
+from x0tta6bl4.core.proxy.snapshot import Snapshot
+from x0tta6bl4.core.session.facts import Path
+from x0tta6bl4.wire.ids import NodeName, SpiffeId
+from x0tta6bl4.wire.messages import PathsItem, ReplicasItem
+
+_DOUBTFUL_COST = 100
+
+
+class Routes:
+    """Table over a snapshot's paths and replicas.
+
+    Attributes:
+        suspects: neighbours whose links are suspected or down; at most 256.
+    """
+
+    __slots__ = ("_snapshot", "suspects")
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self.suspects: set[str] = set()
+
+    def paths(self, me: NodeName, node: NodeName) -> tuple[Path, ...]:
+        """Paths to a node, best first; to this node itself, itself."""
+        if node == me:
+            return ((me,),)
+        item = self._snapshot.items.get(f"PathsItem/{node}")
+        return item.paths if type(item) is PathsItem else ()
+
+    def route(self, me: NodeName, node: NodeName, avoid: tuple[Path, ...]) -> Path | None:
+        """The path for a new circuit: not over a suspect, not over `avoid`, else the best."""
+        paths = self.paths(me, node)
+        if not paths:
+            return None
+        inner = {name for path in avoid for name in path[1:-1]}
+
+        def rank(index: int) -> tuple[bool, bool, int, int]:
+            path = paths[index]
+            shared = len(inner.intersection(path[1:-1]))
+            return self._doubtful(path), path in avoid, shared, index
+
+        return paths[min(range(len(paths)), key=rank)]
+
+    def replicas(self, me: NodeName, target: SpiffeId) -> tuple[NodeName, ...]:
+        """Nodes where a workload can be reached, nearest first, then least loaded."""
+        item = self._snapshot.items.get(f"ReplicasItem/{target}")
+        found: list[tuple[int, int, str]] = []
+        if type(item) is ReplicasItem:
+            for node, load in item.nodes:
+                paths = self.paths(me, NodeName(node))
+                if paths:
+                    doubt = _DOUBTFUL_COST if self._doubtful(paths[0]) else 0
+                    found.append((len(paths[0]) + doubt, load, node))
+        here = f"ServiceItem/{target}" in self._snapshot.items
+        if here and all(node != me for _, _, node in found):
+            found.append((0, 0, me))
+        return tuple(NodeName(node) for _, _, node in sorted(found))
+
+    def _doubtful(self, path: Path) -> bool:
+        return len(path) > 1 and path[1] in self.suspects
