@@ -39,22 +39,28 @@ Patterns = Annotated[tuple[str, ...], Meta(min_length=1, max_length=64)]
 
 @final
 class RuleText(Section, frozen=True):
-    """`[[rule]]`."""
+    """`[[rule]]`: who may, or may not, call whom."""
 
     id: Annotated[str, Meta(min_length=1, max_length=128)]
+    """Name of the rule, for plans and explanations."""
     effect: Effect
+    """A deny wins over every allow."""
     callers: Patterns
+    """SPIFFE IDs, or one with `/*` at its end for all below it."""
     targets: Patterns
+    """The same, of services."""
 
 
 @final
 class ExpectText(Section, frozen=True):
-    """`[[test]]`: what the rules and names are meant to say."""
+    """`[[test]]`: what rules and names together are meant to say."""
 
     caller: str
+    """SPIFFE ID."""
     target: str
     """SPIFFE ID, or a service name."""
     expect: Effect
+    """What has to come out; `x0 policy apply` refuses a file whose tests fail."""
 
 
 @final

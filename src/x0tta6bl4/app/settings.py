@@ -76,6 +76,7 @@ class Link(Section, frozen=True):
     """`[[link]]`: one neighbour."""
 
     node: str
+    """Name of the neighbour."""
     address: str = ""
     """`host:port` of the neighbour's agent; empty: it dials this node."""
     hello_ms: HelloMs = 100
@@ -87,7 +88,9 @@ class Listen(Section, frozen=True):
     """`[[listen]]`: where programs of this host hand connections in."""
 
     address: str
+    """`127.0.0.1:1080`, `[::1]:1080` or `unix:/path`; port 0 takes a free one."""
     kind: Literal["plain", "socks5", "connect"]
+    """How programs say whom they want: not at all, by SOCKS5, by HTTP CONNECT."""
     name: NameText = ""
     """The service behind a plain listener; the other kinds are told by their clients."""
 
@@ -105,6 +108,7 @@ class Log(Section, frozen=True):
     """`[log]`: JSON lines."""
 
     level: Level = "info"
+    """Least that is written."""
     file: str = ""
     """Empty: standard error, which systemd takes to the journal."""
     access_file: str = ""
@@ -116,7 +120,9 @@ class NodeSettings(Section, frozen=True):
     """The whole of `node.toml`."""
 
     trust_domain: str
+    """The same on all nodes and at the authority."""
     node: str
+    """Name of this node, `[a-z0-9-]`, as its enrolment token has it."""
     state_dir: str
     """Directory of keys, records and sockets: 0700, of this node alone."""
     authority: AuthorityAt = AuthorityAt()
@@ -127,6 +133,7 @@ class NodeSettings(Section, frozen=True):
     metrics: Metrics = Metrics()
     log: Log = Log()
     area: Annotated[int, Meta(ge=0, le=65_535)] = 0
+    """For meshes beyond 500 nodes; the same on all nodes for now."""
     revocation_max_age_s: Annotated[int, Meta(ge=0, le=31_536_000)] = 0
     """Refuse everything once the authority's newest word is older; 0: never (static stability)."""
     require_pq: bool = False
@@ -140,11 +147,12 @@ class Svid(Section, frozen=True):
     ttl_s: TtlS = TTL_S_DEFAULT
     """Life of a workload's SVID where its entry says nothing; renewed at half of it."""
     node_ttl_s: TtlS = TTL_S_DEFAULT
+    """Life of a node SVID: so long do its neighbours depend on a revocation."""
 
 
 @final
 class Ca(Section, frozen=True):
-    """`[ca]` of the authority."""
+    """`[ca]` of the authority: the key that signs SVIDs."""
 
     ttl_s: Annotated[int, Meta(ge=3600, le=86_400 * 3650)] = 86_400 * 30
     """Prepared anew at 1/2 of it, activated at 5/6."""
@@ -155,15 +163,19 @@ class AuthoritySettings(Section, frozen=True):
     """The whole of `authority.toml`."""
 
     trust_domain: str
+    """Of the IDs that it issues: `spiffe://<trust_domain>/...`."""
     state_dir: str
     """Directory of the database, the CA's key and the admin socket: 0700."""
     listen: str = f"0.0.0.0:{AUTHORITY_PORT}"
+    """Where nodes reach it."""
     advertise: tuple[str, ...] = ()
     """`host:port` at which nodes dial it: goes into enrolment tokens."""
     svid: Svid = Svid()
     ca: Ca = Ca()
     token_ttl_s: Annotated[int, Meta(ge=10, le=TOKEN_TTL_S_MAX)] = TOKEN_TTL_S_MAX
+    """Life of an enrolment token where the command says nothing."""
     heartbeat_s: Annotated[int, Meta(ge=1, le=60)] = 30
+    """How often it signs that it lives; nodes warn after 120 s without."""
     metrics: Metrics = Metrics()
     log: Log = Log()
 

@@ -298,7 +298,7 @@ def _refuse_denied(verdict: Verdict) -> None:
         raise Refused(
             "X0-AUT-042",
             f"not allowed: {verdict.reason}",
-            "`x0 node show` and `x0 revocation list` on the authority say why",
+            "`x0 node show` and `x0 authority revocations` on the authority say why",
         )
 
 
@@ -316,7 +316,7 @@ def _issue(
     start = max(floors)
     end = min(now - backdate_s(ttl_s) + ttl_s, ca.not_after_unix_s)
     if end <= now:
-        raise Unavailable("X0-AUT-047", "the CA has expired", "`x0 bundle rotate`")
+        raise Unavailable("X0-AUT-047", "the CA has expired", "`x0 authority rotate-ca next`")
     leaf = desk.crypto.issue(ca, csr, id, start, end, via if entry else None)
     if via is not None:  # Its own SVID is not kept: it has to start with a full disk, too.
         desk.put(IssuedRow(leaf.serial, id, via, entry, start, end))
