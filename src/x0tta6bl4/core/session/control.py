@@ -21,7 +21,6 @@ section 3.2 for JOIN.
 from __future__ import annotations
 
 from random import Random
-from typing import Final
 
 from x0tta6bl4.core.machine import (
     NEVER,
@@ -40,10 +39,6 @@ from x0tta6bl4.core.session.carrier import Carrier, Marks, Quiet
 from x0tta6bl4.core.session.facts import LIMITS, Limits, Path, Token, Up
 from x0tta6bl4.core.session.frames import Join, Mac
 from x0tta6bl4.core.session.pipe import Pipe
-
-DIALS_MAX: Final = 2
-FAILED_PATH: Final = frozenset({"tls", "silent"})
-"""Reasons of a loss that speak against the path rather than against its end."""
 
 
 class Client:
@@ -208,7 +203,7 @@ class Client:
         carrier = self._forget(number)
         if carrier is None:
             return
-        if reason.partition(":")[0] in FAILED_PATH:
+        if reason.partition(":")[0] in facts.FAILED_PATH:
             self._effects.append(facts.PathFailed(carrier.path, reason))
         self.pipe.detach(carrier.circuit)
         if carrier is self.active:
@@ -449,7 +444,7 @@ class Client:
             return 0
         if self.active is None:
             waited = now - self._lost_at >= self._limits.second_dial
-            return DIALS_MAX if waited or self._fails else 1
+            return facts.DIALS_MAX if waited or self._fails else 1
         if self._joining_since and not self.active.suspect_at:
             return 0
         if self._paths is not None and self._paths and len(self._paths[0]) < 2:

@@ -245,6 +245,10 @@ class Limits(Value, frozen=True):
 
 
 LIMITS: Final = Limits()
+DIALS_MAX: Final = 2
+"""Dials under way at once for one session."""
+FAILED_PATH: Final = frozenset({"tls", "silent"})
+"""Reasons of a loss that speak against the path rather than against its end."""
 
 Token = Callable[[], int]
 """Gives a fresh number each time; one counter per proxy."""
