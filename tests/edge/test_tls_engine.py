@@ -165,6 +165,21 @@ def test_after_a_close_the_other_end_may_go_on_writing(ca: FakeCa) -> None:
     assert not c.closed
 
 
+def test_a_reader_that_asks_only_once_is_told_that_an_end_follows(ca: FakeCa) -> None:
+    c, s = pair(ca)
+    c.write(b"first")
+    move(c, s)
+    assert s.read(bytearray(100)) == 5
+    assert (s.failed, s.pending) == (False, 0)
+    c.write(b"last")
+    c.close()
+    move(c, s)
+    assert s.read(bytearray(100)) == 4
+    assert (s.failed, s.pending) == (True, 1)
+    with pytest.raises(TlsClosed):
+        s.read(bytearray(100))
+
+
 @each_pair
 def test_a_bare_end_is_not_a_close(ca: FakeCa, client: Make, server: Make) -> None:
     c, s = pair(ca, client, server)
