@@ -12,7 +12,7 @@ from x0tta6bl4.app.cli.sim import sim
 from x0tta6bl4.runtime.sim import swarm
 from x0tta6bl4.runtime.sim.faults import KINDS
 
-SEEDS = range(14)
+SEEDS = range(8)
 
 
 def test_laws_hold_in_the_committed_seeds() -> None:
@@ -22,7 +22,7 @@ def test_laws_hold_in_the_committed_seeds() -> None:
     assert statistics.median(report.nodes for report in reports) >= 12
     assert min(report.virtual_s for report in reports) >= 60
     assert statistics.median(sum(report.faults.values()) for report in reports) >= 3
-    assert sum(report.streams.get("done", 0) for report in reports) >= 1000
+    assert sum(report.streams.get("done", 0) for report in reports) >= 500
 
 
 def test_every_kind_of_fault_is_drawn() -> None:

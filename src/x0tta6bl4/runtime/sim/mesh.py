@@ -178,7 +178,7 @@ class ControlLink:
         a, b = self.names
         if self.mesh.passes(a, b) and self.mesh.passes(b, a) and self._ends():
             there, back = self.mesh.network.wire(a, b), self.mesh.network.wire(b, a)
-            took = 2 * (there.segment_delay(500) + back.segment_delay(3000))
+            took = 2 * (there.segment_delay() + back.segment_delay())
             self.mesh.world.after(took, self._shaken, None)
             return
         self._again()

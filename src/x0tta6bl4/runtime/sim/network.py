@@ -6,6 +6,7 @@ late where packets were lost, and stand still while their wire is cut.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from x0tta6bl4.runtime.sim.world import World
 
 _RTO_MIN: Final = 200 * MS
 """Least retransmission time of TCP in Linux."""
+_SEGMENT: Final = 1460
 _READ_AGAIN: Final = 10 * MS
 
 
@@ -126,8 +128,8 @@ class Wire:
             self._free_at = free
         return free - now
 
-    def segment_delay(self, size: int) -> int:
-        """How long a TCP segment of a stream takes now, retransmissions and queue included.
+    def segment_delay(self) -> int:
+        """How long a TCP segment of a stream takes now, with retransmissions.
 
         A lost segment comes one retransmission time later, at most six times in a row.
         """
@@ -144,11 +146,25 @@ class Wire:
                     break
                 delay += timeout
                 timeout *= 2
-        if shape.bytes_per_s:
-            now = self._world.now
-            self._free_at = max(self._free_at, now) + size * SECOND // shape.bytes_per_s
-            delay += self._free_at - now
         return delay
+
+    def take(self, size: int) -> tuple[int, int]:
+        """Queue up to `size` bytes of a stream on a wire with a limit.
+
+        A stream fills half of the queue and then waits, as TCP with a sane window would.
+
+        Returns:
+            Bytes taken, and how long until they have left; if none, until there is room.
+        """
+        now = self._world.now
+        shape = self.shape
+        waits = max(self._free_at - now, 0)
+        room = shape.queue_us // 2 - waits
+        if room <= 0:
+            return 0, MS - room
+        taken = min(size, max(_SEGMENT, room * shape.bytes_per_s // SECOND))
+        self._free_at = now + waits + taken * SECOND // shape.bytes_per_s
+        return taken, self._free_at - now
 
 
 class Flow:
@@ -161,7 +177,9 @@ class Flow:
         blocked: whether the receiving process stands still, so that nobody reads.
     """
 
-    __slots__ = ("_blocked", "_deliver", "_held", "_last", "_wire", "_world", "open")
+    __slots__ = (
+        "_blocked", "_deliver", "_held", "_last", "_queue", "_wire", "_world", "open",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -175,6 +193,7 @@ class Flow:
         self._wire = wire
         self._deliver = deliver
         self._held: list[Any] = []
+        self._queue: deque[tuple[Any, int]] = deque()
         self._last = 0
         self.open = True
 
@@ -182,14 +201,40 @@ class Flow:
         """Send; nothing is lost unless the connection is closed before it arrives."""
         if not self.open:
             return
-        arrival = self._world.now + self._wire.segment_delay(size)
+        if self._queue or self._wire.shape.bytes_per_s:
+            self._queue.append((message, size))
+            if len(self._queue) == 1:
+                self._serve(None)
+            return
+        self._depart(message, 0)
+
+    def _depart(self, message: Any, after: int) -> None:
+        arrival = self._world.now + after + self._wire.segment_delay()
         self._last = max(self._last, arrival)
         self._world.at(self._last, self._arrive, message)
+
+    def _serve(self, _: Any) -> None:
+        """Give a wire with a limit what it takes; all that waits, once the limit is gone."""
+        queue = self._queue
+        while queue and self.open:
+            message, size = queue[0]
+            if not self._wire.shape.bytes_per_s:
+                queue.popleft()
+                self._depart(message, 0)
+                continue
+            taken, wait = self._wire.take(size)
+            if taken < size:
+                queue[0] = (message, size - taken)
+                self._world.after(max(wait // 2, MS), self._serve)
+                return
+            queue.popleft()
+            self._depart(message, wait)
 
     def close(self) -> None:
         """Deliver nothing more."""
         self.open = False
         self._held.clear()
+        self._queue.clear()
 
     def _arrive(self, message: Any) -> None:
         if not self.open:

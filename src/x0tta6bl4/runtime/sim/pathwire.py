@@ -15,6 +15,8 @@ from x0tta6bl4.runtime.sim.mesh import LOCAL_US, Mesh
 from x0tta6bl4.runtime.sim.network import Flow
 
 _HANG_UP: Final = b""
+_RECORD: Final = 16 * 1024
+"""A TLS record: what the receiver can use before the rest has come."""
 
 
 class PathWire(Wire):
@@ -68,10 +70,12 @@ class PathWire(Wire):
         end.flight += len(data)
         self.carried_bytes += len(data)
         flows = self._flows[end.side]
-        if flows:
-            flows[0].send((end, data), len(data))
-        else:
+        if not flows:
             self._mesh.world.after(LOCAL_US, self._arrive, (end, data))
+            return
+        for at in range(0, len(data), _RECORD):
+            piece = data[at : at + _RECORD]
+            flows[0].send((end, piece), len(piece))
 
     def hang_up(self, end: End) -> None:
         """An end has closed: the other sees it behind the bytes under way."""

@@ -187,7 +187,9 @@ class SessionSide(Hooks):
     # ------------------------------------------------------------------ circuits
     def _dial(self, effect: Dial) -> None:
         path = effect.path
-        if any(self.mesh.hosts[node].proxy is None for node in path):
+        joined = all(pair in self.mesh.network for pair in pairwise(path))
+        if not joined or any(self.mesh.hosts[node].proxy is None for node in path):
+            # Two liars who claim a link between them are believed until somebody dials.
             self.world.after(DIAL_DEADLINE, self._give, Failed(effect.token, "timed out"))
             return
         name = f"{self.world.seed}/{self.proxy.incarnation}/{effect.token}"

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from x0tta6bl4.core.machine import SECOND
 from x0tta6bl4.runtime.sim.fleet import Fleet, workload
-from x0tta6bl4.runtime.sim.laws import connected, speaks
+from x0tta6bl4.runtime.sim.laws import HOPS_MAX, connected, speaks
 from x0tta6bl4.runtime.sim.sessions import App, Talk
 from x0tta6bl4.runtime.sim.world import LawBroken, shown
 
@@ -120,13 +120,14 @@ class Traffic:
 
         To be called when paths have settled; all have to be done PROOF later.
         """
-        component = connected(self.fleet.mesh)
+        hops = connected(self.fleet.mesh)
         revoked = self.fleet.authority.revoked
         calls: list[Call] = []
         for source, target in dict.fromkeys(self._pairs):
             banned = workload(source) in revoked or workload(target) in revoked
             alive = all(self._serves(name) for name in (source, target))
-            if component[source] == component[target] and alive and not banned:
+            near = hops[source].get(target, HOPS_MAX + 1) <= HOPS_MAX
+            if near and alive and not banned:
                 call = self.open(source, target, 1_000, 1_000)
                 if call is None:
                     raise LawBroken(
