@@ -23,6 +23,11 @@ class TlsPeer(Protocol):
         """End of the peer's SVID."""
         ...
 
+    @property
+    def own_not_after_unix_s(self) -> int:
+        """End of the SVID that this end presented, whatever it has by now."""
+        ...
+
     def exporter(self, label: bytes, context: bytes, length: int) -> bytes:
         """Keying material of this connection (RFC 5705, RFC 8446 section 7.5)."""
         ...

@@ -64,7 +64,10 @@ class SslContext(ssl.SSLContext):
         """Called by the event loop, once per connection; host names play no part."""
         source = self._source
         context = source if isinstance(source, TlsContext) else source()
-        return SslObject(Engine(context, server_side), incoming, outgoing, self, self._on_refused)
+        made = SslObject(Engine(context, server_side), incoming, outgoing, self, self._on_refused)
+        if context.svid is not None:
+            made.own_not_after_unix_s = context.svid.not_after_unix_s
+        return made
 
     def wrap_socket(self, *args: Any, **kwargs: Any) -> Any:
         """Not offered: it would bypass the judge."""
@@ -76,14 +79,16 @@ class SslObject:
 
     Attributes:
         engine: the connection; all that `Engine` tells can be asked of it.
+        own_not_after_unix_s: end of the SVID that this end presents; 0 where it has none.
     """
 
     __slots__ = ("_buffer", "_incoming", "_on_refused", "_outgoing", "_refused", "_view", "context",
-                 "engine")
+                 "engine", "own_not_after_unix_s")
 
     def __init__(self, engine: Engine, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO,
                  context: SslContext, on_refused: Callable[[str], None] | None) -> None:
         self.engine = engine
+        self.own_not_after_unix_s = 0
         self.context = context
         self._incoming = incoming
         self._outgoing = outgoing

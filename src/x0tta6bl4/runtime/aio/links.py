@@ -76,7 +76,7 @@ class _Connection:
         self.node = node
         self.intro: Intro | None = None
         self.heard_at = 0.0
-        self.not_after = self.tls.peer_not_after_unix_s
+        self.not_after = min(self.tls.peer_not_after_unix_s, self.tls.own_not_after_unix_s)
 
     def send(self, message: LinkMessage) -> bool:
         """Queue a message; False when the neighbour does not read and the bound is met."""
@@ -133,7 +133,7 @@ class LinkConnections:
 
         Args:
             intro: with the proxy's incarnation and endpoints.
-            own_not_after_unix_s: end of this node's SVID; its links end 1 s before.
+            own_not_after_unix_s: end of this node's SVID; its links end 1 to 2 s before.
         """
         self._own_not_after = own_not_after_unix_s
         if intro == self._intro:
@@ -231,7 +231,7 @@ class LinkConnections:
                 if now - connection.heard_at > SILENCE_S:
                     connection.writer.transport.abort()
                     self._lost(connection, "silent")
-                elif wall > min(connection.not_after, self._own_not_after) - 1.0:
+                elif wall > min(connection.not_after, self._own_not_after) - 1.0 - ALIVE_EVERY_S:
                     connection.writer.transport.abort()
                     self._lost(connection, "expired")
                 else:
