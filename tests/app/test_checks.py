@@ -15,7 +15,6 @@ from x0tta6bl4.wire.admin import (
     LinkView,
     PathView,
     ServiceView,
-    SessionView,
     Status,
     SvidView,
 )
@@ -38,10 +37,6 @@ def svid(left_s: int, life_s: int = 3600, error: str = "") -> SvidView:
 
 def authority(**changes: object) -> AuthorityView:
     return msgspec.structs.replace(HEALTHY.authority, **changes)
-
-
-def session(group: str) -> SessionView:
-    return SessionView("spiffe://e/s", "spiffe://e/t", "c", ("a", "c"), group=group)
 
 
 # name -> what is changed in the status, expected (id, level) pairs
@@ -85,9 +80,16 @@ STATUS: dict[str, tuple[dict[str, object], list[tuple[str, str]]]] = {
         [("X0-CHK-008", "warning")],
     ),
     "no path": ({"paths": (PathView("c", ()),)}, [("X0-CHK-009", "error")]),
-    "classical key exchange": ({"sessions": (session("X25519"),)}, [("X0-CHK-010", "notice")]),
+    "classical key exchange": (
+        {"counters": {"handshake_groups_total|X25519": 3}},
+        [("X0-CHK-010", "notice")],
+    ),
+    "post-quantum key exchange": (
+        {"counters": {"handshake_groups_total|X25519MLKEM768": 3}},
+        [],
+    ),
     "classical although forbidden": (
-        {"sessions": (session("X25519"),), "require_pq": True},
+        {"counters": {"handshake_groups_total|X25519": 1}, "require_pq": True},
         [("X0-CHK-010", "error")],
     ),
     "service on loopback": (

@@ -237,19 +237,18 @@ def paths(status: Status, _: HostFacts) -> Found:
 
 def groups(status: Status, _: HostFacts) -> Found:
     """X0-CHK-010."""
-    weak = sorted(
-        {
-            session.node
-            for session in status.sessions
-            if session.group and session.group not in _POST_QUANTUM
-        }
-    )
-    if weak:
+    made = {
+        key.partition("|")[2]: count
+        for key, count in status.counters.items()
+        if key.startswith("handshake_groups_total|")
+    }
+    weak = {group: count for group, count in made.items() if group not in _POST_QUANTUM and count}
+    for group, count in sorted(weak.items()):
         yield Finding(
             "X0-CHK-010",
             "error" if status.require_pq else "notice",
-            f"connections with {_some(weak)} have no post-quantum key exchange",
-            "upgrade OpenSSL there; require_pq = true refuses such connections",
+            f"{count} handshakes have used {group}, which is not post-quantum",
+            "the other end is older: upgrade it; require_pq = true refuses such connections",
         )
 
 

@@ -175,6 +175,7 @@ class Desk:
             state="connecting" if state == "unknown" else state,
             rtt_us=link.rtt_us,
             loss_ppm=link.loss_ppm,
+            udp=self._counters.get(f"link_udp|{link.node}", 1) == 1,
             agent_alive=link.connected,
             since_ms=(unix_us() - self._since.get(link.node, unix_us())) // 1000,
             reason=link.reason,

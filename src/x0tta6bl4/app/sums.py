@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from x0tta6bl4.wire.ids import NodeName
+
 if TYPE_CHECKING:
     from x0tta6bl4.app.proxy import ProxyProcess
 
@@ -56,6 +58,8 @@ def proxy_sums(proxy: ProxyProcess) -> dict[str, int]:
             sums[f"handshake_groups_total|{group}"] = count
     for link in endpoint.proxy.links.statistics():
         sums[f"link_downs_total|{link.node}"] = link.downs
+        if link.state in ("up", "suspected"):
+            sums[f"link_udp|{link.node}"] = int(not proxy.hellos.deaf(NodeName(link.node)))
     if proxy.access is not None:
         sums["access_log_lines_total|written"] = proxy.access.lines
         sums["access_log_lines_total|dropped"] = proxy.access.dropped

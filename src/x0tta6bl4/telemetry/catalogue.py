@@ -102,6 +102,12 @@ NODE: Final = (
     _c("dial_backs_total", "runtime/loop", "Dial-backs asked for."),
     # --- links
     _g("link_up", "links", "1 while a link is up, suspected or not.", "peer"),
+    _g(
+        "link_udp",
+        "runtime/loop",
+        "1 while hellos of the peer come by UDP, 0 while only by TCP.",
+        "peer",
+    ),
     _g("link_suspected", "links", "1 while a link is suspected.", "peer"),
     _g("link_rtt_seconds", "links", "Round-trip time of hellos, smoothed.", "peer", per=1_000_000),
     _g("link_loss_ratio", "links", "Hellos lost, smoothed.", "peer", per=1_000_000),
