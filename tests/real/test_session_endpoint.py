@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.endpoints import Mesh, Service, call, tcp_pair, unix_us, web
+from tests.fakes.endpoints import App, Mesh, Service, call, tcp_pair, unix_us, web
 from x0tta6bl4.core.machine import Denied
 from x0tta6bl4.core.session.facts import Limits
 from x0tta6bl4.core.session.frames import Reset
@@ -445,3 +445,31 @@ def test_an_idle_session_ends_at_both_sides() -> None:
     mesh.run(lambda: not mesh.nodes[B].endpoint.sessions)
     mesh.run(lambda: not mesh.nodes[A].endpoint.circuits and not mesh.nodes[B].endpoint.circuits)
     mesh.close()
+
+
+def test_bytes_read_before_the_stream_are_not_lost_while_the_session_is_paused(mesh: Mesh) -> None:
+    service = web(mesh, echo=True)
+    app = call(mesh)
+    app.send(b"1")
+    mesh.run(lambda: app.got == b"1")
+    session = next(iter(mesh.nodes[A].endpoint.sessions.values()))
+    session.pipe.paused = True
+    mine, theirs = tcp_pair()
+    late = App(mesh, mine)
+    first = os.urandom(50_000)
+    mesh.nodes[A].endpoint.connect(theirs, mesh.ca.id("caller"), "web", first=first)
+    mesh.run(lambda: len(service.apps) == 2)
+    assert bytes(service.apps[1].got) == b""
+    session.pipe.paused = False
+    session.resume(session.pipe)
+    mesh.run(lambda: len(late.got) == len(first))
+    assert bytes(late.got) == first
+
+
+def test_a_bad_id_is_no_name(mesh: Mesh) -> None:
+    web(mesh)
+    for name in ("spiffe://", "spiffe://x/../y", "SPIFFE://a b"):
+        mine, theirs = tcp_pair()
+        mesh.socks.append(mine)
+        verdict = mesh.nodes[A].endpoint.connect(theirs, mesh.ca.id("caller"), name)
+        assert verdict == Denied("no such name")

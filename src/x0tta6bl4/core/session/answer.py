@@ -248,6 +248,9 @@ class Server:
             self._close(now, held, "protocol")
             return
         if session is None:
+            if not join.epoch:
+                self._close(now, held, "protocol")
+                return
             if join.received or join.start:
                 # It has heard from a proxy that is no more.
                 self._effects.append(SendFrame(held.number, frames.frame(0, frames.GONE)))

@@ -105,8 +105,7 @@ class Client:
         self._epoch = 0
         self._established = False
         """The other end has the session for certain: JOIN instead of NEW."""
-        self._fails = 0
-        self._retry_at: int = now
+        self._fails, self._retry_at = 0, int(now)
         """Back-off: no dial before this."""
         self._standby_at: int = now
         """Jitter: no dial for a standby before this."""

@@ -100,14 +100,16 @@ class Pipe:
         streams: by number; at most STREAMS_MAX.
         active: the circuit that carries our numbered frames, None while there is none.
         paused: a bound is met, applications are not read.
+        held_max: unacknowledged bytes at which applications are no longer read; a proxy that is
+            short of memory lowers it.
         sent_high: highest offset ever given to a circuit: below it, sending is resending.
         resent: bytes resent so far.
     """
 
     __slots__ = (
         "_dirty", "_grants", "_read_bytes", "_room_left", "_taken", "_told_taken", "_unread",
-        "active", "broken", "client", "credit", "hooks", "next_number", "opened_total", "paused",
-        "received", "resent", "ring", "sent_high", "streams",
+        "active", "broken", "client", "credit", "held_max", "hooks", "next_number",
+        "opened_total", "paused", "received", "resent", "ring", "sent_high", "streams",
     )  # fmt: skip
 
     def __init__(self, allocate: Allocate, hooks: Hooks, client: bool) -> None:
@@ -122,6 +124,7 @@ class Pipe:
         self.broken = ""
         self.next_number = 1
         self.sent_high = self.resent = self.opened_total = 0
+        self.held_max = HELD_MAX
         self._unread = 0
         """DATA bytes that came in; with `_taken`: the session's credit as we count it."""
         self._taken = self._told_taken = 0
@@ -417,8 +420,8 @@ class Pipe:
         """Stop or resume reading the applications."""
         ring = self.ring
         if not self.paused:
-            if ring.queued > QUEUE_MAX or ring.held > HELD_MAX:
+            if ring.queued > QUEUE_MAX or ring.held > self.held_max:
                 self.paused = True
-        elif ring.queued <= QUEUE_MAX // 2 and ring.held <= HELD_MAX // 2:
+        elif ring.queued <= QUEUE_MAX // 2 and ring.held <= self.held_max // 2:
             self.paused = False
             self.hooks.resume(self)

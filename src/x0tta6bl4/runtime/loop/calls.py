@@ -14,10 +14,12 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 from x0tta6bl4.core.machine import SECOND, Allowed, Denied, Instant
+from x0tta6bl4.core.policy.gate import plain
 from x0tta6bl4.core.session.frames import Open, Reset
 from x0tta6bl4.runtime.loop.poll import clock
 from x0tta6bl4.runtime.loop.sessions import RETRY, Opening, Reply, StreamRecord, refuse
 from x0tta6bl4.runtime.loop.streams import AppStream
+from x0tta6bl4.wire.errors import BadId
 from x0tta6bl4.wire.ids import SpiffeId, spiffe_id
 
 if TYPE_CHECKING:
@@ -75,13 +77,10 @@ class Calls:
         """
         sock.setblocking(False)
         now = clock()
-        if name.lower().startswith("spiffe://"):
-            target, name = spiffe_id(name), ""
-        else:
-            found = self._proxy.resolve(name)
-            if found is None:
-                return self._refuse(sock, source, name, reply, "no such name", Reset.NO_SERVICE)
-            target = found
+        target = self._target(name)
+        if target is None:
+            return self._refuse(sock, source, name, reply, "no such name", Reset.NO_SERVICE)
+        name = "" if is_id(name) else plain(name)
         if self._proxy.svid(source) is None:
             return self._refuse(sock, source, name, reply, "caller has no svid", Reset.DENIED)
         verdict = self._proxy.open(source, target, name)
@@ -97,6 +96,15 @@ class Calls:
         opening = Opening(source, target, name, port, replicas, reply, first, now)
         self._try_next(sock, opening, Reset.UNREACHABLE)
         return Allowed(target)
+
+    def _target(self, name: str) -> SpiffeId | None:
+        """The ID that a name or an ID given as text stands for."""
+        if not is_id(name):
+            return self._proxy.resolve(name)
+        try:
+            return spiffe_id(name)
+        except BadId:
+            return None
 
     def _refuse(
         self,
@@ -156,8 +164,7 @@ class Calls:
         if opening.reply is not None:
             stream.held = True
             return
-        if opening.first:
-            stream.session.pipe.write(stream, opening.first)
+        stream.send_first(opening.first)
         stream.start()
 
     def opened(self, stream: AppStream) -> None:
@@ -168,8 +175,7 @@ class Calls:
         if opening is None or opening.reply is None:
             return
         stream.put_first(opening.reply(None))
-        if opening.first and stream.pipe is not None:
-            stream.pipe.write(stream, opening.first)
+        stream.send_first(opening.first)
         stream.start()
 
     def try_another(self, stream: AppStream, reason: Reset) -> bool:
@@ -209,3 +215,8 @@ class Calls:
                 if pipe is not None:
                     pipe.reset(stream, Reset.CONNECT_TIMEOUT)
                     stream.on_reset(Reset.CONNECT_TIMEOUT)
+
+
+def is_id(name: str) -> bool:
+    """Whether an application asked by SPIFFE ID rather than by name."""
+    return name[:9].lower() == "spiffe://"

@@ -59,6 +59,7 @@ from x0tta6bl4.runtime.loop.sessions import (
     Session,
     StreamRecord,
     lend_standing,
+    rest_rings,
     session_of,
 )
 from x0tta6bl4.runtime.loop.streams import AppStream
@@ -112,6 +113,8 @@ class EndpointStatistics(msgspec.Struct, frozen=True, gc=False):
     moves: int
     resent_bytes: int
     standing_bytes: int
+    ring_bytes: int
+    """Memory of all rings, now."""
     ticks_late: int
 
 
@@ -510,6 +513,7 @@ class Endpoint:
             self.give(ClockSet(now + offset))
         self.calls.sweep(now)
         self._counts["standing_bytes"] = lend_standing(self.sessions.values(), now)
+        self._counts["ring_bytes"] = rest_rings(self.sessions.values(), now)
 
     def clock_set(self) -> None:
         """The wall clock has stepped: judge everything that ends again."""
@@ -587,5 +591,6 @@ _COUNTS: Final = (
     "moves",
     "resent_bytes",
     "standing_bytes",
+    "ring_bytes",
     "ticks_late",
 )

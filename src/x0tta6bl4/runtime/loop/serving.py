@@ -98,7 +98,10 @@ class Serving:
             family, address = self._address(service.address)
         except BadConfig:
             return self._refused(session, ask, "bad address", Reset.NO_SERVICE)
-        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        except OSError as error:  # Out of descriptors.
+            return self._refused(session, ask, f"socket: {error.strerror}", Reset.BUSY)
         if family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast, final
 
 import msgspec
 
 from x0tta6bl4.core.machine import SECOND, Instant
 from x0tta6bl4.core.session.frames import Open, Reset
-from x0tta6bl4.core.session.pipe import Hooks, Pipe
+from x0tta6bl4.core.session.pipe import HELD_MAX, Hooks, Pipe
 from x0tta6bl4.core.session.stream import Stream
 from x0tta6bl4.runtime.loop.poll import Loop
 from x0tta6bl4.runtime.loop.setup import Parting
@@ -20,6 +20,10 @@ from x0tta6bl4.wire.ids import NodeName, SpiffeId
 if TYPE_CHECKING:
     from x0tta6bl4.runtime.loop.endpoint import Endpoint
 
+RING_BYTES_CALM: Final = 192 * 1024 * 1024
+"""Memory of all rings above which every session may hold less."""
+HELD_MAX_PRESSED: Final = 256 * 1024
+REST_US: Final = 5 * SECOND
 STANDING_US: Final = SECOND
 STANDING_BYTES_MAX: Final = 64 * 1024 * 1024
 """Bytes of streams that stand still, in all; at the bound the longest idle are reset."""
@@ -117,7 +121,7 @@ class Session(Hooks):
 
     __slots__ = (
         "_flushing", "client", "control", "endpoint", "joined", "loop", "moves", "node",
-        "number", "path", "pipe", "slow", "source", "target", "told", "waiting",
+        "number", "path", "pipe", "slow", "source", "target", "waiting", "written", "written_at",
     )  # fmt: skip
 
     def __init__(self, endpoint: Endpoint, number: int, client: bool) -> None:
@@ -134,7 +138,7 @@ class Session(Hooks):
         self.control: Any = None
         self.slow: dict[AppStream, None] = {}
         self.waiting: dict[AppStream, None] = {}
-        self.told = 0
+        self.written = self.written_at = 0
         self._flushing = False
 
     # ------------------------------------------------------------------ hooks of the pipe
@@ -268,4 +272,26 @@ def lend_standing(sessions: Iterable[Session], now: Instant) -> int:
             stream.fail(Reset.STALLED)
             if total <= STANDING_BYTES_MAX:
                 break
+    return total
+
+
+def rest_rings(sessions: Collection[Session], now: Instant) -> int:
+    """Give memory of rings back that is not needed, and hold less where all need much.
+
+    Args:
+        sessions: of this proxy.
+        now: the instant of this look.
+    Returns:
+        Bytes of all rings.
+    """
+    total = sum(len(session.pipe.ring.view) for session in sessions)
+    pressed = total > RING_BYTES_CALM
+    for session in sessions:
+        pipe = session.pipe
+        pipe.held_max = HELD_MAX_PRESSED if pressed else HELD_MAX
+        if pipe.ring.written != session.written:
+            session.written = pipe.ring.written
+            session.written_at = now
+        elif pressed or now - session.written_at >= REST_US:
+            pipe.rest()
     return total

@@ -45,8 +45,8 @@ class AppStream(Stream):
     """
 
     __slots__ = (
-        "_mask", "_own_bytes", "_pending", "_watched", "_wrote_end", "begun_at", "early", "fd",
-        "held", "looked_at", "opening", "pending_bytes", "reason", "session", "sock",
+        "_mask", "_own_bytes", "_pending", "_unsent", "_watched", "_wrote_end", "begun_at",
+        "early", "fd", "held", "looked_at", "opening", "pending_bytes", "reason", "session", "sock",
         "standing_since",
     )  # fmt: skip
 
@@ -66,6 +66,7 @@ class AppStream(Stream):
         self.standing_since = 0
         self._pending: deque[bytes | memoryview] = deque()
         self._own_bytes = 0
+        self._unsent = b""
         self._mask = 0
         self._watched = False
         self._wrote_end = False
@@ -100,6 +101,8 @@ class AppStream(Stream):
         if pipe is None or self.finished or self.held:
             self._watch()
             return
+        if self._unsent and not self._send_unsent():
+            return
         room = pipe.room(self)
         if room is None:
             self.session.wait(self)
@@ -122,6 +125,20 @@ class AppStream(Stream):
             self.done("closed")
         else:
             self._watch()
+
+    def send_first(self, data: bytes) -> None:
+        """Bytes of the application that were read before this stream began."""
+        self._unsent = data
+        if data and self.pipe is not None:
+            self._send_unsent()
+
+    def _send_unsent(self) -> bool:
+        """True when nothing is left; else the session says when there is room."""
+        assert self.pipe is not None
+        self._unsent = self._unsent[self.pipe.write(self, self._unsent) :]
+        if self._unsent:
+            self.session.wait(self)
+        return not self._unsent
 
     def _keep(self, data: memoryview) -> None:
         early = self.early
@@ -219,7 +236,7 @@ class AppStream(Stream):
 
     def on_credit(self) -> None:
         """See `core.session.stream.Stream`."""
-        self._watch()
+        self.resume()
 
     # ------------------------------------------------------------------ ends
     def put_first(self, data: bytes) -> None:
@@ -269,6 +286,8 @@ class AppStream(Stream):
     # ------------------------------------------------------------------ epoll
     def resume(self) -> None:
         """There is room again: read what waits."""
+        if self._unsent and not self.reason:
+            self._read()  # The application may have nothing more to say.
         if not self.reason:
             self._watch()
 
