@@ -222,9 +222,10 @@ class AgentProcess:
             ) from None
 
     async def _end(self) -> None:
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._tasks:  # Again: grpclib may put its own error in a cancellation's place.
+            for task in list(self._tasks):
+                task.cancel()
+            await asyncio.wait(list(self._tasks), timeout=0.1)
         if self.stopping.is_set() and self.proxy.pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.proxy.pid, signal.SIGTERM)

@@ -84,10 +84,6 @@ class AuthorityLink:
                         await asyncio.gather(issuing, return_exceptions=True)
             except X0Error as error:
                 reason = str(error)
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
-                    # grpclib puts its own error in the place of the cancellation.
-                    raise asyncio.CancelledError from None
             self._lost(reason)
             await asyncio.sleep(wait)
             wait = min(wait * 2, RETRY_LAST_S)
