@@ -92,7 +92,7 @@ class Observer:
 
     def _look(self) -> None:
         told_at, ends = self._ends()
-        workloads = max((w for _, w in ends.values()), default=0)
+        anybody = max((max(both) for both in ends.values()), default=0)
         open_now = connections(self._pids())
         now = time.clock_gettime(time.CLOCK_REALTIME)
         self.looks += 1
@@ -103,7 +103,7 @@ class Observer:
             first, limit = self._known[key]
             self.longest_s = max(self.longest_s, now - first)
             if limit == NEVER and told_at > first:
-                limit = _limit(one, two, ends, workloads)
+                limit = _limit(one, two, ends, anybody)
                 self._known[key] = (first, limit)
             if limit == NEVER:
                 continue
@@ -122,10 +122,10 @@ class Observer:
         self._thread.join(10)
 
 
-def _limit(one: str, two: str, ends: dict[str, tuple[int, int]], workloads: int) -> float:
-    """Latest end of a connection: of node SVIDs between agents, else of any workload's SVID."""
+def _limit(one: str, two: str, ends: dict[str, tuple[int, int]], anybody: int) -> float:
+    """Latest end of a connection: of both node SVIDs between agents, else of anybody's SVID."""
     parts = [(name.partition("/")) for name in (one, two)]
     if all(part == "proxy" for _, _, part in parts):
-        return float(workloads)
+        return float(anybody)  # Whose circuit it is, or who is carried, is not to be seen.
     known = [ends[node][0] for node, _, part in parts if node in ends and part == "agent"]
     return float(min(known, default=2**40))
