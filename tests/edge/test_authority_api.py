@@ -23,6 +23,7 @@ from tests.fakes.authority_world import (
     wanted,
     world,
 )
+from tests.fakes.ca import new_svid
 from x0tta6bl4.app.admission import Admission, Unjudged, unix_us
 from x0tta6bl4.app.authority import ADMIN_SOCKET
 from x0tta6bl4.core.authority.rows import EntriesChanged, Published
@@ -240,14 +241,14 @@ def test_only_nodes_of_this_trust_domain_get_through_the_handshake(
             issuer = x509.new_anchor(DOMAIN, now)
         elif what == "expired":
             start = now - 4000
-        svid = x509.new_svid(issuer, SpiffeId(id), start)
+        svid = new_svid(issuer, SpiffeId(id), start)
         if what == "self made":
             key = x509.new_key()
             own = x509.new_anchor(DOMAIN, now, key=key)
             svid = Svid(SpiffeId(id), (own.certificate,), x509.key_bytes(key), now + 100)
         async with client(here.address, svid, me.bundle) as impostor:
             assert type(await refusal(impostor.challenge())) is Unavailable
-        good = x509.new_svid(
+        good = new_svid(
             x509.Issuer(DOMAIN, x509.load_key(ca.private), ca.certificate),
             SpiffeId("spiffe://example.org/node/alpha"), now,
         )  # fmt: skip

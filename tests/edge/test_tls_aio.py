@@ -23,8 +23,6 @@ from x0tta6bl4.core.machine import Allowed, Denied
 from x0tta6bl4.edge.tls.aio import SslContext, SslObject
 from x0tta6bl4.edge.tls.context import ALPN_AUTHORITY, TlsContext
 from x0tta6bl4.edge.tls.engine import TlsRefused
-from x0tta6bl4.edge.tls.judge import PinnedJudge, anchors_in
-from x0tta6bl4.edge.tls.x509 import bundle_hash
 
 LOOPS: list[Any] = [asyncio.new_event_loop, uvloop.new_event_loop]
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
@@ -271,10 +269,9 @@ def test_a_listener_follows_the_rotation_of_its_svid(loop: Any) -> None:
 
 
 # ---------------------------------------------------------------------------------------- enrol
-def test_a_client_without_an_svid_enrols_by_the_hash_of_the_bundle(loop: Any) -> None:
-    """It pins what the token says; the server learns `no certificate` and lets the RPC decide."""
+def test_a_client_without_an_svid_is_let_in_where_none_is_demanded(loop: Any) -> None:
+    """It may enrol: the server learns `no certificate` and lets the RPC decide."""
     ca = FakeCa()
-    anchor = ca.issuer.certificate
     verdicts: asyncio.Queue[Any] = asyncio.Queue()
 
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -284,14 +281,12 @@ def test_a_client_without_an_svid_enrols_by_the_hash_of_the_bundle(loop: Any) ->
         await close(writer)
 
     async def story() -> None:
-        authority = ca.context("authority/1", alpn=ALPN_AUTHORITY, demand=False, append=(anchor,))
+        authority = ca.context("authority/1", alpn=ALPN_AUTHORITY, demand=False)
         server, port = await listen(handler, SslContext(authority))
-        pinned = PinnedJudge(ca.domain, bundle_hash([anchor]), ca.clock)
-        enrolling = TlsContext(None, pinned, [ALPN_AUTHORITY], AUTHORITY)
+        enrolling = TlsContext(None, ca.judge(), [ALPN_AUTHORITY], AUTHORITY)
         reader, writer = await asyncio.open_connection("127.0.0.1", port,
                                                        ssl=SslContext(enrolling))
         assert tls(writer).peer == Allowed(ca.id("authority/1"))
-        assert anchors_in(tls(writer).engine.peer_chain) == (anchor,)
         writer.write(b"secret")
         assert await reader.read() == b"secret"
         assert await verdicts.get() == Denied("no certificate")
@@ -304,11 +299,10 @@ def test_a_client_without_an_svid_enrols_by_the_hash_of_the_bundle(loop: Any) ->
         assert await verdicts.get() == Allowed(ca.id("node/a"))
         await close(writer)
 
-        other = PinnedJudge(ca.domain, bundle_hash([FakeCa().issuer.certificate]), ca.clock)
         with pytest.raises(TlsRefused) as refused:
             await asyncio.open_connection("127.0.0.1", port, ssl=SslContext(
-                TlsContext(None, other, [ALPN_AUTHORITY], AUTHORITY)))
-        assert refused.value.reason == "bundle does not match the pin"
+                TlsContext(None, FakeCa().judge(), [ALPN_AUTHORITY], AUTHORITY)))
+        assert refused.value.reason == "untrusted issuer"
         server.close()
         await server.wait_closed()
 

@@ -7,29 +7,24 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from tests.fakes.ca import DOMAIN, NOW_UNIX_S, FakeCa, FakeClock
+from tests.fakes.ca import DOMAIN, NOW_UNIX_S, FakeCa, FakeClock, new_svid
 from x0tta6bl4.core.identity.revocation import Revocations
 from x0tta6bl4.core.identity.rules import ANYBODY, NODE, WORKLOAD
 from x0tta6bl4.core.machine import SECOND, Allowed, Denied
 from x0tta6bl4.edge.tls import judge as judge_module
 from x0tta6bl4.edge.tls.impostors import below_ca
-from x0tta6bl4.edge.tls.judge import Judge, PinnedJudge, allow_all, anchors_in
+from x0tta6bl4.edge.tls.judge import Judge, allow_all
 from x0tta6bl4.edge.tls.x509 import (
     CERTIFICATE_BYTES_MAX,
     CHAIN_MAX,
-    bundle_hash,
     issue_leaf,
     key_bytes,
     load_key,
     new_anchor,
     new_csr,
-    new_intermediate,
     new_key,
-    new_svid,
     parse,
     parse_chain,
-    pem_certificates,
-    pem_chain,
     public_point,
     read_csr,
     sign,
@@ -173,15 +168,6 @@ def test_a_signed_statement_needs_both_the_chain_and_the_signature() -> None:
         Denied("not a node"))
 
 
-def test_pem_and_the_hash_of_a_bundle() -> None:
-    anchors = [new_anchor(DOMAIN, NOW_UNIX_S, kind="P-256").certificate for _ in range(2)]
-    assert pem_certificates(pem_chain(anchors)) == tuple(anchors)
-    assert bundle_hash(anchors) == bundle_hash(reversed(anchors))
-    assert bundle_hash(anchors) != bundle_hash(anchors[:1]) != bundle_hash([])
-    with pytest.raises(BadInput):
-        pem_certificates(b"nothing here")
-
-
 def test_parsing_is_bounded() -> None:
     ca = FakeCa()
     with pytest.raises(BadInput, match="too large"):
@@ -231,10 +217,8 @@ def test_both_anchors_count_while_the_ca_rotates() -> None:
 
 def test_a_judgement_carries_the_earliest_end_of_the_path() -> None:
     ca = FakeCa()
-    below = new_intermediate(ca.issuer, NOW_UNIX_S, kind="P-256", ttl_s=1_800)
-    svid = new_svid(below, WEB, NOW_UNIX_S)
-    judgement = ca.judge().judge(svid.chain, ANYBODY)
-    assert judgement.not_after_unix_s == NOW_UNIX_S - 35 + 1_800
+    judgement = ca.judge().judge(new_svid(ca.issuer, WEB, NOW_UNIX_S).chain, ANYBODY)
+    assert judgement.not_after_unix_s == NOW_UNIX_S - 35 + 3_600
     assert judgement.issued_unix_s == NOW_UNIX_S - 35
     foreign_habit = below_ca({"life_s": 900})(ca.issuer, NOW_UNIX_S)  # The leaf says 3,600.
     assert ca.judge().judge(foreign_habit.chain, ANYBODY).not_after_unix_s == NOW_UNIX_S - 35 + 900
@@ -268,19 +252,3 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(judge._cache) <= 3
     assert judge.judge([b"junk"], ANYBODY).verdict == Denied("malformed certificate")
     assert len(judge._cache) == 3  # What is denied takes no room.
-
-
-def test_a_pinned_judge_wants_the_whole_bundle_and_no_other() -> None:
-    ca, other = FakeCa(), FakeCa()
-    both = (ca.issuer.certificate, other.issuer.certificate)
-    chain = ca.svid("authority/1").chain
-    pinned = PinnedJudge(DOMAIN, bundle_hash(both), ca.clock)
-    assert pinned.judge((*chain, *both), ANYBODY).verdict == Allowed(ca.id("authority/1"))
-    assert anchors_in((*chain, *both)) == both
-    mismatch = Denied("bundle does not match the pin")
-    for tail in ((), both[:1], both[1:], (*both, FakeCa().issuer.certificate)):
-        assert pinned.judge((*chain, *tail), ANYBODY).verdict == mismatch
-    stranger = FakeCa().svid("authority/1").chain  # The right bundle, a leaf from elsewhere.
-    assert pinned.judge((*stranger, *both), ANYBODY).verdict == Denied("untrusted issuer")
-    assert pinned.judge([], ANYBODY).verdict == Denied("no certificate")
-    assert pinned.judge([b"x"], ANYBODY).verdict == Denied("malformed certificate")

@@ -6,12 +6,28 @@ from x0tta6bl4.core.identity.rules import ANYBODY, Expect
 from x0tta6bl4.core.machine import SECOND
 from x0tta6bl4.edge.tls.context import GROUPS, TlsContext
 from x0tta6bl4.edge.tls.judge import Judge, Revoked, allow_all
-from x0tta6bl4.edge.tls.x509 import Issuer, Svid, new_anchor, new_svid
+from x0tta6bl4.edge.tls.x509 import (
+    Issuer,
+    Svid,
+    issue_leaf_for,
+    key_bytes,
+    new_anchor,
+    new_key,
+    parse,
+)
 from x0tta6bl4.wire.ids import NodeName, SpiffeId, TrustDomain
 
 DOMAIN = TrustDomain("mesh.test")
 NOW_UNIX_S = 1_800_000_000
 ALPN = "x0-circuit/1"
+
+
+def new_svid(issuer: Issuer, id: SpiffeId, now_unix_s: int, *, ttl_s: int = 3_600,
+             via: NodeName | None = None) -> Svid:
+    """Make a key and an SVID for it."""
+    key = new_key()
+    chain = issue_leaf_for(issuer, key.public_key(), id, now_unix_s, ttl_s=ttl_s, via=via)
+    return Svid(id, chain, key_bytes(key), parse(chain[0]).fields.not_after_unix_s)
 
 
 class FakeClock:
@@ -51,7 +67,6 @@ class FakeCa:
 
     def context(self, path: str | None, expect: Expect = ANYBODY, alpn: str = ALPN,
                 groups: tuple[str, ...] = GROUPS, demand: bool = True,
-                append: tuple[bytes, ...] = (), revoked: Revoked = allow_all) -> TlsContext:
+                revoked: Revoked = allow_all) -> TlsContext:
         svid = None if path is None else self.svid(path)
-        return TlsContext(svid, self.judge(revoked), [alpn], expect, groups, demand=demand,
-                          append=append)
+        return TlsContext(svid, self.judge(revoked), [alpn], expect, groups, demand=demand)

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from x0tta6bl4.core.machine import Allowed, Denied, Verdict
 from x0tta6bl4.edge.tls.context import TlsContext
 from x0tta6bl4.edge.tls.engine import TlsClosed, TlsRefused
-from x0tta6bl4.edge.tls.x509 import load_key, pem_chain
+from x0tta6bl4.edge.tls.x509 import load_key
 
 
 class TlsTwin:
@@ -116,7 +116,7 @@ def _settings(context: TlsContext, server: bool, anchors: tuple[bytes, ...]) -> 
     found.minimum_version = ssl.TLSVersion.TLSv1_3
     found.check_hostname = False
     found.verify_mode = ssl.CERT_REQUIRED if context.demand or not server else ssl.CERT_OPTIONAL
-    found.load_verify_locations(cadata=pem_chain(anchors).decode())
+    found.load_verify_locations(cadata="".join(map(ssl.DER_cert_to_PEM_cert, anchors)))
     found.set_alpn_protocols([name.decode() for name in context.alpn])
     if context.svid is not None:
         key = load_key(context.svid.key).private_bytes(
@@ -124,7 +124,8 @@ def _settings(context: TlsContext, server: bool, anchors: tuple[bytes, ...]) -> 
             serialization.NoEncryption())
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "svid.pem"
-            path.write_bytes(pem_chain(context.svid.chain) + key)
+            chain = "".join(map(ssl.DER_cert_to_PEM_cert, context.svid.chain))
+            path.write_bytes(chain.encode() + key)
             found.load_cert_chain(path)
     return found
 

@@ -49,8 +49,6 @@ class TlsContext:
         demand: server role: refuse a client without a certificate; if False, such a client gets
             the verdict Denied("no certificate") and the caller decides what it may do.  One that
             presents a certificate is judged in any case.
-        append: certificates sent after the chain: an authority's trust anchors, for clients that
-            know no more than their hash.
     Raises:
         BadInput: a chain and key that don't fit, or an unknown group.
     """
@@ -58,8 +56,7 @@ class TlsContext:
     __slots__ = ("_ssl", "alpn", "demand", "expect", "judge", "svid")
 
     def __init__(self, svid: Svid | None, judge: Judging, alpn: Sequence[str], expect: Expect,
-                 groups: Sequence[str] = GROUPS, *, demand: bool = True,
-                 append: Sequence[bytes] = ()) -> None:
+                 groups: Sequence[str] = GROUPS, *, demand: bool = True) -> None:
         if not alpn:
             raise BadInput("X0-TLS-011", "no ALPN name given")
         self.svid = svid
@@ -79,11 +76,11 @@ class TlsContext:
             lib.ERR_clear_error()
             raise BadInput("X0-TLS-012", f"unknown groups {groups!r}", "see TlsContext")
         if svid is not None:
-            self._present(svid, append)
+            self._present(svid)
 
-    def _present(self, svid: Svid, append: Sequence[bytes]) -> None:
+    def _present(self, svid: Svid) -> None:
         try:
-            leaf, *others = map(x509.load_der_x509_certificate, (*svid.chain, *append))
+            leaf, *others = map(x509.load_der_x509_certificate, svid.chain)
             self._ssl.use_certificate(leaf)
             for other in others:
                 self._ssl.add_extra_chain_cert(other)

@@ -10,7 +10,6 @@ URIs, or none (measured), hence this.
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final, Protocol, final
@@ -29,7 +28,7 @@ from x0tta6bl4.core.identity.rules import (
     judge_time,
 )
 from x0tta6bl4.core.machine import Allowed, Denied, Value, Verdict
-from x0tta6bl4.edge.tls.x509 import CHAIN_MAX, Parsed, bundle_hash, parse, parse_chain, verify
+from x0tta6bl4.edge.tls.x509 import CHAIN_MAX, Parsed, parse, parse_chain, verify
 from x0tta6bl4.wire.errors import BadInput
 from x0tta6bl4.wire.ids import NodeName, SpiffeId, TrustDomain, node_of
 
@@ -230,50 +229,6 @@ class Judge:
                 break
             below = above
         return "chain too long" if depth > PATH_INTERMEDIATES_MAX else "path not valid"
-
-
-class PinnedJudge:
-    """Judge of somebody who has no bundle yet but knows its hash (enrolment).
-
-    The peer has to append all trust anchors of its bundle to its chain; only if their hash is the
-    pinned one, they become the anchors by which the leaf is judged.
-
-    Args:
-        trust_domain: from the enrol token.
-        pin: `x509.bundle_hash` of the anchors, from the enrol token.
-        clock: wall time, microseconds.
-        lifetime_s_max: longest life of a leaf, seconds.
-    """
-
-    __slots__ = ("_lifetime_s_max", "_pin", "_trust_domain", "clock")
-
-    def __init__(self, trust_domain: TrustDomain, pin: bytes, clock: Clock,
-                 lifetime_s_max: int = LIFETIME_S_MAX) -> None:
-        self._trust_domain = trust_domain
-        self._pin = pin
-        self._lifetime_s_max = lifetime_s_max
-        self.clock = clock
-
-    def judge(self, chain: Sequence[bytes], expect: Expect,
-              now_unix_us: int | None = None) -> Judgement:
-        """Judge a chain whose tail is the whole bundle."""
-        try:
-            anchors = anchors_in(chain)
-        except BadInput as error:
-            return Judgement(Denied(_PARSE_REASONS.get(error.id, "malformed certificate")))
-        if not hmac.compare_digest(bundle_hash(anchors), self._pin):
-            return Judgement(Denied("bundle does not match the pin"))
-        judge = Judge(self._trust_domain, anchors, allow_all, self.clock, self._lifetime_s_max)
-        return judge.judge(chain, expect, now_unix_us)
-
-
-def anchors_in(chain: Sequence[bytes]) -> tuple[bytes, ...]:
-    """The self-signed CA certificates of a chain as sent: the bundle of a peer that was pinned.
-
-    Raises:
-        BadInput: not a chain.
-    """
-    return tuple(c.der for c in parse_chain(chain)[1:] if _self_signed(c))
 
 
 def _self_signed(certificate: Parsed) -> bool:

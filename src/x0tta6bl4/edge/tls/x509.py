@@ -6,8 +6,7 @@ CA keys P-384 (decisions: Ed25519 is refused by verifiers that others use).
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Final, final
 
@@ -129,33 +128,6 @@ def parse_chain(chain: Sequence[bytes]) -> list[Parsed]:
     return [Parsed(der) for der in chain]
 
 
-def bundle_hash(anchors: Iterable[bytes]) -> bytes:
-    """Hash of a set of trust anchors, as enrol tokens carry it: SHA-256, order does not matter."""
-    digests = sorted(hashlib.sha256(anchor).digest() for anchor in anchors)
-    return hashlib.sha256(b"x0 bundle 1\x00" + b"".join(digests)).digest()
-
-
-def pem_chain(chain: Iterable[bytes]) -> bytes:
-    """Certificates as PEM, in order."""
-    return b"".join(
-        x509.load_der_x509_certificate(der).public_bytes(serialization.Encoding.PEM)
-        for der in chain
-    )
-
-
-def pem_certificates(text: bytes) -> tuple[bytes, ...]:
-    """DER of every certificate in a PEM text.
-
-    Raises:
-        BadInput: no certificate in it, or a broken one.
-    """
-    try:
-        return tuple(certificate.public_bytes(serialization.Encoding.DER)
-                     for certificate in x509.load_pem_x509_certificates(text))
-    except _BAD:
-        raise BadInput("X0-TLS-001", "not a PEM file of certificates") from None
-
-
 # ------------------------------------------------------------------------------------------- keys
 def new_key(kind: str = "P-256") -> PrivateKey:
     """Make a private key: `P-256` or `P-384`.
@@ -241,24 +213,6 @@ def new_anchor(domain: TrustDomain, now_unix_s: int, *, key: PrivateKey | None =
     return Issuer(domain, key, certificate.public_bytes(serialization.Encoding.DER))
 
 
-def new_intermediate(issuer: Issuer, now_unix_s: int, *, key: PrivateKey | None = None,
-                     kind: str = "P-384", ttl_s: int = 30 * 86_400) -> Issuer:
-    """Make a CA below another that may sign leaves only (path length 0)."""
-    key = key or new_key(kind)
-    parent = issuer.parsed.certificate
-    builder = _ca_builder(issuer.domain, key.public_key(),
-                          f"x0tta6bl4 {issuer.domain} {x509.random_serial_number():x}"[:64])
-    start, end = _period(issuer, now_unix_s, ttl_s)
-    certificate = (
-        builder.issuer_name(parent.subject).not_valid_before(start).not_valid_after(end)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_authority_key(issuer), critical=False)
-        .sign(issuer.key, _hash_for(issuer.key))
-    )
-    der = certificate.public_bytes(serialization.Encoding.DER)
-    return Issuer(issuer.domain, key, der, (der, *issuer.intermediates))
-
-
 def issue_leaf(issuer: Issuer, csr: bytes, id: SpiffeId, now_unix_s: int, *,
                ttl_s: int = SVID_TTL_S, via: NodeName | None = None,
                backdate_s: int = BACKDATE_S) -> tuple[bytes, ...]:
@@ -304,14 +258,6 @@ def issue_leaf_for(issuer: Issuer, key: PublicKey, id: SpiffeId, now_unix_s: int
         .sign(issuer.key, _hash_for(issuer.key))
     )
     return (certificate.public_bytes(serialization.Encoding.DER), *issuer.intermediates)
-
-
-def new_svid(issuer: Issuer, id: SpiffeId, now_unix_s: int, *, ttl_s: int = SVID_TTL_S,
-             via: NodeName | None = None) -> Svid:
-    """Make a key and an SVID for it: what an authority does for itself."""
-    key = new_key()
-    chain = issue_leaf_for(issuer, key.public_key(), id, now_unix_s, ttl_s=ttl_s, via=via)
-    return Svid(id, chain, key_bytes(key), parse(chain[0]).fields.not_after_unix_s)
 
 
 # ---------------------------------------------------------------------------------------- records
