@@ -211,19 +211,21 @@ class TlsCircuit:
         if self.backlog or not self.up or not self.open:
             return
         pending, write = self.circuit.pending, self.tls.write
-        merged = 0
-        view = pending()
         try:
-            while view is not None:
-                size = len(view)
-                write(view)
-                merged += size
-                view = pending() if merged + size <= MERGE_BYTES else None
-                if view is None:
-                    if not self._send():
-                        return
-                    merged = 0
+            more = True
+            while more:
+                more = False
+                merged = 0
+                view = pending()
+                while view is not None:
+                    write(view)
+                    merged += len(view)
+                    if merged > MERGE_BYTES:
+                        more = True
+                        break
                     view = pending()
+                if not merged or not self._send():
+                    return
         except X0Error as error:
             self.lose(_reason(error))
 
