@@ -73,7 +73,7 @@ CONTEXTS_MAX: Final = 4096
 OUTCOMES_MAX: Final = 256
 
 
-class CountedEngine(Engine):
+class CountedTls(Engine):
     """TLS of one circuit, whose handshake is counted by result and key exchange."""
 
     __slots__ = ("_counts",)
@@ -135,7 +135,7 @@ class Contexts:
             if len(self._made) >= CONTEXTS_MAX:
                 self._made.clear()
             self._made[key] = context = made
-        return CountedEngine(context, server, self.handshakes)
+        return CountedTls(context, server, self.handshakes)
 
     def _context(self, own: SpiffeId, peer: SpiffeId | None) -> TlsContext | Denied:
         assert self.endpoint is not None
@@ -299,6 +299,10 @@ class ProxyProcess:
             id, _, selectors = rest.rpartition("/unix:")
             self.callers.drop(CallerItem(id, tuple(f"unix:{selectors}".split(","))))
 
+    def _put_node(self, item: NodeItem) -> None:
+        self.hops.node_set(item)
+        self.endpoint.draining = item.draining
+
     def _put_neighbour(self, item: NeighbourItem) -> None:
         try:
             self.hops.neighbour_set(item)
@@ -332,7 +336,7 @@ class ProxyProcess:
             self._notice("caller", f"entry of {item.id}: {error}")
 
     _PUTS: Final[dict[type[Item], Callable[[Any, Any], None]]] = {
-        NodeItem: lambda self, item: self.hops.node_set(item),
+        NodeItem: _put_node,
         AuthorityPathItem: lambda self, item: self.hops.authority_paths(item),
         NeighbourItem: _put_neighbour,
         ListenItem: _put_listener,
