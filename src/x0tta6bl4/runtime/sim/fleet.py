@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
@@ -14,8 +15,10 @@ from x0tta6bl4.runtime.sim.sides import AgentSide, ProxySide, start_agent, start
 from x0tta6bl4.runtime.sim.world import World
 from x0tta6bl4.wire.authority import Entry
 from x0tta6bl4.wire.ids import SpiffeId
+from x0tta6bl4.wire.records import decode_node, decode_record
 
 TTL_S: Final = 3600
+_DECODED_MAX: Final = 20_000
 
 
 def workload(node: str) -> SpiffeId:
@@ -31,6 +34,7 @@ class Fleet:
         mesh: hosts and wires, laid already.
         direct: hosts that dial the authority themselves.
         ttl_s: life of SVIDs.
+        workloads: hosts that have one; each calls and serves.  All, if None.
         agent, proxy: make the machines, or broken ones that a law must catch.
     """
 
@@ -40,6 +44,7 @@ class Fleet:
         mesh: Mesh,
         direct: Iterable[str],
         ttl_s: int = TTL_S,
+        workloads: Iterable[str] | None = None,
         agent: Callable[..., Any] = Agent,
         proxy: Callable[..., Any] = Proxy,
     ) -> None:
@@ -47,9 +52,12 @@ class Fleet:
         self.mesh = mesh
         self.realm = Realm(world.seed)
         self.authority = Authority(world, mesh, self.realm, frozenset(direct), ttl_s)
-        self._agent = agent
+        # What one node decodes all nodes decode: records are immutable, so they share the result.
+        decode = functools.lru_cache(_DECODED_MAX)(decode_record)
+        decode_body = functools.lru_cache(_DECODED_MAX)(decode_node)
+        self._agent = functools.partial(agent, decode=decode, decode_body=decode_body)
         self._proxy = proxy
-        for name in mesh.hosts:
+        for name in mesh.hosts if workloads is None else workloads:
             entry = Entry(
                 str(workload(name)), name, ("unix:uid:1000",), address="127.0.0.1:80", key=name
             )

@@ -159,6 +159,7 @@ class ControlLink:
         self.mesh = mesh
         self.names = (a, b)
         self.up = False
+        self.delivered = 0
         self._serial = 0
         self._flows: dict[str, Flow] = {}
         self._said: dict[str, Intro] = {}
@@ -207,6 +208,7 @@ class ControlLink:
 
     def _deliver(self, target: str, source: str) -> Callable[[Any], None]:
         def deliver(message: LinkMessage) -> None:
+            self.delivered += 1
             agent = self.mesh.hosts[target].agent
             if agent is None:
                 return
