@@ -370,6 +370,26 @@ def test_a_draining_node_is_no_way_for_others() -> None:
     assert mesh["a"].proxy.item("PathsItem/d") is None
 
 
+def test_a_draining_node_offers_nothing_and_its_proxy_is_told_and_all_of_it_ends_again() -> None:
+    mesh = shop_and_web(LINE)
+    c = mesh["c"]
+    assert not c.agent.draining
+    mesh["c"].give(words.AuthoritySaid(Update(0, draining=True)))
+    mesh.run(3)
+    told = c.proxy.item("NodeItem")
+    assert type(told) is NodeItem
+    assert told.draining
+    assert c.agent.draining
+    assert mesh["a"].proxy.items(ReplicasItem) in ([], [ReplicasItem(WEB, ())])
+    assert c.proxy.items(ServiceItem) != []  # Streams that are open go on.
+    mesh["c"].give(words.AuthoritySaid(Update(0, draining=False)))
+    mesh.run(3)
+    told = c.proxy.item("NodeItem")
+    assert type(told) is NodeItem
+    assert not told.draining
+    assert mesh["a"].proxy.items(ReplicasItem) == [ReplicasItem(WEB, (("c", 0),))]
+
+
 # ------------------------------------------------------------------ what the authority says
 def test_sets_reach_every_proxy_through_the_mesh() -> None:
     mesh = shop_and_web(LINE)

@@ -139,7 +139,7 @@ class AgentProcess:
             authority=s.authority.address,
             revocation_max_age_s=s.revocation_max_age_s,
             area=s.area,
-            stub=self.desk.draining,
+            draining=self.desk.draining,
         )
 
     async def _admit(self) -> None:

@@ -151,7 +151,7 @@ class Desk:
         )
 
     def _state(self, view: words.View) -> str:
-        if self.draining:
+        if self.draining or self._agent.machine.draining:
             return "draining"
         if not view.proxy_up or self._agent.ready is None:
             return "alone" if self._heard_full else "starting"

@@ -68,7 +68,6 @@ from x0tta6bl4.wire.messages import (
 )
 
 TELL_US: Final = SECOND
-DRAIN_US: Final = 2 * SECOND
 CONTEXTS_MAX: Final = 4096
 OUTCOMES_MAX: Final = 256
 

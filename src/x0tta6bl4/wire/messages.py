@@ -92,6 +92,8 @@ class NodeItem(Message, frozen=True):
     """`host:port` of the authority as this node dials it; empty: only through others."""
     revocation_max_age_s: int = 0
     """Refuse everything when the newest heartbeat is older; 0: never."""
+    draining: bool = False
+    """Take no new streams; those that are open go on."""
 
 
 @final

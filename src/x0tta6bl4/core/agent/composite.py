@@ -201,6 +201,11 @@ class Agent:
         """
         return self._sets.explain(source, target)
 
+    @property
+    def draining(self) -> bool:
+        """Whether this node takes no new streams."""
+        return self._own.draining
+
     def svid(self, id: str) -> SvidItem | None:
         """The SVID held for an ID, key and all."""
         return self._own.svids.get(id)
@@ -290,11 +295,8 @@ class Agent:
 
     def _reassert(self) -> None:
         """Tell the proxy again what the configuration and the entries say: they are complete."""
-        config = self._own.config
-        self._snapshot.put(
-            NodeItem(self.domain, self.me, config.authority, config.revocation_max_age_s)
-        )
-        self._snapshot.replace(ListenItem, config.listens)
+        self._own.introduce()
+        self._snapshot.replace(ListenItem, self._own.config.listens)
         self._snapshot.put(PathsItem(self.me, ((self.me,),)))
         self._own.offer()
 

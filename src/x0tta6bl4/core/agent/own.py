@@ -21,7 +21,7 @@ from x0tta6bl4.core.machine import NEVER, NOTHING, SECOND, Done, Effects, Failed
 from x0tta6bl4.core.records.words import Publish, Withdraw
 from x0tta6bl4.wire.authority import Entry, Update
 from x0tta6bl4.wire.ids import NodeName, SpiffeId, TrustDomain, node_id
-from x0tta6bl4.wire.messages import CallerItem, ServiceItem, SvidItem
+from x0tta6bl4.wire.messages import CallerItem, NodeItem, ServiceItem, SvidItem
 from x0tta6bl4.wire.records import (
     KIND_NODE,
     Adjacency,
@@ -62,9 +62,9 @@ class Own:
     """
 
     __slots__ = (
-        "_asked", "_endpoints", "_headers", "_links_by", "_me", "_page_of", "_paged_at",
-        "_published", "_renew_before", "_sign", "_snapshot", "_stopping", "adjacency", "config",
-        "draining", "entries", "heard_full", "id", "later_at", "renewal", "stale", "svids",
+        "_asked", "_domain", "_endpoints", "_headers", "_links_by", "_me", "_page_of",
+        "_paged_at", "_published", "_renew_before", "_sign", "_snapshot", "_stopping",
+        "_told_to_drain", "adjacency", "config", "entries", "heard_full", "id", "later_at", "renewal", "stale", "svids",
     )  # fmt: skip
 
     def __init__(
@@ -76,6 +76,7 @@ class Own:
         snapshot: Snapshot,
     ) -> None:
         self._me = me
+        self._domain = domain
         self.id = node_id(domain, me)
         self._sign = sign
         self._snapshot = snapshot
@@ -85,7 +86,7 @@ class Own:
         self.heard_full = False
         self.svids: dict[str, SvidItem] = {}
         self.adjacency: tuple[Adjacency, ...] | None = None
-        self.draining = False
+        self._told_to_drain = False
         self.stale = False
         self._stopping = False
         self._headers: frozenset[str] = frozenset()
@@ -173,9 +174,9 @@ class Own:
         for entry in update.entries:
             if len(self.entries) < ENTRIES_MAX or entry.key in self.entries:
                 self.entries[entry.key] = entry
-        if update.draining != self.draining:
-            self.draining = update.draining
-            self.stale = True
+        if update.draining != self._told_to_drain:
+            self._told_to_drain = update.draining
+            self.introduce()
         effects: Effects = NOTHING
         if update.full or update.gone or update.entries:
             effects = self.tidy(now)
@@ -196,6 +197,21 @@ class Own:
                     held = SvidHeld(SpiffeId(id), unix_s - 2, unix_s - 1)
                     effects += self.renewal.handle(now, held)
         return effects
+
+    @property
+    def draining(self) -> bool:
+        """Whether this node takes no new streams, by its own word or the authority's."""
+        return self.config.draining or self._told_to_drain
+
+    def introduce(self) -> None:
+        """Tell the proxy who it is, and whether it drains; the mesh hears of that, too."""
+        config = self.config
+        self._snapshot.put(
+            NodeItem(
+                self._domain, self._me, config.authority, config.revocation_max_age_s, self.draining
+            )
+        )
+        self.stale = True
 
     def headers(self, ids: frozenset[str]) -> None:
         """Services with these IDs want a PROXY header, whatever their entries say."""
@@ -301,7 +317,8 @@ class Own:
         pages: dict[str, list[Endpoint]] = {}
         new: list[tuple[str, int, Endpoint]] = []
         before, self._page_of = self._page_of, {}
-        for id in sorted({entry.id for entry in self.entries.values() if entry.address}):
+        offered = {e.id for e in self.entries.values() if e.address and not self.draining}
+        for id in sorted(offered):
             endpoint = self._endpoint(id, unix_s)
             if endpoint is None:
                 continue

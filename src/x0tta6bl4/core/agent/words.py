@@ -49,6 +49,8 @@ class NodeConfig(Value, frozen=True):
     area: int = 0
     stub: bool = False
     """No transit for others (RFC 6987)."""
+    draining: bool = False
+    """No transit, no new streams: this node is about to stop."""
 
 
 # ------------------------------------------------------------------------------ events
