@@ -55,7 +55,6 @@ from x0tta6bl4.wire.messages import (
     LinkState,
     ListenItem,
     NeedFull,
-    NodeItem,
     PathBad,
     PathsItem,
     Ready,

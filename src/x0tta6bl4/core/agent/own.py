@@ -64,7 +64,8 @@ class Own:
     __slots__ = (
         "_asked", "_domain", "_endpoints", "_headers", "_links_by", "_me", "_page_of",
         "_paged_at", "_published", "_renew_before", "_sign", "_snapshot", "_stopping",
-        "_told_to_drain", "adjacency", "config", "entries", "heard_full", "id", "later_at", "renewal", "stale", "svids",
+        "_told_to_drain", "adjacency", "config", "entries", "heard_full", "id",
+        "later_at", "renewal", "stale", "svids",
     )  # fmt: skip
 
     def __init__(
