@@ -226,6 +226,16 @@ def test_a_revoked_circuit_is_not_taken_and_a_held_one_closes() -> None:
     assert facts.CloseCircuit(78, "revoked") in again
 
 
+def test_nothing_is_opened_by_or_to_a_banned_identity() -> None:
+    for banned in (CALLER, WEB):
+        rig = ready()
+        assert rig.proxy.open(CALLER, WEB, "web") == Allowed(WEB)
+        rig.delta(RevokedItem(banned, ABOVE, 100))  # Of single SVIDs: it is issued anew.
+        assert rig.proxy.open(CALLER, WEB, "web") == Allowed(WEB)
+        rig.delta(RevokedItem(banned, ABOVE))
+        assert rig.proxy.open(CALLER, WEB, "web") == Denied("revoked")
+
+
 def test_streams_are_cut_when_policy_no_longer_allows_them() -> None:
     rig = ready()
     number, dial = rig.session()

@@ -73,6 +73,8 @@ from x0tta6bl4.wire.messages import (
     SvidItem,
 )
 
+ISSUED_LAST: Final = 2**62
+"""Issued after any revocation of single SVIDs: what still hits it is a ban of the identity."""
 SESSIONS_MAX: Final = 4096
 """Client sessions of one proxy; further ones are refused."""
 
@@ -182,6 +184,10 @@ class Proxy:
         """Whether a stream may be opened now, in either role."""
         if self._stale_at == 0:
             return STALE
+        for id in (source, target):
+            verdict = self.revocations.check(id, ISSUED_LAST, None)
+            if type(verdict) is Denied:  # At once: no circuit of theirs would be let in.
+                return verdict
         return self.policy.open(source, target, name)
 
     def resolve(self, name: str) -> SpiffeId | None:
@@ -573,7 +579,7 @@ class Proxy:
 
     def _issued(self, id: SpiffeId) -> int:
         """When our own SVID was issued: not known here; only bans of the identity count."""
-        return 2**62 if self.svid(id) is not None else 0
+        return ISSUED_LAST if self.svid(id) is not None else 0
 
     def _dials(self, node: str) -> bool:
         item = self.snapshot.items.get(f"NeighbourItem/{node}")
