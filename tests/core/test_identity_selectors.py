@@ -13,8 +13,6 @@ from x0tta6bl4.core.identity.selectors import (
     Matches,
     Selector,
     match,
-    needs_hash,
-    needs_process,
     parse,
     parse_all,
 )
@@ -62,14 +60,6 @@ def test_an_entry_without_selectors_matches_nobody() -> None:
     with pytest.raises(BadInput):
         parse_all([f"unix:uid:{n}" for n in range(SELECTORS_MAX + 1)])
     assert parse_all(["unix:uid:1", "unix:uid:1"]) == (Selector("uid", "1"),)
-
-
-def test_only_what_is_asked_for_has_to_be_found_out() -> None:
-    cheap = parse_all(["unix:uid:1", "unix:gid:1", "unix:cgroup:/x"])
-    assert not needs_process(cheap)
-    assert needs_process([*cheap, parse("unix:path:/x")])
-    assert not needs_hash([*cheap, parse("unix:path:/x")])
-    assert needs_hash([parse("unix:sha256:" + "00" * 32)])
 
 
 @given(st.text(max_size=60) | st.text(max_size=40).map(lambda t: "unix:" + t)

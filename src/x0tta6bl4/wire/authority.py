@@ -32,7 +32,6 @@ REPLY_BYTES_MAX: Final = 64 * 1024 * 1024
 LIST_MAX: Final = 1000
 """Most items in one page of a list."""
 SELECTORS_MAX: Final = 16
-CALLERS_MAX: Final = 64
 TTL_S_DEFAULT: Final = 3600
 TTL_S_MIN: Final = 10
 TTL_S_MAX: Final = 3600

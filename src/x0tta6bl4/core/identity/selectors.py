@@ -45,7 +45,7 @@ class Attributes(Value, frozen=True):
     uid: int | None = None
     gids: tuple[int, ...] = ()
     path: str = ""
-    """Executable; only looked up where `needs_process` says so, as cgroup may be."""
+    """Executable; only looked up where a selector asks for it, as cgroup may be."""
     sha256: str = ""
     """Of the executable, lower-case hex."""
     cgroup: str = ""
@@ -105,16 +105,6 @@ def match(selectors: Sequence[Selector], attributes: Attributes) -> Matches | Di
         if not _holds(selector, attributes):
             return Differs(str(selector))
     return _MATCHES
-
-
-def needs_process(selectors: Iterable[Selector]) -> bool:
-    """Whether pid and executable have to be found (slower, and a race to guard against)."""
-    return any(selector.kind in ("path", "sha256") for selector in selectors)
-
-
-def needs_hash(selectors: Iterable[Selector]) -> bool:
-    """Whether the executable has to be hashed."""
-    return any(selector.kind == "sha256" for selector in selectors)
 
 
 _MATCHES: Final = Matches()

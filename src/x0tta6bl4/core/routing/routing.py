@@ -138,9 +138,9 @@ class Routing:
     """
 
     __slots__ = (
-        "_authorities", "_better", "_bodies", "_changes", "_computed", "_destinations", "_lazy",
+        "_authorities", "_better", "_bodies", "_changes", "_destinations", "_lazy",
         "_lazy_at", "_levels", "_links", "_map", "_me", "_publish_at", "_published_at", "_rebuild",
-        "_restarts", "_run_at", "_runs", "_tree", "_urgent", "_users", "deadline",
+        "_restarts", "_run_at", "_tree", "_urgent", "_users", "deadline",
     )  # fmt: skip
 
     def __init__(self, me: str) -> None:
@@ -163,7 +163,6 @@ class Routing:
         self._restarts: list[tuple[Instant, str, NodeBody]] = []
         self._publish_at: Instant = NEVER
         self._published_at: int = -_PUBLISH_EVERY
-        self._runs = self._computed = 0
         self.deadline: Instant = NEVER
 
     # -------------------------------------------------------------------------- doors
@@ -333,7 +332,6 @@ class Routing:
                 self._lazy.pop(name, None)
                 self._compute(name, out)
                 budget -= 1
-        self._runs += 1
         if not self._lazy:
             self._lazy_at = NEVER
         if not budget and (self._urgent or now >= self._lazy_at):
@@ -367,7 +365,6 @@ class Routing:
         known = self._destinations.get(name)
         if known is None:
             return
-        self._computed += 1
         if name == _AUTHORITY:
             found = self._authority_paths()
         else:

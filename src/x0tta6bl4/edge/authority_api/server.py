@@ -54,12 +54,11 @@ _CREDENTIALS: Final = struct.Struct("3i")
 class _Peer:
     """One connection: who it is, and what is to be remembered with it."""
 
-    __slots__ = ("admitted", "caller", "nonce", "nonce_at", "protocol", "timer")
+    __slots__ = ("caller", "nonce", "nonce_at", "protocol", "timer")
 
     def __init__(self, protocol: _Protocol, caller: Caller) -> None:
         self.protocol = protocol
         self.caller = caller
-        self.admitted = True
         self.nonce = b""
         self.nonce_at = 0.0
         self.timer: asyncio.TimerHandle | None = None

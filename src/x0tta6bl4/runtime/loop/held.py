@@ -20,13 +20,9 @@ class Resettable(Protocol):
 
 @final
 class HopSocket(socket.socket):
-    """A circuit's socket; closing it gives its place at the neighbour back.
+    """A circuit's socket; closing it gives its place at the neighbour back."""
 
-    Attributes:
-        cut_reason: why this node ended it by itself; empty if it did not.
-    """
-
-    __slots__ = ("_on_close", "cut_reason")
+    __slots__ = ("_on_close",)
 
     _on_close: Callable[[HopSocket], None] | None
 
@@ -35,7 +31,6 @@ class HopSocket(socket.socket):
         super().__init__(family, kind, protocol, fileno=sock.detach())
         self.setblocking(False)
         self._on_close = on_close
-        self.cut_reason = ""
 
     def close(self) -> None:
         """Close; further calls do nothing."""
@@ -46,7 +41,6 @@ class HopSocket(socket.socket):
 
     def reset(self, reason: str) -> None:
         """End it under its owner's hands: the owner's epoll says so, and its close resets."""
-        self.cut_reason = reason
         try:
             if self.family != socket.AF_UNIX:
                 self.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
