@@ -143,6 +143,19 @@ def test_who_slept_judges_nobody() -> None:
     assert pair.client.moves == 0
 
 
+def test_whatever_wakes_a_sleeper_it_judges_nobody() -> None:
+    pair = running()
+    talk(pair)
+    pair.run(20 * MS)
+    active = pair.client.active
+    assert active is not None
+    pair.client._ping(pair.world.now, active)  # type: ignore[arg-type]
+    pair.client._effects.clear()  # It stands unanswered.
+    pair.world.now += 500 * MS
+    pair.a.give(facts.Wrote(pair.client.number))
+    assert active.suspect_at == 0
+
+
 def test_suspicion_may_not_resend_for_ever() -> None:
     limits = facts.Limits(resend_percent=0, resend_window=1)
     pair = running(limits=limits)

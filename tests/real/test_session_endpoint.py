@@ -14,6 +14,7 @@ from tests.fakes.endpoints import App, Mesh, Service, call, tcp_pair, unix_us, w
 from x0tta6bl4.core.machine import Denied
 from x0tta6bl4.core.session.facts import Limits
 from x0tta6bl4.core.session.frames import Reset
+from x0tta6bl4.runtime.loop import circuits
 from x0tta6bl4.wire.ids import NodeName
 from x0tta6bl4.wire.messages import (
     NameItem,
@@ -272,7 +273,7 @@ def test_revocation_ends_everything_at_once_and_for_good(mesh: Mesh, who: str) -
     assert node.endpoint.statistics().sessions == 0
     app = call(mesh)
     app.send(b"again")
-    mesh.idle(1.0)
+    mesh.idle(0.3)
     assert bytes(app.got) == b""
     assert node.endpoint.statistics().sessions in (0, 1)
     assert len(service.apps) == 1
@@ -401,7 +402,10 @@ def test_streams_that_stand_still_do_not_use_up_the_session(mesh: Mesh, tmp_path
     mesh.run(lambda: service.apps[-1].got == b"hello", 5)
 
 
-def test_a_circuit_that_says_nothing_is_given_up(mesh: Mesh) -> None:
+def test_a_circuit_that_says_nothing_is_given_up(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(circuits, "HANDSHAKE_US", 200_000)
     b = mesh.nodes[B]
     b.workload("web")
     near, far = tcp_pair()

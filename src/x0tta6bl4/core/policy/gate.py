@@ -69,6 +69,8 @@ class Policy:
         """Whether `source` may open a stream to `target`.
 
         Args:
+            source: who calls.
+            target: who is called.
             name: the service name it asked for; empty: it asked by ID.
         Returns:
             Allowed(target), or Denied with a stable reason.

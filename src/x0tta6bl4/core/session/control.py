@@ -123,11 +123,10 @@ class Client:
         """See `core.machine.Machine`."""
         if self.ended:
             return self._after_end(event)
-        judge = True
+        judge = now - self.deadline <= self._limits.late
         if type(event) is Tick:
             if now < self.deadline:
                 return NOTHING
-            judge = now - self.deadline <= self._limits.late
         elif type(event) is facts.Wrote:
             self._watch(now)
         elif type(event) is facts.Owing:

@@ -176,6 +176,7 @@ class Endpoint:
         self._shaking = 0
         self._streams = 0
         self._counts = dict.fromkeys(_COUNTS, 0)
+        self.closings: dict[str, int] = {}  # Circuits that were closed here, by the fixed reasons.
         self._timer: Timer | None = None
         self._armed: Instant = NEVER
         self._clock_us = unix_us() - clock()
@@ -469,6 +470,7 @@ class Endpoint:
     def _close_circuit(self, effect: facts.CloseCircuit) -> None:
         circuit = self.circuits.pop(effect.circuit, None)
         if circuit is not None:
+            self.closings[effect.reason] = self.closings.get(effect.reason, 0) + 1
             circuit.close()
 
     def _session_opened(self, effect: facts.SessionOpened) -> None:

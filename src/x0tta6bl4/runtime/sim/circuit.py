@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from hashlib import blake2b
+from itertools import pairwise
 from random import Random
 from typing import Any, Final, Protocol
 
@@ -204,7 +205,7 @@ class Wire:
             return [data]
         cut = sorted(self._random.randrange(len(data) + 1) for _ in range(3))
         bounds = [0, *cut, len(data)]
-        return [data[a:b] for a, b in zip(bounds, bounds[1:], strict=False) if a < b]
+        return [data[a:b] for a, b in pairwise(bounds) if a < b]
 
     def _later(self, to: End, call: Callable[[Any], None], argument: Any) -> None:
         """In order, after the latency."""
