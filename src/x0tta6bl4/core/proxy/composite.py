@@ -130,8 +130,8 @@ class Proxy:
 
     __slots__ = (
         "_by_circuit", "_by_key", "_clock_us", "_due", "_floor_unix_us", "_generations", "_limits",
-        "_mac", "_make_pipe", "_numbers", "_out", "_seed", "_stale_at", "_svid_at", "clients",
-        "deadline", "link_states", "links", "me", "policy", "revocations", "routes", "server",
+        "_mac", "_make_pipe", "_numbers", "_others_at", "_out", "_seed", "_stale_at", "_svid_at",
+        "clients", "deadline", "link_states", "links", "me", "policy", "revocations", "routes", "server",
         "snapshot",
     )  # fmt: skip
 
@@ -170,6 +170,8 @@ class Proxy:
         self.link_states: dict[str, LinkState] = {}
         self._due: list[tuple[int, int]] = []
         self._floor_unix_us = 0
+        self._others_at: int = NEVER
+        """Deadline of everything but links."""
         self._stale_at: int = NEVER
         self._svid_at: int = NEVER
         self._out: list[Effect] = []
@@ -223,28 +225,32 @@ class Proxy:
     # ------------------------------------------------------------------ entrance
     def handle(self, now: Instant, event: Event) -> Effects:
         """See `core.machine.Machine`."""
-        if type(event) is Tick:
+        if type(event) is Received and type(event.message) is Hello:
+            self._out += self.links.handle(now, event)
+            if not self._out:  # Nearly always: only the deadline of links has changed.
+                self.deadline = Instant(min(self._others_at, self.links.deadline))
+                return NOTHING
+        elif type(event) is Tick:
             if now < self.deadline:
                 return NOTHING
-            self._tick(now)
+            if self._others_at > now:
+                self._out += self.links.handle(now, event)
+            else:
+                self._tick(now)
         else:
             self._give(now, event)
         at = 0
         while at < len(self._out):
             # An effect that is a fact for another machine may append more.
-            self._hear(now, at)
+            if type(self._out[at]) is not Send:
+                self._hear(now, at)
             at += 1
-        effects = tuple(effect for effect in self._out if effect is not NONE)
+        effects = tuple([effect for effect in self._out if effect is not NONE])
         self._out = []
-        self.deadline = Instant(
-            min(
-                self._soonest(),
-                self.server.deadline,
-                self.links.deadline,
-                self._stale_at or NEVER,
-                self._svid_at,
-            )
+        self._others_at = min(
+            self._soonest(), self.server.deadline, self._stale_at or NEVER, self._svid_at
         )
+        self.deadline = Instant(min(self._others_at, self.links.deadline))
         return effects
 
     def _tick(self, now: Instant) -> None:
