@@ -151,6 +151,7 @@ def test_whatever_wakes_a_sleeper_it_judges_nobody() -> None:
     assert active is not None
     pair.client._ping(pair.world.now, active)  # type: ignore[arg-type]
     pair.client._effects.clear()  # It stands unanswered.
+    pair.client.deadline = pair.client._next(pair.world.now)  # type: ignore[arg-type]
     pair.world.now += 500 * MS
     pair.a.give(facts.Wrote(pair.client.number))
     assert active.suspect_at == 0
