@@ -114,3 +114,10 @@ def test_one_node_shows_its_paths() -> None:
     got = "\n".join(shown(Screen(), [a_status()], 80, 0))
     assert "PATH IN USE" in got
     assert "a b c" in got
+
+
+def test_what_is_said_again_is_one_line() -> None:
+    events = tuple(EventView(UNIX_S * 10**6 + i, "refused", "no replica") for i in range(5))
+    got = shown(Screen(), [a_status(events=events)], 80, 0)
+    assert sum("no replica" in line for line in got) == 1
+    assert any("no replica (5 times)" in line for line in got)

@@ -119,7 +119,7 @@ def live(
         try:
             while alive():
                 began = time.monotonic()
-                display.update(screen.draw(source(), console.height - 1, began), refresh=True)
+                display.update(screen.draw(source(), console.height, began), refresh=True)
                 time.sleep(max(0.0, began + REFRESH_S - time.monotonic()))
         except KeyboardInterrupt:
             return
@@ -209,7 +209,10 @@ def _links(nodes: Sequence[Status], shared: int) -> Table:
             f"{one}-{other}",
             Text(link.state, _STYLES.get(link.state, "")),
             f"{link.rtt_us / 1000:.1f} ms" if link.rtt_us else "-",
-            Text(f"{link.loss_ppm / 10_000:.1f}%", "red" if link.loss_ppm >= 10_000 else ""),
+            Text(
+                f"{link.loss_ppm / 10_000:.1f}%" if link.rtt_us else "-",
+                "red" if link.loss_ppm >= 10_000 else "",
+            ),
         )
     _rest(table, len(pairs) - rows)
     return table
@@ -291,12 +294,19 @@ def _paths(node: Status, room: _Room) -> Table:
 
 def _events(nodes: Sequence[Status], room: _Room) -> Table:
     table = _table("TIME", "NODE", "EVENT")
-    events: list[tuple[EventView, str]] = [(e, e.node or n.node) for n in nodes for e in n.events]
-    events.sort(key=lambda pair: pair[0].unix_us)
+    events = [(event.unix_us, event.node or node.node, event) for node in nodes
+              for event in node.events]  # fmt: skip
+    events.sort(key=lambda row: row[0])
+    # What a node says again and again is one line, at the time when it said it last.
+    said: dict[tuple[str, str], tuple[EventView, int]] = {}
+    for _, node, event in events:
+        _, times = said.pop((node, event.text), (event, 0))
+        said[node, event.text] = event, times + 1
     rows = max(2, min(20, room.left - 1))
-    for event, node in events[-rows:]:
+    for (node, text), (event, times) in list(said.items())[-rows:]:
+        again = f" ({times} times)" if times > 1 else ""
         table.add_row(
-            _clock(event), node, Text(event.text, "red" if event.kind == "refused" else "")
+            _clock(event), node, Text(text + again, "red" if event.kind == "refused" else "")
         )
     if not events:
         table.add_row("-", "", "nothing has happened")
