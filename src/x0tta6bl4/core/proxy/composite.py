@@ -131,8 +131,8 @@ class Proxy:
     __slots__ = (
         "_by_circuit", "_by_key", "_clock_us", "_due", "_floor_unix_us", "_generations", "_limits",
         "_mac", "_make_pipe", "_numbers", "_others_at", "_out", "_seed", "_stale_at", "_svid_at",
-        "clients", "deadline", "link_states", "links", "me", "policy", "revocations", "routes", "server",
-        "snapshot",
+        "clients", "deadline", "link_states", "links", "me", "policy", "revocations", "routes",
+        "server", "snapshot",
     )  # fmt: skip
 
     def __init__(
