@@ -225,10 +225,14 @@ def sessions(outcome: Outcome, lab: Lab, count: int) -> None:
 
 
 def slow(outcome: Outcome, lab: Lab, count: int, seconds: float) -> None:
-    """Readers who asked for much and read 16 KiB/s, with ordinary requests beside them."""
+    """Readers who asked for much and read 16 KiB/s; requests beside them in a session of its own.
+
+    Requests in the readers' own session share its credit, so they wait; that is told, not judged.
+    """
     memory = Memory(lab.proxies(CLIENT, SERVER))
     address = lab.plain(CLIENT, "web")
-    load = lab.load(CLIENT, "web", "--kept", "4", "--rate", "40", "--fresh", "5")
+    same = lab.load(CLIENT, "web", "--kept", "4", "--rate", "40", "--fresh", "5")
+    load = lab.load(CLIENT, "other", "--kept", "4", "--rate", "40", "--fresh", "5")
     readers: list[socket.socket] = []
     for _ in range(count):
         reader = socket.socket()
@@ -251,6 +255,7 @@ def slow(outcome: Outcome, lab: Lab, count: int, seconds: float) -> None:
     load.finish(10)
     for reader in readers:
         reader.close()
+    same.finish(10)
     figures = memory.stop()
     outcome.figure("memory_slow_readers", figures)
     outcome.figure("slow_readers", {"alive": len(alive), "reset": count - len(alive), "read": read})
@@ -258,6 +263,9 @@ def slow(outcome: Outcome, lab: Lab, count: int, seconds: float) -> None:
     longest = max((s.took for s in load.samples), default=0.0)
     outcome.figure("requests_beside_them", len(load.samples))
     outcome.figure("longest_of_them_ms", round(longest * 1e3, 1))
+    waited = max((s.took for s in same.samples), default=0.0)
+    outcome.figure("longest_in_their_session_ms", round(waited * 1e3, 1))
+    outcome.figure("failed_in_their_session", len(same.failed()))
     outcome.check(
         "requests beside slow readers all answered",
         bool(load.samples) and not failed,
@@ -271,10 +279,10 @@ def shape(session_count: int = 0) -> Shape:
     """The mesh for it; with that many more services."""
     more = tuple(Service(f"s{i:03d}", (SERVER,), ("shop",)) for i in range(session_count))
     return Shape(
-        services=(Service("web", (SERVER,), ("shop",)), *more),
+        services=(*(Service(name, (SERVER,), ("shop",)) for name in ("web", "other")), *more),
         callers=((CLIENT, "shop"),),
         socks=(CLIENT,),
-        plain_max=1,
+        plain_max=2,
     )
 
 

@@ -7,7 +7,7 @@ first line of a connection says what it does:
     GET ...         HTTP/1.1 with keep-alive; the answer is the file `--page`
     both N PACE     sends N pattern bytes at PACE bytes/s while it reads; after the end of both
                     directions the SHA-256 (hex) of what it read, then it closes
-    down N          sends N pattern bytes and closes
+    down N          sends N bytes and closes
     tick MS         an 8-byte counter every MS ms, until somebody closes
     echo            everything back, until the end
     reset           sends one byte, waits for one, then resets the connection
@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import hashlib
 import json
 import random
@@ -34,11 +35,17 @@ from pathlib import Path
 
 BLOCK_BYTES = 1 << 20
 READ_BYTES = 1 << 18
+DOWN_BYTES = 1 << 16
+
+
+@functools.cache
+def _random_block(seed: int) -> bytes:
+    return random.Random(f"pattern/{seed}").randbytes(BLOCK_BYTES)
 
 
 def pattern(total: int, seed: int = 1) -> Iterator[memoryview]:
     """`total` bytes in blocks, no two of them equal, the same for the same seed."""
-    block = bytearray(random.Random(f"pattern/{seed}").randbytes(BLOCK_BYTES))
+    block = bytearray(_random_block(seed))
     number = 0
     while total:
         struct.pack_into("<Q", block, 0, number)
@@ -77,9 +84,7 @@ class Server:
         elif verb == "both":
             await self._both(reader, writer, int(rest[0]), int(rest[1]))
         elif verb == "down":
-            for block in pattern(int(rest[0])):
-                writer.write(bytes(block))
-                await writer.drain()
+            await self._down(writer, int(rest[0]))
         elif verb == "tick":
             await self._tick(writer, int(rest[0]) / 1000)
         elif verb == "echo":
@@ -107,6 +112,13 @@ class Server:
                 await reader.readuntil(b"\n")
             except asyncio.IncompleteReadError:
                 return
+
+    async def _down(self, writer: asyncio.StreamWriter, total: int) -> None:
+        block = memoryview(_random_block(1))[:DOWN_BYTES]
+        while total:
+            writer.write(block[:total])
+            await writer.drain()
+            total -= min(total, DOWN_BYTES)
 
     async def _both(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, total: int, pace: int
