@@ -432,12 +432,14 @@ class AgentProcess:
             self.trusts.present(svid)
             self._greet()
             self._keep(svid, self.wallet.bundle)
+        self.desk.renewal_errors.pop(svid.id, None)
         self.desk.renewals[svid.id] = self.desk.renewals.get(svid.id, 0) + 1
         self.driver.post(Done(token, _item(svid)))
 
     def not_renewed(self, token: int, id: SpiffeId, reason: str) -> None:
         """It did not."""
         self.desk.renewal_failures += 1
+        self.desk.renewal_errors[id] = reason
         self.desk.event("svid", f"{id} was not renewed: {reason}")
         self.driver.post(Failed(token, reason))
 

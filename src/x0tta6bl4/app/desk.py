@@ -53,6 +53,9 @@ class Desk:
         self.refusals: dict[str, int] = {}
         self.renewals: dict[str, int] = {}
         self.renewal_failures = 0
+        self.renewal_errors: dict[str, str] = {}
+        """Why the last renewal of an ID failed, for those whose did."""
+        self.duplicate_name = False
         self.control_ports: list[int] = []
         self.authority_error = ""
         self.draining = False
@@ -61,6 +64,7 @@ class Desk:
     # -------------------------------------------------------------- what happens
     def event(self, kind: str, text: str) -> None:
         """Note something for the events view and the log."""
+        self.duplicate_name = self.duplicate_name or kind == "duplicate"
         self._events.append(admin.EventView(unix_us(), kind, text))
         self._agent.log.info(text, kind=kind)
 
@@ -148,6 +152,7 @@ class Desk:
             events=tuple(self._events),
             counters=self.counters(),
             records=view.records,
+            duplicate_name=self.duplicate_name,
         )
 
     def _state(self, view: words.View) -> str:
@@ -217,6 +222,7 @@ class Desk:
                     not_before_unix_s=fields.fields.not_before_unix_s,
                     not_after_unix_s=item.not_after_unix_s,
                     renewals=self.renewals.get(id, 0),
+                    error=self.renewal_errors.get(id, ""),
                 )
             )
         return tuple(found)
