@@ -47,6 +47,8 @@ def proxy_sums(proxy: ProxyProcess) -> dict[str, int]:
         "refused_total|greeting|rejected": local.rejected,
         "proxy_snapshot_version": endpoint.proxy.snapshot.version,
     }
+    for reason, count in endpoint.closings.items():
+        sums[f"circuits_closed_total|{reason}"] = count
     for (side, outcome), count in proxy.outcomes.items():
         sums[f"requests_total|{side}|{outcome}"] = count
     for (side, direction), count in proxy.carried.items():

@@ -70,7 +70,7 @@ NODE: Final = (
     # --- circuits
     _g("circuits", "session", "Circuits now, standbys included."),
     _c("circuits_opened_total", "session", "Circuits made.", "side"),
-    _c("circuits_closed_total", "session", "Circuits lost or refused.", "how"),
+    _c("circuits_closed_total", "session", "Circuits closed, by reason: lost, refused ...", "how"),
     _c("proxy_ticks_late_total", "session", "Ticks that came too late to judge anybody by."),
     _c(
         "handshakes_total",
