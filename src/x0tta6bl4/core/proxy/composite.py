@@ -225,16 +225,19 @@ class Proxy:
     # ------------------------------------------------------------------ entrance
     def handle(self, now: Instant, event: Event) -> Effects:
         """See `core.machine.Machine`."""
-        if type(event) is Received and type(event.message) is Hello:
-            self._out += self.links.handle(now, event)
-            if not self._out:  # Nearly always: only the deadline of links has changed.
-                self.deadline = Instant(min(self._others_at, self.links.deadline))
+        hello = type(event) is Received and type(event.message) is Hello
+        if hello or type(event) is Tick:
+            if not hello and now < self.deadline:
                 return NOTHING
-        elif type(event) is Tick:
-            if now < self.deadline:
-                return NOTHING
-            if self._others_at > now:
-                self._out += self.links.handle(now, event)
+            if hello or self._others_at > now:
+                effects = self.links.handle(now, event)
+                for effect in effects:
+                    if type(effect) is not Send:
+                        break
+                else:  # Nearly always: nothing but hellos, nobody else has anything to do.
+                    self.deadline = Instant(min(self._others_at, self.links.deadline))
+                    return effects
+                self._out += effects
             else:
                 self._tick(now)
         else:

@@ -47,24 +47,28 @@ class Clock:
         boot_us: what CLOCK_BOOTTIME says at virtual time 0.
         drift_ppm: how much faster than virtual time it goes.
         wall_us: by how much its wall clock is ahead.
+
+    Attributes:
+        drifts: whether it goes at another speed than virtual time; else `boot_us` is the offset.
     """
 
-    __slots__ = ("_boot_us", "_drift_ppm", "wall_us")
+    __slots__ = ("boot_us", "drifts", "wall_us", "_drift_ppm")
 
     def __init__(self, boot_us: int = SECOND, drift_ppm: int = 0, wall_us: int = 0) -> None:
-        self._boot_us = boot_us
+        self.boot_us = boot_us
         self._drift_ppm = drift_ppm
+        self.drifts = drift_ppm != 0
         self.wall_us = wall_us
 
     def local(self, at: int) -> Instant:
         """CLOCK_BOOTTIME at virtual time `at`."""
         if self._drift_ppm:
             at += at * self._drift_ppm // 1_000_000
-        return Instant(at + self._boot_us)
+        return Instant(at + self.boot_us)
 
     def virtual(self, local: Instant) -> int:
         """Earliest virtual time at which CLOCK_BOOTTIME says at least `local`."""
-        at = local - self._boot_us
+        at = local - self.boot_us
         if self._drift_ppm:
             want, at = at, at * 1_000_000 // (1_000_000 + self._drift_ppm)
             while at + at * self._drift_ppm // 1_000_000 < want:
@@ -79,7 +83,8 @@ class Clock:
         """Go at another speed from now on; CLOCK_BOOTTIME never jumps."""
         local = self.local(at)
         self._drift_ppm = drift_ppm
-        self._boot_us += local - self.local(at)
+        self.drifts = drift_ppm != 0
+        self.boot_us += local - self.local(at)
 
 
 class Process:
@@ -145,8 +150,10 @@ class Process:
         if not self.alive:
             return
         world = self.world
+        clock = self.clock
         self.handled += 1
-        effects = self.machine.handle(self.clock.local(world.now), event)
+        now = clock.local(world.now) if clock.drifts else world.now + clock.boot_us
+        effects = self.machine.handle(Instant(now), event)
         if world.watched:
             world.record(self, event, effects)
         if effects:
@@ -156,18 +163,20 @@ class Process:
     def arm(self) -> None:
         """Have the machine woken at its deadline."""
         deadline = self.machine.deadline
-        if deadline == NEVER or not self.alive:
-            return
-        world = self.world
-        due = max(self.clock.virtual(deadline), world.now)
+        clock = self.clock
+        due = clock.virtual(deadline) if clock.drifts else deadline - clock.boot_us
         if self._late_us:
             due += int(self._random.random() * self._late_us)
-        if due < self._due:
-            self._due = due
-            world.at(due, self._tick, due)
-            if self._early and self._random.random() < _EARLY_SHARE:
-                early = world.now + int((due - world.now) * self._random.random())
-                world.at(early, self._nervous, due)
+        if due >= self._due or deadline == NEVER or not self.alive:
+            return
+        world = self.world
+        if due < world.now:
+            due = world.now
+        self._due = due
+        world.at(due, self._tick, due)
+        if self._early and self._random.random() < _EARLY_SHARE:
+            early = world.now + int((due - world.now) * self._random.random())
+            world.at(early, self._nervous, due)
 
     def _tick(self, due: int) -> None:
         if due != self._due:
