@@ -178,7 +178,7 @@ def test_mistakes_at_a_node_are_one_line(run: Run, tmp_path: Path) -> None:
 
 def test_a_name_that_no_node_here_has(run: Run, tmp_path: Path) -> None:
     directory = tmp_path / "up" / "mesh" / "n1"
-    directory.mkdir(parents=True)
+    directory.mkdir(0o700, parents=True)
     with served(directory, FakeNode("n1")):
         is_one_clear_line(run("status", "--node", "n9"), "X0-CLI-021", "there are n1", 1)
 
@@ -271,7 +271,7 @@ def test_a_node_that_is_running_already(tmp_path: Path) -> None:
     state = tmp_path / "state"
     state.mkdir(mode=0o700)
     with served(state):
-        assert "x0: X0-ADM-006" in _start(tmp_path, PORTS.format(state=state))
+        assert "x0: X0-RUN-003" in _start(tmp_path, PORTS.format(state=state))
 
 
 def test_a_token_of_another_name_a_used_one_and_a_deleted_one(
@@ -304,6 +304,7 @@ def test_what_another_user_may_not_read(run: Run, tmp_path: Path) -> None:
             (["entry", "list", "--authority", tmp_path / "x"], "X0-CLI-024", "sudo"),
         )
         for arguments, id, words in cases:
+            run(*arguments)  # Imports what it needs while it may read it.
             pid = os.fork()
             if pid == 0:
                 code = 9
