@@ -15,7 +15,10 @@ Playing a file gives the same file with the answers of now: read the diff.
     run T                                         let time pass; answers with what was told
     fault KIND TARGET ... [NUMBER]                begin a fault (kinds: see `faults`)
     mend KIND TARGET ...                          end it
+    open A B BYTES                                A's workload sends BYTES to B's, and gets as many
     show links                                    each host's links as its proxy holds them
+    show paths A B                                paths from A to B by A's map
+    show streams                                  what was opened, and how it ended
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from x0tta6bl4.runtime.sim.fleet import Fleet
 from x0tta6bl4.runtime.sim.mesh import Mesh
 from x0tta6bl4.runtime.sim.network import Shape
 from x0tta6bl4.runtime.sim.plan import FOREVER, Fault, Undo
+from x0tta6bl4.runtime.sim.traffic import Traffic
 from x0tta6bl4.runtime.sim.world import Clock, Process, World, shown
 from x0tta6bl4.wire.errors import BadInput
 from x0tta6bl4.wire.messages import LinkState
@@ -45,6 +49,7 @@ class Scenario:
         self.mesh = Mesh(self.world)
         self.world.observe(self._observe)
         self._fleet: Fleet | None = None
+        self._traffic: Traffic | None = None
         self._told: list[str] = []
         self._undo: dict[tuple[str, tuple[str, ...]], Undo] = {}
         self._commands: dict[str, Callable[[list[str]], list[str]]] = {
@@ -53,6 +58,7 @@ class Scenario:
             "run": self._run,
             "fault": self._fault,
             "mend": self._mend,
+            "open": self._open,
             "show": self._show,
         }
 
@@ -120,8 +126,31 @@ class Scenario:
         self._undo.pop((words[0], tuple(words[1:])))()
         return []
 
+    def _open(self, words: list[str]) -> list[str]:
+        source, target, size = words[0], words[1], int(words[2])
+        if self._traffic is None:
+            self._traffic = Traffic(self.fleet, SECOND)
+        if self._traffic.open(source, target, size, size) is None:
+            return [f"refused: {self._traffic.refused}"]
+        return []
+
     def _show(self, words: list[str]) -> list[str]:
-        assert words == ["links"], words
+        what, *rest = words
+        if what == "links":
+            return self._show_links()
+        if what == "paths":
+            paths = self.mesh.hosts[rest[0]].agent.machine.paths(rest[0], rest[1])[0]
+            return ["-".join(path) for path in paths] or ["none"]
+        if what == "streams":
+            calls = self._traffic.calls if self._traffic is not None else []
+            return [
+                f"{call.name} {call.source} to {call.target}: {call.app.end or 'open'}"
+                f"{' ' + call.app.reason if call.app.reason else ''}"
+                for call in calls
+            ]
+        raise ValueError(what)
+
+    def _show_links(self) -> list[str]:
         lines: list[str] = []
         for name, host in sorted(self.mesh.hosts.items()):
             if host.proxy is None:
