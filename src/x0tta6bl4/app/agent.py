@@ -79,6 +79,8 @@ class AgentProcess:
         self.ready: Ready | None = None
         self.started_us = unix_us()
         self.stopping = asyncio.Event()
+        self._greeted = asyncio.Event()
+        """Neighbours can be told what this node is: it has an SVID and a proxy."""
         self.log = log.logger("agent", self.me)
         self.desk = Desk(self)
         self.trusts = Trusts(self.domain, settings.require_pq)
@@ -192,11 +194,12 @@ class AgentProcess:
         neighbours = {NodeName(link.node): link.address for link in s.link}
         self.authority = AuthorityLink(self)
         try:
+            self._greet()
+            self._spawn(self.authority.watch())
+            await self._serve_metrics()
+            await self._greeted_or_stopping()
             async with self.links.running(listen, neighbours) as ports:
                 self.desk.control_ports = ports
-                self._greet()
-                self._spawn(self.authority.watch())
-                await self._serve_metrics()
                 await self.stopping.wait()
                 self.driver.post(words.Stopping())
         except OSError as error:
@@ -220,6 +223,15 @@ class AgentProcess:
                 f"can't serve metrics at {address}: {error.strerror}",
                 "set metrics.listen to a free address",
             ) from None
+
+    async def _greeted_or_stopping(self) -> None:
+        """Wait for the proxy: neighbours are told its port and incarnation first of all."""
+        waits = [asyncio.create_task(event.wait()) for event in (self._greeted, self.stopping)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
 
     async def _end(self) -> None:
         while self._tasks:  # Again: grpclib may put its own error in a cancellation's place.
@@ -319,6 +331,7 @@ class AgentProcess:
         """Tell neighbours what this node's proxy is, once there is one and an SVID."""
         if self.ready is None or self.trusts.svid is None or not hasattr(self, "links"):
             return
+        self._greeted.set()
         self.links.greet(
             Intro(
                 version=LINK_VERSION,

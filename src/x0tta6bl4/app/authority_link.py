@@ -7,6 +7,7 @@ It is tried directly where the configuration names an address, else (and next) t
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from x0tta6bl4.app.admission import unix_us
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 RETRY_FIRST_S: Final = 0.1
 RETRY_LAST_S: Final = 5.0
+OFFSETS: Final = 5
 WAITING_MAX: Final = 8192
 
 
@@ -31,7 +33,6 @@ class AuthorityLink:
 
     Attributes:
         via: `direct` or `mesh`, how it is connected now; empty: it is not.
-        offset_ms: the authority's clock minus ours, as last told.
     """
 
     def __init__(self, agent: AgentProcess) -> None:
@@ -40,7 +41,12 @@ class AuthorityLink:
         self._waiting: dict[int, SpiffeId] = {}
         self._wake = asyncio.Event()
         self.via = ""
-        self.offset_ms = 0
+        self._offsets_ms: deque[int] = deque(maxlen=OFFSETS)
+
+    @property
+    def offset_ms(self) -> int:
+        """The authority's clock minus ours; what was told late only looks like an offset."""
+        return min(self._offsets_ms, key=abs, default=0)
 
     def renew(self, token: int, id: SpiffeId) -> None:
         """Ask for an SVID; answered by `renewed` or `not_renewed` of the agent."""
@@ -76,7 +82,7 @@ class AuthorityLink:
                             if self._client is None:
                                 self._connected(client, via)
                                 wait, turn = RETRY_FIRST_S, turn - 1
-                            self.offset_ms = (update.unix_us - unix_us()) // 1000
+                            self._offsets_ms.append((update.unix_us - unix_us()) // 1000)
                             self._agent.driver.post(words.AuthoritySaid(update))
                             self._agent.desk.authority_said(update)
                     finally:
