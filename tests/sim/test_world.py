@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from x0tta6bl4.core.machine import MS, NEVER, NOTHING, SECOND, Effects, Event, Instant, Tick
-from x0tta6bl4.runtime.sim import swarm
+from x0tta6bl4.runtime.sim import bench, swarm
 from x0tta6bl4.runtime.sim.world import Clock, LawBroken, Process, World
 
 
@@ -121,3 +121,10 @@ def test_a_frozen_process_gets_its_mail_first_and_its_tick_late() -> None:
 def test_report_is_plain() -> None:
     report = swarm.judged(5, nodes=2, seconds=6)
     assert (report.nodes, report.links, report.broken) == (2, 1, "")
+
+
+def test_the_bench_boots_a_mesh_in_which_everybody_knows_everybody() -> None:
+    measured = bench.measure(12, 5)
+    assert measured.links_up >= 2 * measured.links - 4  # One link may be cut at the end.
+    assert measured.records_min == measured.records_max >= 12
+    assert measured.times_real_time > 3

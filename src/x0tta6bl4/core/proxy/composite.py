@@ -226,20 +226,17 @@ class Proxy:
     def handle(self, now: Instant, event: Event) -> Effects:
         """See `core.machine.Machine`."""
         hello = type(event) is Received and type(event.message) is Hello
-        if hello or type(event) is Tick:
-            if not hello and now < self.deadline:
-                return NOTHING
-            if hello or self._others_at > now:
-                effects = self.links.handle(now, event)
-                for effect in effects:
-                    if type(effect) is not Send:
-                        break
-                else:  # Nearly always: nothing but hellos, nobody else has anything to do.
-                    self.deadline = Instant(min(self._others_at, self.links.deadline))
-                    return effects
-                self._out += effects
-            else:
-                self._tick(now)
+        if type(event) is Tick and now < self.deadline:
+            return NOTHING
+        if hello or (type(event) is Tick and self._others_at > now):
+            effects = self.links.handle(now, event)
+            if not [effect for effect in effects if type(effect) is not Send]:
+                # Nearly always: nothing but hellos, nobody else has anything to do.
+                self.deadline = Instant(min(self._others_at, self.links.deadline))
+                return effects
+            self._out += effects
+        elif type(event) is Tick:
+            self._tick(now)
         else:
             self._give(now, event)
         at = 0
@@ -287,10 +284,7 @@ class Proxy:
     def _give(self, now: Instant, event: Event) -> None:
         """Give an event to its owner."""
         if type(event) is Received:
-            if type(event.message) is Hello:
-                self._out += self.links.handle(now, event)
-            else:
-                self._on_agent(now, event.message)
+            self._on_agent(now, event.message)
         elif type(event) in _OF_CIRCUIT:
             self._to_circuit(now, event)
         elif type(event) in _OF_SESSION:

@@ -65,6 +65,7 @@ def measure(nodes: int, seconds: int, seed: int = 1) -> Measured:
     """
     fleet = _fleet(nodes, seed)
     world = fleet.world
+    thresholds = gc.get_threshold()
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
@@ -77,6 +78,8 @@ def measure(nodes: int, seconds: int, seed: int = 1) -> Measured:
     world.run(BOOT + seconds * SECOND)
     cpu_s = time.process_time() - booted
     events, messages = _events(fleet) - events, _messages(fleet) - messages
+    gc.set_threshold(*thresholds)
+    gc.unfreeze()
     held = [host.agent.machine.view(0).records for host in fleet.mesh.hosts.values()]
     told = [state for host in fleet.mesh.hosts.values() for state in host.proxy.told.values()]
     return Measured(
