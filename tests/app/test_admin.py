@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.node_admin import FakeNode
-from x0tta6bl4.app.admin import SOCKET_NAME, AdminClient, AdminServer, peer_uid
+from x0tta6bl4.app.admin import SOCKET_NAME, AdminClient, AdminServer
+from x0tta6bl4.runtime.local import peer_of
 from x0tta6bl4.wire.admin import (
     ADMIN_FRAME_BYTES_MAX,
     CheckAnswer,
@@ -120,7 +121,7 @@ def test_the_socket_is_for_its_owner_alone(tmp_path: Path) -> None:
 def test_the_kernel_says_who_is_calling() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX)
     with ours, theirs:
-        assert peer_uid(ours) == os.geteuid()
+        assert peer_of(ours).uid == os.geteuid()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be somebody else")
@@ -154,7 +155,7 @@ def _said_to_nobody() -> int:
 
 def test_a_second_agent_is_a_conflict(tmp_path: Path) -> None:
     with served(tmp_path):
-        with pytest.raises(Conflict, match=r"X0-ADM-006"), served(tmp_path):
+        with pytest.raises(Conflict, match=r"X0-RUN-003"), served(tmp_path):
             pass
         with AdminClient(tmp_path) as client:  # The first goes on.
             assert client.ask(GetStatus(), Status).node == "a"

@@ -215,7 +215,7 @@ def test_a_node_is_looked_at(run: Run, tmp_path: Path) -> None:
 
 def test_a_dead_node_among_living_ones_is_shown_and_found(run: Run, tmp_path: Path) -> None:
     for name in ("n1", "n2"):
-        (tmp_path / "up" / "mesh" / name).mkdir(parents=True)
+        (tmp_path / "up" / "mesh" / name).mkdir(0o700, parents=True)
     dead = socket.socket(socket.AF_UNIX)
     dead.bind(str(tmp_path / "up" / "mesh" / "n2" / "agent.sock"))
     dead.close()

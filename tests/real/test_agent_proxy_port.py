@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from x0tta6bl4.runtime.aio.proxy_port import ProxyPort
-from x0tta6bl4.runtime.loop.agent_port import AgentPort, listen_private
+from x0tta6bl4.runtime.loop.agent_port import AgentPort
 from x0tta6bl4.runtime.loop.poll import Loop
 from x0tta6bl4.wire import codec
-from x0tta6bl4.wire.errors import Refused, Unavailable
+from x0tta6bl4.wire.errors import Unavailable
 from x0tta6bl4.wire.messages import (
     PROXY_VERSION,
     Counters,
@@ -163,23 +163,9 @@ def test_an_agent_that_does_not_read_is_cut_off_at_the_bound(
     assert 0 < got < 20 * len(codec.encode(big))
 
 
-def test_no_proxy_and_an_open_directory_are_clear_errors(tmp_path: Path) -> None:
+def test_no_proxy_is_a_clear_error(tmp_path: Path) -> None:
     async def connect() -> None:
         await ProxyPort(str(tmp_path / "nobody.sock"), lambda _fact: None).run()
 
     with pytest.raises(Unavailable, match="X0-RUN-005: no proxy at"):
         asyncio.run(connect())
-    tmp_path.chmod(0o755)
-    with pytest.raises(Refused, match="X0-RUN-001: .* is open to other users"):
-        listen_private(str(tmp_path / "x.sock"), "proxy")
-
-
-def test_a_second_proxy_is_refused_and_a_dead_ones_socket_is_taken_over(tmp_path: Path) -> None:
-    tmp_path.chmod(0o700)
-    path = str(tmp_path / "p.sock")
-    first = listen_private(path, "proxy")
-    assert os.stat(path).st_mode & 0o777 == 0o600
-    with pytest.raises(Refused, match="X0-RUN-003: a proxy is already running"):
-        listen_private(path, "proxy")
-    first.close()
-    listen_private(path, "proxy").close()

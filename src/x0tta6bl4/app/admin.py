@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import os
 import socket
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
+from x0tta6bl4.runtime.local import is_own, listen_private, peer_of
 from x0tta6bl4.wire.admin import (
     WATCH_MS_MIN,
     AdminAnswer,
@@ -42,7 +40,7 @@ from x0tta6bl4.wire.admin import (
     request_reader,
 )
 from x0tta6bl4.wire.codec import encode
-from x0tta6bl4.wire.errors import BadMessage, Conflict, Refused, Unavailable, X0Error
+from x0tta6bl4.wire.errors import BadMessage, Refused, Unavailable, X0Error
 
 SOCKET_NAME: Final = "agent.sock"
 CONNECTIONS_MAX: Final = 64
@@ -113,10 +111,9 @@ class AdminServer:
         """Listen.
 
         Raises:
-            Conflict: another agent is serving this socket.
-            Unavailable: the socket can't be made there.
+            Refused, Conflict, BadConfig: see `runtime.local.listen_private`.
         """
-        listener = _bind(self._path)
+        listener = listen_private(self._path, "an agent", CONNECTIONS_MAX)
         self._server = await asyncio.start_unix_server(self._serve, sock=listener)
 
     async def close(self) -> None:
@@ -160,9 +157,9 @@ class AdminServer:
                 await _write(writer, await self._answer(request))
 
     def _admit(self, connection: socket.socket) -> Refusal | None:
-        uid = peer_uid(connection)
-        if uid not in (0, os.geteuid()):
-            return Refusal("X0-ADM-002", f"uid {uid} may not command this node", "use sudo")
+        peer = peer_of(connection)
+        if not is_own(peer):
+            return Refusal("X0-ADM-002", f"uid {peer.uid} may not command this node", "use sudo")
         if len(self._connections) > CONNECTIONS_MAX:
             return Refusal(
                 "X0-ADM-005", f"{CONNECTIONS_MAX} commands are connected already", "end some"
@@ -296,56 +293,6 @@ class AdminClient:
                 "restart the node: its version differs from this command's",
             )
         return answer
-
-
-def peer_uid(connection: socket.socket) -> int:
-    """User at the other end of a Unix socket, as the kernel noted it at connect."""
-    size = struct.calcsize("3i")
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-    uid: int = struct.unpack("3i", credentials)[1]
-    return uid
-
-
-def _bind(path: Path) -> socket.socket:
-    """A listening Unix socket, 0600 from its first moment."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        if _is_served(path):
-            raise Conflict(
-                "X0-ADM-006",
-                f"an agent is serving {path} already",
-                "stop it, or give this node another state_dir",
-            )
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
-        before = os.umask(0o177)
-        try:
-            listener.bind(str(path))
-        finally:
-            os.umask(before)
-        listener.listen(CONNECTIONS_MAX)
-        listener.setblocking(False)
-    except OSError as error:
-        listener.close()
-        raise Unavailable(
-            "X0-ADM-007",
-            f"can't listen at {path}: {error.strerror}",
-            "state_dir is a directory of this user, mode 0700",
-        ) from None
-    except X0Error:
-        listener.close()
-        raise
-    return listener
-
-
-def _is_served(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(str(path))
-        except OSError as error:
-            return error.errno == errno.EAGAIN  # Its backlog is full, so somebody listens.
-        return True
 
 
 async def _write(writer: asyncio.StreamWriter, answer: AdminAnswer) -> None:

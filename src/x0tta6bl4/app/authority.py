@@ -30,13 +30,14 @@ from x0tta6bl4.core.authority.machine import Authority
 from x0tta6bl4.core.authority.rows import Caller, CaRow, Leaf, NewCa, NodeCut, OwnSvid, Published
 from x0tta6bl4.core.identity.rules import NODE
 from x0tta6bl4.core.machine import Allowed, Denied, Effect, Instant, Verdict
-from x0tta6bl4.edge.authority_api.server import ApiServer, bind_private, bind_tcp
+from x0tta6bl4.edge.authority_api.server import ApiServer, bind_tcp
 from x0tta6bl4.edge.authority_api.service import Service
 from x0tta6bl4.edge.store.store import FILE, Store
 from x0tta6bl4.edge.tls import x509
 from x0tta6bl4.edge.tls.aio import SslContext
 from x0tta6bl4.edge.tls.context import ALPN_AUTHORITY, TlsContext
 from x0tta6bl4.edge.tls.judge import Judge
+from x0tta6bl4.runtime.local import listen_private
 from x0tta6bl4.telemetry import log
 from x0tta6bl4.wire import authority as words
 from x0tta6bl4.wire.errors import BadConfig, Conflict, Refused, X0Error
@@ -225,7 +226,7 @@ class AuthorityProcess:
         sockets = []
         try:
             sockets.append(bind_tcp(host, port))
-            sockets.append(bind_private(self._dir / ADMIN_SOCKET))
+            sockets.append(listen_private(self._dir / ADMIN_SOCKET, "an authority", 1024))
         except BaseException:
             for sock in sockets:
                 sock.close()

@@ -75,7 +75,8 @@ class Trusts:
             return True
         if set == "revocations":
             self._revocations.replace(
-                (r.subject, r.until_unix_s, r.issued_before_unix_s) for r in decode_revocations(body)
+                (r.subject, r.until_unix_s, r.issued_before_unix_s)
+                for r in decode_revocations(body)
             )
         return False
 
@@ -99,7 +100,7 @@ class Trusts:
         context = self._contexts.get(alpn)
         if context is None:
             if self.svid is None:
-                raise Unavailable("X0-RUN-041", "this node has no SVID yet")
+                raise Unavailable("X0-RUN-043", "this node has no SVID yet")
             expect = AUTHORITY if alpn == ALPN_AUTHORITY else NODE
             context = TlsContext(self.svid, self._judge, (alpn,), expect, self._groups)
             self._contexts[alpn] = context

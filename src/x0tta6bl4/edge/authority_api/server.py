@@ -11,10 +11,8 @@ import asyncio
 import contextlib
 import os
 import socket
-import stat
 import struct
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final
 
 import h2.exceptions
@@ -212,7 +210,7 @@ class ApiServer:
         await self._nodes.listen(sock, tls)
 
     async def serve_operators(self, sock: socket.socket) -> None:
-        """Take operators on a bound unix socket (`bind_private`)."""
+        """Take operators on a bound unix socket that only this user can reach."""
         await self._operators.listen(sock, None)
 
     async def stop(self) -> None:
@@ -392,43 +390,6 @@ def _credentials(transport: Any) -> tuple[Caller, float | None]:
 
 
 # ------------------------------------------------------------------ sockets
-def bind_private(path: Path) -> socket.socket:
-    """Bind a unix socket that only its owner (and root) can connect to.
-
-    Raises:
-        Conflict: X0-AUT-088 somebody listens there.
-        BadConfig: X0-AUT-089 something else is there, or the path is too long.
-    """
-    text = str(path)
-    if len(os.fsencode(text)) > 107:
-        raise BadConfig(
-            "X0-AUT-089",
-            f"the path {text} is too long for a socket",
-            "at most 107 bytes: choose a shorter directory",
-        )
-    if path.exists() or path.is_symlink():
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise BadConfig("X0-AUT-089", f"{text} is in the way", "remove it")
-        with socket.socket(socket.AF_UNIX) as probe:
-            if probe.connect_ex(text) == 0:
-                raise Conflict(
-                    "X0-AUT-088", f"an authority listens on {text} already", "stop it first"
-                )
-        path.unlink()
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)
-    try:
-        sock.bind(text)
-    except OSError as error:
-        sock.close()
-        raise BadConfig(
-            "X0-AUT-089", f"can't listen on {text}: {error.strerror}", "check the directory"
-        ) from None
-    finally:
-        os.umask(before)
-    return sock
-
-
 def bind_tcp(host: str, port: int) -> socket.socket:
     """Bind a TCP socket; port 0 takes any.
 

@@ -8,12 +8,10 @@ lives on what it has.
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
-import struct
 from collections.abc import Callable
 from typing import Final
 
+from x0tta6bl4.runtime.local import is_own, peer_of
 from x0tta6bl4.wire import codec
 from x0tta6bl4.wire.errors import BadMessage, Refused, Unavailable
 from x0tta6bl4.wire.messages import PROXY_VERSION, AgentOrder, Full, ProxyFact, Ready
@@ -65,16 +63,14 @@ class ProxyPort:
 
     def _peer(self, writer: asyncio.StreamWriter) -> int:
         """Pid of the proxy, once its user is found to be ours."""
-        sock = writer.get_extra_info("socket")
-        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        pid, uid, _ = struct.unpack("iII", credentials)
-        if uid not in (os.getuid(), 0):
+        peer = peer_of(writer.get_extra_info("socket"))
+        if not is_own(peer):
             raise Refused(
                 "X0-RUN-008",
-                f"user {uid} listens at {self._path}",
+                f"user {peer.uid} listens at {self._path}",
                 "only this user's own proxy may hold its keys",
             )
-        return int(pid)
+        return peer.pid
 
     async def _greeting(
         self,

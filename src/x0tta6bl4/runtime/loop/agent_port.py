@@ -9,25 +9,18 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 from collections.abc import Callable
 from typing import Final
 
+from x0tta6bl4.runtime.local import is_own, listen_private, peer_of
 from x0tta6bl4.runtime.loop.poll import ERROR, HANGUP, READ, WRITE, Loop
 from x0tta6bl4.wire import codec
-from x0tta6bl4.wire.errors import BadMessage, Refused
+from x0tta6bl4.wire.errors import BadMessage
 from x0tta6bl4.wire.messages import AgentOrder, Counters, ProxyFact, SessionState
 
 OUTBOX_BYTES_MAX: Final = 8 * 1024 * 1024
 OUTBOX_CALM_BYTES: Final = 256 * 1024
 """Above this, facts that are repeated anyway (counters, session states) are left out."""
-
-
-def peer_uid(sock: socket.socket) -> int:
-    """User at the other end of a Unix socket (SO_PEERCRED)."""
-    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    uid: int = struct.unpack("iII", credentials)[1]
-    return uid
 
 
 class AgentPort:
@@ -41,7 +34,7 @@ class AgentPort:
         on_change: called with True when an agent has come, False when it is gone.
 
     Raises:
-        Refused: another proxy listens on this socket.
+        Refused, Conflict, BadConfig: see `runtime.local.listen_private`.
     """
 
     def __init__(
@@ -61,7 +54,7 @@ class AgentPort:
         self._reader = codec.agent_reader()
         self._out = bytearray()
         self.refused = 0
-        self._listener = listen_private(path, "proxy")
+        self._listener = listen_private(path, "a proxy")
         loop.add(self._listener.fileno(), READ, self._accept)
 
     @property
@@ -98,7 +91,7 @@ class AgentPort:
             sock, _ = self._listener.accept()
         except OSError:
             return
-        if peer_uid(sock) not in (os.getuid(), 0):
+        if not is_own(peer_of(sock)):
             self.refused += 1
             sock.close()
             return
@@ -155,50 +148,3 @@ class AgentPort:
             self._loop.drop(sock.fileno())
             sock.close()
             self._on_change(False)
-
-
-def listen_private(path: str, what: str) -> socket.socket:
-    """Listen on a Unix socket that only this user can reach.
-
-    Args:
-        path: of the socket; its directory must be 0700 and ours.
-        what: who listens, for the error.
-    Raises:
-        Refused: the directory is open to others, or a living process listens there.
-    """
-    folder = os.stat(os.path.dirname(path))
-    if folder.st_uid != os.getuid() or folder.st_mode & 0o077:
-        raise Refused(
-            "X0-RUN-001",
-            f"{os.path.dirname(path)} is open to other users",
-            "chmod 700 it, and let its owner run this process",
-        )
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(path)
-        except (ConnectionRefusedError, FileNotFoundError):
-            pass
-        except OSError as error:
-            raise Refused("X0-RUN-002", f"cannot use {path}: {error.strerror}") from None
-        else:
-            raise Refused(
-                "X0-RUN-003",
-                f"a {what} is already running on {path}",
-                "stop it first, or give this one another state_dir",
-            )
-    if os.path.lexists(path):
-        os.unlink(path)
-    listener = socket.socket(socket.AF_UNIX)
-    try:
-        mask = os.umask(0o177)
-        try:
-            listener.bind(path)
-        finally:
-            os.umask(mask)
-        listener.listen(8)
-        listener.setblocking(False)
-    except OSError as error:
-        listener.close()
-        raise Refused("X0-RUN-004", f"cannot listen on {path}: {error.strerror}") from None
-    return listener

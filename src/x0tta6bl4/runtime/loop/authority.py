@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 from collections.abc import Callable
 from typing import Final, final
 
 import msgspec
 
 from x0tta6bl4.core.machine import SECOND
+from x0tta6bl4.runtime.local import is_own, listen_private, peer_of
 from x0tta6bl4.runtime.loop.accept import Acceptor
 from x0tta6bl4.runtime.loop.carry import Cancellable, Carry, Way
 from x0tta6bl4.runtime.loop.connect import Connecting, OnConnected
@@ -21,7 +21,6 @@ from x0tta6bl4.wire.ids import NodeName
 
 LOCAL_MAX: Final = 16
 """Connections of this node's own at once."""
-_PEER_CREDENTIALS = struct.Struct("3i")
 
 
 @final
@@ -87,21 +86,9 @@ class AuthorityWays:
         Args:
             path: made anew with mode 0600, in a directory of mode 0700.
         Raises:
-            OSError: it can't be made.
+            Refused, Conflict, BadConfig: see `runtime.local.listen_private`.
         """
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            if os.path.exists(path):
-                os.unlink(path)
-            old = os.umask(0o177)
-            try:
-                listener.bind(path)
-            finally:
-                os.umask(old)
-            listener.listen(LOCAL_MAX)
-        except OSError:
-            listener.close()
-            raise
+        listener = listen_private(path, "a proxy", LOCAL_MAX)
         self._path = path
         self._acceptor = Acceptor(
             self._loop, listener, self._accept, lambda why: self._notices.say("accept", why)
@@ -141,10 +128,9 @@ class AuthorityWays:
             carry.cancel("proxy stops")
 
     def _accept(self, sock: socket.socket) -> None:
-        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        _, uid, _ = _PEER_CREDENTIALS.unpack(credentials)
-        if uid != os.getuid() or self._local >= LOCAL_MAX:
-            self._notices.say("authority", f"refused uid {uid} at the authority's socket")
+        peer = peer_of(sock)
+        if not is_own(peer) or self._local >= LOCAL_MAX:
+            self._notices.say("authority", f"refused uid {peer.uid} at the authority's socket")
             sock.close()
             return
         self._local += 1
