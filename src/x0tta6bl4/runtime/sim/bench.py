@@ -72,6 +72,7 @@ def measure(nodes: int, seconds: int, seed: int = 1) -> Measured:
     began = time.process_time()
     fleet.start()
     world.run(BOOT)
+    gc.freeze()
     booted = time.process_time()
     events, messages = _events(fleet), _messages(fleet)
     _cut_now_and_then(fleet, Random(f"{seed}/cuts"))
