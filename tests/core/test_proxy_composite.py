@@ -160,6 +160,23 @@ def test_what_did_not_change_is_not_announced() -> None:
 
 
 # ---------------------------------------------------------------------- routes and replicas
+def test_a_path_that_refuses_does_not_keep_a_session_from_the_others() -> None:
+    rig = ready()
+    _, dial = rig.session()
+    tried = [dial.path]
+    for _ in range(3):
+        effects = rig.give(Failed(dial.token, "refused: no thoroughfare"))
+        while not any(type(effect) is Dial for effect in effects):
+            rig.now = rig.proxy.deadline
+            effects = rig.give(Tick())
+        dial = next(effect for effect in effects if type(effect) is Dial)
+        tried.append(dial.path)
+    assert len(set(tried[:3])) == 3, tried
+    assert tried[3] == tried[0], "the one that failed longest ago is tried again"
+    rig.up(dial)
+    assert rig.proxy.routes.route(A, B, ()) == dial.path
+
+
 def test_standby_goes_apart_from_active_and_around_suspects() -> None:
     rig = ready()
     proxy = rig.proxy

@@ -377,11 +377,10 @@ class Proxy:
                     self._due = sorted((c.deadline, n) for n, c in self.clients.items())
 
     def _to_circuit(self, now: Instant, event: Event) -> None:
-        number = -1
+        number = event.token if type(event) is Done or type(event) is Failed else -1
         if type(event) is facts.Heard or type(event) is facts.CircuitLost:
             number = event.circuit
-        elif type(event) is Done or type(event) is Failed:
-            number = event.token
+        self.routes.answered(number, type(event) is Done)
         session = self._by_circuit.get(number)
         if session is None:
             self._out += self.server.handle(now, event)
@@ -401,7 +400,7 @@ class Proxy:
 
     def _dial(self, now: Instant, fact: facts.DialCircuit) -> Effect:
         client = self.clients.get(fact.session)
-        path = None if client is None else self.routes.route(self.me, client.node, fact.avoid)
+        path = self.routes.dial(fact.token, self.me, client.node, fact.avoid) if client else None
         if client is None or path is None:
             if client is not None:
                 self._run(now, fact.session, client, Failed(fact.token, "no path"))

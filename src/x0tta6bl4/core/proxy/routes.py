@@ -1,7 +1,9 @@
 """Where circuits go: paths to nodes, and the nodes where a workload can be reached.
 
 A path whose first link is suspect or down is taken only when there is no other; a standby goes
-apart from the circuits that are there.
+apart from the circuits that are there.  One over which the last dial failed comes after those
+where it did not, and of several such the one that failed longest ago: a member that attracts paths
+and refuses hops, or swallows them, keeps nobody from the other paths.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ from x0tta6bl4.wire.ids import NodeName, SpiffeId
 from x0tta6bl4.wire.messages import PathsItem, ReplicasItem
 
 _DOUBTFUL_COST = 100
+_FAILED_MAX = 1024
+"""Failed paths that are remembered; beyond it the one that failed longest ago is forgotten."""
 
 
 class Routes:
@@ -21,10 +25,13 @@ class Routes:
         suspects: neighbours whose links are suspected or down; at most 256.
     """
 
-    __slots__ = ("_snapshot", "suspects")
+    __slots__ = ("_dialled", "_failed", "_failures", "_snapshot", "suspects")
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
+        self._dialled: dict[int, Path] = {}
+        self._failed: dict[Path, int] = {}
+        self._failures = 0
         self.suspects: set[str] = set()
 
     def paths(self, me: NodeName, node: NodeName) -> tuple[Path, ...]:
@@ -34,6 +41,27 @@ class Routes:
         item = self._snapshot.items.get(f"PathsItem/{node}")
         return item.paths if type(item) is PathsItem else ()
 
+    def dial(
+        self, token: int, me: NodeName, node: NodeName, avoid: tuple[Path, ...]
+    ) -> Path | None:
+        """As `route`, and remember who goes there until the dial is `answered`."""
+        path = self.route(me, node, avoid)
+        if path is not None:
+            self._dialled[token] = path
+        return path
+
+    def answered(self, token: int, came_up: bool) -> None:
+        """A dial has succeeded or failed; what is no dial under way is ignored."""
+        path = self._dialled.pop(token, None)
+        if path is None:
+            return
+        self._failed.pop(path, None)
+        if not came_up:
+            if len(self._failed) >= _FAILED_MAX:
+                del self._failed[next(iter(self._failed))]
+            self._failures += 1
+            self._failed[path] = self._failures
+
     def route(self, me: NodeName, node: NodeName, avoid: tuple[Path, ...]) -> Path | None:
         """The path for a new circuit: not over a suspect, not over `avoid`, else the best."""
         paths = self.paths(me, node)
@@ -41,10 +69,11 @@ class Routes:
             return None
         inner = {name for path in avoid for name in path[1:-1]}
 
-        def rank(index: int) -> tuple[bool, bool, int, int]:
+        def rank(index: int) -> tuple[bool, bool, int, int, int]:
             path = paths[index]
             shared = len(inner.intersection(path[1:-1]))
-            return self._doubtful(path), path in avoid, shared, index
+            failed = self._failed.get(path, 0)
+            return self._doubtful(path), path in avoid, failed, shared, index
 
         return paths[min(range(len(paths)), key=rank)]
 
