@@ -321,6 +321,23 @@ def test_a_path_that_is_no_longer_ours_is_left_without_a_break() -> None:
     assert all(join.reason == "moved" for join in joins(pair))
 
 
+def test_a_standby_over_the_same_relay_is_replaced_once_it_need_not_be_there() -> None:
+    pair = Pair(paths=(R, ("a", "r", "t", "b")))
+    pair.a.give(facts.PathsChanged(pair.client.number, pair.paths))
+    pair.run(3 * SECOND)
+    assert pair.client.standby is not None
+    assert pair.client.standby.path == ("a", "r", "t", "b")
+    pair.paths = (R, ("a", "r", "t", "b"), S)
+    pair.a.give(facts.PathsChanged(pair.client.number, pair.paths))
+    moves = pair.client.moves
+    pair.run(3 * SECOND)
+    assert pair.client.active is not None
+    assert pair.client.active.path == R
+    assert pair.client.standby is not None
+    assert pair.client.standby.path == S
+    assert pair.client.moves == moves
+
+
 def test_to_ourselves_one_circuit_is_enough() -> None:
     pair = Pair(paths=(("a",),))
     pair.a.give(facts.PathsChanged(pair.client.number, (("a",),)))

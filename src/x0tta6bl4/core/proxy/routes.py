@@ -3,7 +3,8 @@
 A path whose first link is suspect or down is taken only when there is no other; a standby goes
 apart from the circuits that are there.  One over which the last dial failed comes after those
 where it did not, and of several such the one that failed longest ago: a member that attracts paths
-and refuses hops, or swallows them, keeps nobody from the other paths.
+and refuses hops, or swallows them, keeps nobody from the other paths.  A path that goes away takes
+its failures along.
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ class Routes:
         paths = self.paths(me, node)
         if not paths:
             return None
+        for path in [p for p in self._failed if p[-1] == node and p not in paths]:
+            del self._failed[path]  # It is gone; should it return, then as a new one.
         inner = {name for path in avoid for name in path[1:-1]}
 
         def rank(index: int) -> tuple[bool, bool, int, int, int]:

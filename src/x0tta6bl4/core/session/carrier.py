@@ -135,3 +135,14 @@ class Quiet:
         if written != self._written:
             self._written = written
             self.frame_at = now
+
+
+def crowded(carrier: Carrier, active: Carrier | None, paths: tuple[Path, ...]) -> bool:
+    """Whether a standby shares a relay with the active circuit though some path would not."""
+    if active is None or carrier is active or not _meet(carrier.path, active.path):
+        return False
+    return not all(_meet(path, active.path) for path in paths)
+
+
+def _meet(one: Path, other: Path) -> bool:
+    return one == other or not set(one[1:-1]).isdisjoint(other[1:-1])

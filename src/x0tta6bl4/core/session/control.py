@@ -35,7 +35,7 @@ from x0tta6bl4.core.machine import (
     Tick,
 )
 from x0tta6bl4.core.session import facts, frames
-from x0tta6bl4.core.session.carrier import Carrier, Marks, Quiet
+from x0tta6bl4.core.session.carrier import Carrier, Marks, Quiet, crowded
 from x0tta6bl4.core.session.facts import LIMITS, Limits, Path, Token, Up
 from x0tta6bl4.core.session.frames import Join, Mac
 from x0tta6bl4.core.session.pipe import Pipe
@@ -287,7 +287,7 @@ class Client:
         for carrier in (self.active, self.standby):
             if carrier is None:
                 continue
-            left = carrier.path not in paths
+            left = carrier.path not in paths or crowded(carrier, self.active, paths)
             if left and not carrier.off_path:
                 self._standby_at = now + self._jitter()
             carrier.off_path = left
