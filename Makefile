@@ -5,7 +5,7 @@ UV := uv==0.13.9
 LOCK := pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-header --no-emit-index-url --no-emit-find-links
 
-.PHONY: help setup check lint form types floors tidy format test night bench bench-pair coverage lock wheel bare clean
+.PHONY: help setup check lint form types floors tidy format test night attacks bench bench-pair coverage lock wheel bare clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -39,6 +39,9 @@ test:  ## all tests but the long ones (ARGS="-k name")
 
 night:  ## all tests, the long ones too
 	@./x0 night $(ARGS)
+
+attacks: setup  ## every attack on a running mesh: what was tried, why refused, what was let in
+	$(PY) -m tests.real.attacks
 
 BENCH := long_stream rotations revocation outages failover_tcp footprint
 

@@ -21,6 +21,7 @@ from x0tta6bl4.core.machine import (
 )
 from x0tta6bl4.runtime.aio import driver
 from x0tta6bl4.runtime.aio.driver import Driver
+from x0tta6bl4.runtime.clocks import clock
 
 
 class Echo:
@@ -64,11 +65,11 @@ def test_a_deadline_brings_a_tick_not_before_it() -> None:
     async def story() -> None:
         echo = Echo()
         machine = Driver(echo, lambda _effect: None)
-        before = driver.clock()
+        before = clock()
         echo.deadline = Instant(before + 30 * MS)
         machine.post(Done(0, None))
         await echo.ticked.wait()
-        assert driver.clock() >= before + 30 * MS
+        assert clock() >= before + 30 * MS
         assert sum(type(e) is Tick for e in echo.heard) == 1
         machine.close()
 
@@ -79,7 +80,7 @@ def test_a_closed_driver_ticks_no_more() -> None:
     async def story() -> None:
         echo = Echo()
         machine = Driver(echo, lambda _effect: None)
-        echo.deadline = Instant(driver.clock() + 10 * MS)
+        echo.deadline = Instant(clock() + 10 * MS)
         machine.post(Done(0, None))
         machine.close()
         await asyncio.sleep(0.03)
@@ -91,7 +92,7 @@ def test_a_closed_driver_ticks_no_more() -> None:
 def test_every_step_of_the_clock_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "CLOCK_LOOK_S", 0.005)
     wall = [1_000_000_000]
-    monkeypatch.setattr(driver, "unix_us", lambda: wall[0] + driver.clock())
+    monkeypatch.setattr(driver, "unix_us", lambda: wall[0] + clock())
 
     async def story() -> list[int]:
         echo = Echo()

@@ -15,7 +15,6 @@ from x0tta6bl4.app.settings import (
     parse_authority,
     parse_node,
     read_node,
-    split_address,
 )
 from x0tta6bl4.wire.errors import BadConfig
 
@@ -333,16 +332,6 @@ def test_any_path_survives_being_written(text: str) -> None:
             parse_node(dump(settings))
     else:
         assert parse_node(dump(settings)) == settings
-
-
-@given(st.text(max_size=30), st.integers(0, 65535))
-def test_an_address_is_split_or_refused(host: str, port: int) -> None:
-    try:
-        got = split_address(f"{host}:{port}")
-    except ValueError:
-        assert not host or ":" in host or "[" in host or "]" in host
-    else:
-        assert got[1] == port
 
 
 def test_the_least_that_works() -> None:

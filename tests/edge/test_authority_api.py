@@ -24,7 +24,7 @@ from tests.fakes.authority_world import (
     world,
 )
 from tests.fakes.ca import new_svid
-from x0tta6bl4.app.admission import Admission, Unjudged, unix_us
+from x0tta6bl4.app.admission import Admission, Unjudged
 from x0tta6bl4.app.authority import ADMIN_SOCKET
 from x0tta6bl4.core.authority.rows import EntriesChanged, Published
 from x0tta6bl4.core.identity.rules import ANYBODY
@@ -36,6 +36,7 @@ from x0tta6bl4.edge.tls.aio import SslContext
 from x0tta6bl4.edge.tls.context import ALPN_AUTHORITY, TlsContext
 from x0tta6bl4.edge.tls.judge import Judge, allow_all
 from x0tta6bl4.edge.tls.x509 import Svid
+from x0tta6bl4.runtime.clocks import unix_us
 from x0tta6bl4.wire import authority as words
 from x0tta6bl4.wire import errors
 from x0tta6bl4.wire.errors import Conflict, Unavailable

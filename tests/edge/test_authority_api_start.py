@@ -17,14 +17,15 @@ from tests.fakes.authority_world import (
     refusal,
     settings,
 )
-from x0tta6bl4.app.admission import Unjudged, unix_us
+from x0tta6bl4.app.admission import Unjudged
 from x0tta6bl4.app.authority import ADMIN_SOCKET, AuthorityProcess
 from x0tta6bl4.core.identity.rules import ANYBODY
-from x0tta6bl4.edge.authority_api.client import AdminClient, AuthorityClient, split_address
+from x0tta6bl4.edge.authority_api.client import AdminClient, AuthorityClient
 from x0tta6bl4.edge.authority_api.codec import Codec, from_grpc, to_grpc
 from x0tta6bl4.edge.authority_api.server import bind_tcp
 from x0tta6bl4.edge.tls.aio import SslContext
 from x0tta6bl4.edge.tls.context import ALPN_AUTHORITY, TlsContext
+from x0tta6bl4.runtime.clocks import unix_us
 from x0tta6bl4.wire import authority as words
 from x0tta6bl4.wire import errors
 from x0tta6bl4.wire.errors import BadConfig, BadMessage, Conflict, Refused, Unavailable, X0Error
@@ -138,14 +139,3 @@ def test_the_codec_decodes_what_it_encodes_and_nothing_else() -> None:
             codec.decode(bad, words.Key)
     with pytest.raises(BadMessage, match="X0-AUT-002"):
         codec.decode(bytes(1001), words.Key)
-
-
-@pytest.mark.parametrize("text", ["", "x", ":1", "h:", "h:x", "h:65536", "[::1]"])
-def test_what_is_no_address(text: str) -> None:
-    with pytest.raises(BadConfig, match="X0-AUT-005"):
-        split_address(text)
-
-
-def test_addresses() -> None:
-    assert split_address("h.example:7") == ("h.example", 7)
-    assert split_address("[::1]:7") == ("::1", 7)

@@ -18,9 +18,10 @@ from x0tta6bl4.edge.attest.entries import Callers, Services
 from x0tta6bl4.edge.attest.listener import Attestor, ListenerId
 from x0tta6bl4.edge.ingress.connect import Connect
 from x0tta6bl4.edge.ingress.socks5 import Socks5
+from x0tta6bl4.runtime.clocks import clock
 from x0tta6bl4.runtime.loop.connect import reset
 from x0tta6bl4.runtime.loop.ingress import Ingress, IngressLimits, Reply
-from x0tta6bl4.runtime.loop.poll import Loop, clock
+from x0tta6bl4.runtime.loop.poll import Loop
 from x0tta6bl4.wire.errors import BadConfig, BadInput
 from x0tta6bl4.wire.ids import SpiffeId
 from x0tta6bl4.wire.messages import CallerItem, ListenItem, ServiceItem

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from x0tta6bl4.app.admission import Admission, Admitted, unix_us
+from x0tta6bl4.app.admission import Admission, Admitted
 from x0tta6bl4.app.authority import ADMIN_SOCKET, AuthorityProcess
 from x0tta6bl4.app.settings import AuthoritySettings
 from x0tta6bl4.app.wallet import Wallet
@@ -22,6 +22,7 @@ from x0tta6bl4.edge.tls.aio import SslContext
 from x0tta6bl4.edge.tls.context import ALPN_AUTHORITY, TlsContext
 from x0tta6bl4.edge.tls.judge import Judge, allow_all
 from x0tta6bl4.edge.tls.x509 import Svid
+from x0tta6bl4.runtime.clocks import unix_us
 from x0tta6bl4.wire import authority as words
 from x0tta6bl4.wire.errors import X0Error
 from x0tta6bl4.wire.ids import NodeName, TrustDomain

@@ -18,8 +18,9 @@ from x0tta6bl4.edge.tls.context import ALPN_CIRCUIT, TlsContext
 from x0tta6bl4.edge.tls.engine import Engine
 from x0tta6bl4.edge.tls.judge import Judge
 from x0tta6bl4.edge.tls.x509 import Svid
+from x0tta6bl4.runtime.clocks import clock
 from x0tta6bl4.runtime.loop.endpoint import Endpoint
-from x0tta6bl4.runtime.loop.poll import READ, Loop, clock
+from x0tta6bl4.runtime.loop.poll import READ, Loop
 from x0tta6bl4.runtime.loop.sessions import StreamRecord
 from x0tta6bl4.wire.ids import NodeName, SpiffeId
 from x0tta6bl4.wire.messages import (

@@ -9,9 +9,10 @@ from contextlib import suppress
 
 from x0tta6bl4.core.machine import Allowed, Denied, Instant, Verdict
 from x0tta6bl4.edge.hop.setup import LinkSeal
+from x0tta6bl4.runtime.clocks import clock
 from x0tta6bl4.runtime.loop.connect import data_port
 from x0tta6bl4.runtime.loop.hops import HopLimits, Hops, HopSocket
-from x0tta6bl4.runtime.loop.poll import READ, WRITE, Loop, clock
+from x0tta6bl4.runtime.loop.poll import READ, WRITE, Loop
 from x0tta6bl4.wire.hop import unpack_refusal
 from x0tta6bl4.wire.ids import NodeName, SpiffeId
 from x0tta6bl4.wire.messages import NeighbourItem

@@ -21,6 +21,7 @@ from x0tta6bl4.core.identity.rules import ANYBODY
 from x0tta6bl4.edge.authority_api.client import AuthorityClient
 from x0tta6bl4.edge.tls.aio import SslContext
 from x0tta6bl4.edge.tls.context import ALPN_AUTHORITY, TlsContext
+from x0tta6bl4.runtime.clocks import unix_us
 from x0tta6bl4.wire import authority as words
 from x0tta6bl4.wire.errors import Refused, Unavailable, X0Error
 from x0tta6bl4.wire.ids import NodeName, TrustDomain
@@ -63,7 +64,7 @@ class House:
     def trust(self, held: bytes) -> words.TrustReply:
         async def ask() -> words.TrustReply:
             tls = TlsContext(None, admission.Unjudged(), (ALPN_AUTHORITY,), ANYBODY)
-            async with AuthorityClient(self.address, SslContext(tls), admission.unix_us) as client:
+            async with AuthorityClient(self.address, SslContext(tls), unix_us) as client:
                 return await client.trust(held)
 
         return asyncio.run(settled(ask()))

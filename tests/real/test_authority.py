@@ -29,6 +29,7 @@ from x0tta6bl4.app.wallet import Wallet
 from x0tta6bl4.edge.authority_api.client import AdminClient
 from x0tta6bl4.edge.store.store import FILE
 from x0tta6bl4.wire import authority as words
+from x0tta6bl4.wire.address import split_address
 from x0tta6bl4.wire.errors import BadConfig, Unavailable, X0Error
 from x0tta6bl4.wire.ids import NodeName
 from x0tta6bl4.wire.records import Name, decode_manifest, decode_record
@@ -380,7 +381,7 @@ def test_what_is_wrong_is_said_in_one_line_with_an_id(tmp_path: Path, case: str)
         import socket
 
         with socket.socket() as taken:
-            host, port = cfg.split_address(settings.listen)
+            host, port = split_address(settings.listen)
             taken.bind((host, port))
             taken.listen()
             assert "X0-AUT-088" in refused(config)

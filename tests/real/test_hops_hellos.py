@@ -11,8 +11,8 @@ import pytest
 
 from tests.fakes.hop_mesh import HopMesh
 from x0tta6bl4.core.machine import Instant
+from x0tta6bl4.runtime.clocks import clock
 from x0tta6bl4.runtime.loop.hellos import Hellos
-from x0tta6bl4.runtime.loop.poll import clock
 from x0tta6bl4.wire.hello import UP, Hello, pack
 from x0tta6bl4.wire.ids import NodeName
 

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 import pytest
 
 from x0tta6bl4.core.machine import NEVER, Instant
+from x0tta6bl4.runtime.clocks import clock
 from x0tta6bl4.runtime.loop.accept import Acceptor
-from x0tta6bl4.runtime.loop.poll import READ, WRITE, Loop, clock
+from x0tta6bl4.runtime.loop.poll import READ, WRITE, Loop
 
 
 @pytest.fixture

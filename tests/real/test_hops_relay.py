@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from x0tta6bl4.core.machine import Instant
-from x0tta6bl4.runtime.loop.poll import Loop, clock
+from x0tta6bl4.runtime.clocks import clock
+from x0tta6bl4.runtime.loop.poll import Loop
 from x0tta6bl4.runtime.loop.relay import PIPE_BYTES, Pipes, Relay
 
 

@@ -25,8 +25,9 @@ from x0tta6bl4.core.session.frames import Open, Reset
 from x0tta6bl4.core.session.pipe import Hooks, Pipe
 from x0tta6bl4.core.session.stream import Stream
 from x0tta6bl4.edge.tls.engine import Engine
+from x0tta6bl4.runtime.clocks import clock
 from x0tta6bl4.runtime.loop.circuits import Buffers, TlsCircuit
-from x0tta6bl4.runtime.loop.poll import READ, Loop, clock
+from x0tta6bl4.runtime.loop.poll import READ, Loop
 from x0tta6bl4.runtime.sim.circuit import End, Wire
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final, final
@@ -25,14 +24,16 @@ import msgspec
 from x0tta6bl4.app.wallet import Wallet
 from x0tta6bl4.core.identity.rules import ANYBODY, AUTHORITY, Expect
 from x0tta6bl4.core.machine import Allowed
-from x0tta6bl4.edge.authority_api.client import AuthorityClient, split_address
+from x0tta6bl4.edge.authority_api.client import AuthorityClient
 from x0tta6bl4.edge.tls import x509
 from x0tta6bl4.edge.tls.aio import SslContext
 from x0tta6bl4.edge.tls.context import ALPN_AUTHORITY, TlsContext
 from x0tta6bl4.edge.tls.judge import Judge, Judgement, allow_all
 from x0tta6bl4.edge.tls.x509 import Svid
+from x0tta6bl4.runtime.clocks import unix_us
 from x0tta6bl4.wire import authority as words
 from x0tta6bl4.wire import hop
+from x0tta6bl4.wire.address import split_address
 from x0tta6bl4.wire.errors import BadMessage, Refused, Unavailable, X0Error
 from x0tta6bl4.wire.ids import NodeName, SpiffeId, TrustDomain
 from x0tta6bl4.wire.records import (
@@ -49,11 +50,6 @@ from x0tta6bl4.wire.token import Token
 Ask = Callable[[AuthorityClient, bytes], Awaitable[words.Admission]]
 CARRY_S: Final = 10.0
 STEPS_MAX: Final = 1000
-
-
-def unix_us() -> int:
-    """Wall time, microseconds since 1970."""
-    return time.clock_gettime_ns(time.CLOCK_REALTIME) // 1000
 
 
 @final

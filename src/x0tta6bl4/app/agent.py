@@ -22,7 +22,7 @@ import uvloop
 
 from x0tta6bl4.app import settings as cfg
 from x0tta6bl4.app.admin import AdminServer
-from x0tta6bl4.app.admission import Admission, unix_us
+from x0tta6bl4.app.admission import Admission
 from x0tta6bl4.app.authority_link import AuthorityLink
 from x0tta6bl4.app.desk import Desk
 from x0tta6bl4.app.trust import Trusts
@@ -37,8 +37,10 @@ from x0tta6bl4.edge.tls.x509 import Svid
 from x0tta6bl4.runtime.aio.driver import Driver
 from x0tta6bl4.runtime.aio.links import LinkConnections, LinkKeys
 from x0tta6bl4.runtime.aio.proxy_port import ProxyPort
+from x0tta6bl4.runtime.clocks import unix_us
 from x0tta6bl4.telemetry import log
 from x0tta6bl4.telemetry.metrics import MetricsServer, render
+from x0tta6bl4.wire.address import split_address
 from x0tta6bl4.wire.errors import BadMessage, Refused, Unavailable, X0Error
 from x0tta6bl4.wire.ids import NodeName, SpiffeId, TrustDomain, node_id
 from x0tta6bl4.wire.messages import (
@@ -190,7 +192,7 @@ class AgentProcess:
             random.Random(os.urandom(8)),
         )
         self.trusts.on_new_svid = self.links.redial
-        listen = [cfg.split_address(s.control.listen)] if s.control.listen else []
+        listen = [split_address(s.control.listen)] if s.control.listen else []
         neighbours = {NodeName(link.node): link.address for link in s.link}
         self.authority = AuthorityLink(self)
         try:

@@ -23,13 +23,13 @@ import uvloop
 from cryptography.x509 import load_der_x509_certificate
 
 from x0tta6bl4 import __version__
-from x0tta6bl4.app.settings import AuthoritySettings, split_address
+from x0tta6bl4.app.settings import AuthoritySettings
 from x0tta6bl4.core.authority.desk import AuthorityConfig
 from x0tta6bl4.core.authority.life import genesis
 from x0tta6bl4.core.authority.machine import Authority
 from x0tta6bl4.core.authority.rows import Caller, CaRow, Leaf, NewCa, NodeCut, OwnSvid, Published
 from x0tta6bl4.core.identity.rules import NODE
-from x0tta6bl4.core.machine import Allowed, Denied, Effect, Instant, Verdict
+from x0tta6bl4.core.machine import Allowed, Denied, Effect, Verdict
 from x0tta6bl4.edge.authority_api.server import ApiServer, bind_tcp
 from x0tta6bl4.edge.authority_api.service import Service
 from x0tta6bl4.edge.store.store import FILE, Store
@@ -37,9 +37,11 @@ from x0tta6bl4.edge.tls import x509
 from x0tta6bl4.edge.tls.aio import SslContext
 from x0tta6bl4.edge.tls.context import ALPN_AUTHORITY, TlsContext
 from x0tta6bl4.edge.tls.judge import Judge
+from x0tta6bl4.runtime.clocks import clock, unix_us
 from x0tta6bl4.runtime.local import listen_private
 from x0tta6bl4.telemetry import log
 from x0tta6bl4.wire import authority as words
+from x0tta6bl4.wire.address import split_address
 from x0tta6bl4.wire.errors import BadConfig, Conflict, Refused, X0Error
 from x0tta6bl4.wire.ids import NodeName, SpiffeId, TrustDomain, node_id, trust_domain
 
@@ -53,16 +55,6 @@ NAME: Final = "main"
 RELEASED_UNIX_S: Final = 1_780_000_000
 """A clock that stands before the release of this code is wrong."""
 _OWN: Final = Caller(own=True)
-
-
-def clock() -> Instant:
-    """Microseconds of CLOCK_BOOTTIME."""
-    return Instant(time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000)
-
-
-def unix_us() -> int:
-    """Wall time in microseconds since 1970."""
-    return time.clock_gettime_ns(time.CLOCK_REALTIME) // 1000
 
 
 class Keys:

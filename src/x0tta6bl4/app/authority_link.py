@@ -10,11 +10,11 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from x0tta6bl4.app.admission import unix_us
 from x0tta6bl4.core.agent import words
 from x0tta6bl4.edge.authority_api.client import AuthorityClient
 from x0tta6bl4.edge.tls import x509
 from x0tta6bl4.edge.tls.x509 import Svid
+from x0tta6bl4.runtime.clocks import unix_us
 from x0tta6bl4.wire.authority import ISSUE_MAX, Wanted
 from x0tta6bl4.wire.errors import X0Error
 from x0tta6bl4.wire.ids import SpiffeId

@@ -16,9 +16,9 @@ import msgspec
 
 from x0tta6bl4 import __version__
 from x0tta6bl4.app import checks
-from x0tta6bl4.app.admission import unix_us
 from x0tta6bl4.core.agent import words
 from x0tta6bl4.edge.tls import x509
+from x0tta6bl4.runtime.clocks import unix_us
 from x0tta6bl4.telemetry import metrics
 from x0tta6bl4.wire import admin
 from x0tta6bl4.wire.authority import Update

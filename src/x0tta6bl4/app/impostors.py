@@ -15,9 +15,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from x0tta6bl4.app.admission import Unjudged, unix_us
+from x0tta6bl4.app.admission import Unjudged
 from x0tta6bl4.app.mesh import Mesh
-from x0tta6bl4.app.settings import split_address
 from x0tta6bl4.app.story import Impostors
 from x0tta6bl4.core.identity.rules import ANYBODY
 from x0tta6bl4.edge.authority_api.client import AuthorityClient
@@ -27,7 +26,9 @@ from x0tta6bl4.edge.tls.aio import SslContext
 from x0tta6bl4.edge.tls.context import ALPN_AUTHORITY, ALPN_LINK, TlsContext
 from x0tta6bl4.edge.tls.impostors import IMPOSTORS, Presented
 from x0tta6bl4.edge.tls.x509 import Issuer, Svid
+from x0tta6bl4.runtime.clocks import unix_us
 from x0tta6bl4.wire import hop
+from x0tta6bl4.wire.address import split_address
 from x0tta6bl4.wire.errors import X0Error
 from x0tta6bl4.wire.ids import SpiffeId, TrustDomain
 

@@ -14,7 +14,6 @@ import resource
 import secrets
 import signal
 import socket
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -36,7 +35,9 @@ from x0tta6bl4.edge.tls.context import ALPN_CIRCUIT, GROUPS, GROUPS_PQ, TlsConte
 from x0tta6bl4.edge.tls.engine import Engine, TlsRefused
 from x0tta6bl4.edge.tls.judge import Judge
 from x0tta6bl4.edge.tls.x509 import Svid
+from x0tta6bl4.runtime.clocks import unix_us
 from x0tta6bl4.runtime.loop.agent_port import AgentPort
+from x0tta6bl4.runtime.loop.connect import data_port
 from x0tta6bl4.runtime.loop.endpoint import Endpoint
 from x0tta6bl4.runtime.loop.hellos import Hellos
 from x0tta6bl4.runtime.loop.hops import Hops
@@ -45,6 +46,7 @@ from x0tta6bl4.runtime.loop.poll import READ, Loop
 from x0tta6bl4.runtime.loop.sessions import Reply, StreamRecord
 from x0tta6bl4.telemetry import log
 from x0tta6bl4.telemetry.access import Access, AccessLog
+from x0tta6bl4.wire.address import split_address
 from x0tta6bl4.wire.errors import BadConfig, BadInput, BadMessage, Unavailable
 from x0tta6bl4.wire.hello import Hello
 from x0tta6bl4.wire.ids import NodeName, SpiffeId, TrustDomain, node_id, node_of
@@ -234,7 +236,7 @@ class ProxyProcess:
 
     def unix_us(self) -> int:
         """Wall time, never below the newest time signed by the authority."""
-        return max(time.clock_gettime_ns(time.CLOCK_REALTIME) // 1000, self._floor_unix_us)
+        return max(unix_us(), self._floor_unix_us)
 
     # -------------------------------------------------------------- the agent
     def _greeting(self) -> tuple[ProxyFact, ...]:
@@ -437,25 +439,15 @@ def _data_port(listen: str) -> tuple[socket.socket, socket.socket]:
     Raises:
         Unavailable: the port is taken, or the address is not ours.
     """
-    host, port = cfg.split_address(listen) if listen else ("127.0.0.1", 0)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    problem = ""
-    for _ in range(20 if port == 0 else 1):
-        tcp = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        udp = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        try:
-            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            tcp.bind((host, port))
-            tcp.listen(1024)
-            udp.bind((host, tcp.getsockname()[1]))
-            return tcp, udp
-        except OSError as error:
-            tcp.close()
-            udp.close()
-            problem = error.strerror or str(error)
-    raise Unavailable(
-        "X0-RUN-042", f"can't listen at {listen}: {problem}", "set data.listen to a free address"
-    )
+    host, port = split_address(listen) if listen else ("127.0.0.1", 0)
+    try:
+        return data_port(host, port)
+    except OSError as error:
+        raise Unavailable(
+            "X0-RUN-042",
+            f"can't listen at {listen}: {error.strerror}",
+            "set data.listen to a free address",
+        ) from None
 
 
 def _swallow(sock: socket.socket) -> None:

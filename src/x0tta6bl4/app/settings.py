@@ -13,7 +13,7 @@ from typing import Annotated, Final, Literal, final
 import msgspec
 from msgspec import Meta
 
-from x0tta6bl4.app.settings_where import Where, split_address
+from x0tta6bl4.app.settings_where import Where
 from x0tta6bl4.app.toml_file import Section, decode, dump, read_text
 from x0tta6bl4.wire.authority import TOKEN_TTL_S_MAX, TTL_S_DEFAULT, TTL_S_MAX, TTL_S_MIN
 from x0tta6bl4.wire.ids import node_name, trust_domain
@@ -26,7 +26,6 @@ __all__ = [
     "parse_node",
     "parse_authority",
     "dump",
-    "split_address",
 ]
 
 DATA_PORT: Final = 7100

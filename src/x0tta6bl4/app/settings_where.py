@@ -7,26 +7,11 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from x0tta6bl4.wire.address import split_address
 from x0tta6bl4.wire.errors import BadConfig, BadId
 
 UNIX_PATH_BYTES_MAX: Final = 107
 _SOCKET_NAME_BYTES: Final = len("/authority.sock")
-
-
-def split_address(text: str) -> tuple[str, int]:
-    """`host:port` or `[v6]:port` as a pair; the text has passed the checks of this module.
-
-    Raises:
-        ValueError: it has not.
-    """
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isascii() or not port.isdigit() or not host:
-        raise ValueError(f"{text!r} is not host:port")
-    if host.startswith("[") != host.endswith("]") or (":" in host and host[0] != "["):
-        raise ValueError(f"{text!r}: an IPv6 address stands in brackets")
-    if int(port) > 65_535:
-        raise ValueError(f"port {port} is above 65535")
-    return host.strip("[]"), int(port)
 
 
 class Where:
@@ -79,9 +64,9 @@ class Where:
         """A `host:port` to dial, as a pair; port 0 only where `port_min` says so."""
         try:
             host, port = split_address(text)
-        except ValueError as error:
+        except BadConfig as error:
             raise self.error(
-                "X0-CFG-008", key, str(error), 'write "host:port", for example "192.0.2.1:7100"'
+                "X0-CFG-008", key, error.what, 'write "host:port", for example "192.0.2.1:7100"'
             ) from None
         if port < port_min:
             raise self.error("X0-CFG-008", key, f"{text!r} has port 0", "name the port")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from x0tta6bl4.app.admission import unix_us
 from x0tta6bl4.core.agent.words import Crypto
 from x0tta6bl4.core.identity.revocation import Revocations
 from x0tta6bl4.core.identity.rules import AUTHORITY, NODE, WORKLOAD
@@ -23,6 +22,7 @@ from x0tta6bl4.edge.tls.context import (
 )
 from x0tta6bl4.edge.tls.judge import Judge
 from x0tta6bl4.edge.tls.x509 import Svid
+from x0tta6bl4.runtime.clocks import unix_us
 from x0tta6bl4.wire.errors import Unavailable
 from x0tta6bl4.wire.ids import NodeName, SpiffeId, TrustDomain
 from x0tta6bl4.wire.records import (

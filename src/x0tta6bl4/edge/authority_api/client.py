@@ -19,7 +19,8 @@ from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 
 from x0tta6bl4.edge.authority_api.codec import Codec, from_grpc
 from x0tta6bl4.wire import authority as words
-from x0tta6bl4.wire.errors import BadConfig, Refused, Unavailable, X0Error
+from x0tta6bl4.wire.address import split_address
+from x0tta6bl4.wire.errors import Refused, Unavailable, X0Error
 from x0tta6bl4.wire.records import Name, Revocation
 
 DEADLINE_S: Final = 10.0
@@ -350,21 +351,6 @@ class AdminClient:
     async def renew_all(self) -> words.Nothing:
         """Have every node renew every SVID now."""
         return await self._connection.call("RenewAll", words.Nothing(), words.Nothing)
-
-
-def split_address(text: str) -> tuple[str, int]:
-    """Host and port of `host:port` or `[v6]:port`.
-
-    Raises:
-        BadConfig: anything else.
-    """
-    host, colon, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise BadConfig(
-            "X0-AUT-005", f"{text[:80]!r} is no address", "write host:port or [v6]:port"
-        )
-    return host, int(port)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ handler of effects may post further events: they are taken in order, never recur
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Final
@@ -17,25 +16,15 @@ from x0tta6bl4.core.machine import (
     ClockSet,
     Effect,
     Event,
-    Instant,
     Machine,
     Tick,
 )
+from x0tta6bl4.runtime.clocks import clock, unix_us
 
 CLOCK_LOOK_S: Final = 0.5
 CLOCK_STEP_US: Final = 200_000
 EVENTS_MAX: Final = 100_000
 _TICK: Final = Tick()
-
-
-def clock() -> Instant:
-    """Now, in microseconds of CLOCK_BOOTTIME."""
-    return Instant(time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000)
-
-
-def unix_us() -> int:
-    """Wall time in microseconds since 1970: only to be told to machines as ClockSet."""
-    return time.clock_gettime_ns(time.CLOCK_REALTIME) // 1000
 
 
 class Driver:

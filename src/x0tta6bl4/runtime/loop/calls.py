@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from x0tta6bl4.core.machine import SECOND, Allowed, Denied, Instant
 from x0tta6bl4.core.policy.gate import plain
 from x0tta6bl4.core.session.frames import Open, Reset
-from x0tta6bl4.runtime.loop.poll import clock
+from x0tta6bl4.runtime.clocks import clock
 from x0tta6bl4.runtime.loop.sessions import RETRY, Opening, Reply, StreamRecord, refuse
 from x0tta6bl4.runtime.loop.streams import AppStream
 from x0tta6bl4.wire.errors import BadId

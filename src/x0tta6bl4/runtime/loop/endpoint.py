@@ -49,10 +49,11 @@ from x0tta6bl4.core.session.circuit import Circuit
 from x0tta6bl4.core.session.facts import LIMITS, Limits, Up
 from x0tta6bl4.core.session.frames import SECRET_BYTES, SESSION_ID_BYTES, Mac
 from x0tta6bl4.core.session.pipe import Pipe
+from x0tta6bl4.runtime.clocks import clock
 from x0tta6bl4.runtime.loop.calls import Calls
 from x0tta6bl4.runtime.loop.carry import Cancellable
 from x0tta6bl4.runtime.loop.circuits import Buffers, Tls, TlsCircuit, allocate
-from x0tta6bl4.runtime.loop.poll import Loop, Timer, clock
+from x0tta6bl4.runtime.loop.poll import Loop, Timer
 from x0tta6bl4.runtime.loop.serving import Confirm, Listener, ProxyHeader, Serving
 from x0tta6bl4.runtime.loop.sessions import (
     Reply,

@@ -26,7 +26,7 @@ from x0tta6bl4.runtime.loop.accept import Acceptor
 from x0tta6bl4.runtime.loop.authority import AuthorityWays, HopLimits
 from x0tta6bl4.runtime.loop.carry import Cancellable, Way
 from x0tta6bl4.runtime.loop.channel import Channels
-from x0tta6bl4.runtime.loop.connect import Connecting, OnConnected, data_port, tune
+from x0tta6bl4.runtime.loop.connect import Connecting, OnConnected, tune
 from x0tta6bl4.runtime.loop.held import Held, HopSocket
 from x0tta6bl4.runtime.loop.legs import Leg, Legs
 from x0tta6bl4.runtime.loop.neighbours import Neighbours
@@ -502,4 +502,4 @@ def _nobody(node: NodeName, body: bytes) -> None:
     """Nobody listens for hellos."""
 
 
-__all__ = ["HopLimits", "HopSocket", "HopStatistics", "Hops", "data_port"]
+__all__ = ["HopLimits", "HopSocket", "HopStatistics", "Hops"]

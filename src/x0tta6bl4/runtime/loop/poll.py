@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import heapq
 import select
-import time
 from collections.abc import Callable
 
 from x0tta6bl4.core.machine import NEVER, Instant
+from x0tta6bl4.runtime.clocks import clock
 
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
@@ -135,8 +135,3 @@ class Loop:
             calls, self._after = self._after, []
             for call in calls:
                 call()
-
-
-def clock() -> Instant:
-    """Now, in microseconds of CLOCK_BOOTTIME: it goes on while the machine is suspended."""
-    return Instant(time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000)

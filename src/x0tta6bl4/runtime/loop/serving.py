@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Final
 from x0tta6bl4.core.machine import SECOND, Allowed, Denied, Verdict
 from x0tta6bl4.core.session.frames import Open, Reset
 from x0tta6bl4.core.session.stream import Stream
+from x0tta6bl4.runtime.clocks import clock
 from x0tta6bl4.runtime.loop.connect import Address, parse_address
-from x0tta6bl4.runtime.loop.poll import WRITE, clock
+from x0tta6bl4.runtime.loop.poll import WRITE
 from x0tta6bl4.runtime.loop.sessions import Session, StreamRecord
 from x0tta6bl4.runtime.loop.streams import AppStream
 from x0tta6bl4.wire.errors import BadConfig
