@@ -214,6 +214,15 @@ def test_refusals_come_back_with_their_reason_from_any_hop(mesh: HopMesh) -> Non
     assert not ends
 
 
+def test_a_hop_that_ends_here_is_held_to_its_link_too(mesh: HopMesh) -> None:
+    line(mesh, "abc")
+    mesh.nodes["b"].deny.add(("a", "b"))
+    assert refused(mesh, mesh.open("ab")) == "b: link not confirmed"
+    says(mesh, mesh.open("abc"), b"x")
+    mesh.nodes["c"].deny.add(("b", "c"))
+    assert refused(mesh, mesh.open("abc")) == "c: link not confirmed"
+
+
 def test_the_bound_of_hops_per_neighbour_refuses_and_is_given_back(mesh: HopMesh) -> None:
     mesh.node("a")
     mesh.node("b", HopLimits(per_neighbour_max=3))

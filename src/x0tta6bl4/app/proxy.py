@@ -349,13 +349,15 @@ class ProxyProcess:
 
     # -------------------------------------------------------------- hops
     def _admit(self, previous: NodeName, following: NodeName) -> Verdict:
-        """Whether a hop from one neighbour may go on to another."""
+        """Whether a hop from a neighbour may go on to another, or end here."""
         proxy = self.endpoint.proxy
-        if not proxy.links.is_up(following):
-            return Denied(f"no link to {following}")
         item = proxy.snapshot.items.get("NodeItem")
         domain = TrustDomain(item.trust_domain if type(item) is NodeItem else "")
         for node in (previous, following):
+            if node == self.hops.me:
+                continue
+            if not proxy.links.is_up(node):
+                return Denied(f"no link to {node}")
             verdict = proxy.check(node_id(domain, node), 1 << 60, None)
             if type(verdict) is Denied:
                 return verdict

@@ -17,7 +17,9 @@ from x0tta6bl4.core.machine import SECOND, Allowed, Denied, Instant
 from x0tta6bl4.core.policy.gate import plain
 from x0tta6bl4.core.session.frames import Open, Reset
 from x0tta6bl4.runtime.clocks import clock
-from x0tta6bl4.runtime.loop.sessions import RETRY, Opening, Reply, StreamRecord, refuse
+from x0tta6bl4.runtime.loop.connect import reset
+from x0tta6bl4.runtime.loop.parting import Partings
+from x0tta6bl4.runtime.loop.sessions import RETRY, Opening, Reply, StreamRecord
 from x0tta6bl4.runtime.loop.streams import AppStream
 from x0tta6bl4.wire.errors import BadId
 from x0tta6bl4.wire.ids import SpiffeId, spiffe_id
@@ -38,11 +40,12 @@ class Calls:
         endpoint: whose sessions carry the calls.
     """
 
-    __slots__ = ("_endpoint", "_loop", "_openings", "_proxy")
+    __slots__ = ("_endpoint", "_loop", "_openings", "_partings", "_proxy")
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._loop = endpoint.loop
+        self._partings = Partings(endpoint.loop)
         self._proxy = endpoint.proxy
         self._openings: dict[AppStream, None] = {}
         """Streams that were not OPENED yet; bounded by the endpoint's streams."""
@@ -116,10 +119,21 @@ class Calls:
         reason: Reset,
     ) -> Denied:
         self._endpoint.count("streams_refused")
-        refuse(self._loop, sock, reply, reason)
+        self._part(sock, reply, reason)
         record = StreamRecord(source, "", name, True, "", (), 0, 0, 0, f"refused: {why}")
         self._endpoint.on_record(record)
         return Denied(why)
+
+    def _part(self, sock: socket.socket, reply: Reply | None, reason: Reset) -> None:
+        """Answer an application that gets no stream, so that it can read the answer."""
+        if reply is None:
+            reset(sock)
+        else:
+            self._partings.say(sock, reply(reason))
+
+    def close(self) -> None:
+        """Close those that were refused."""
+        self._partings.close()
 
     def _try_next(self, sock: socket.socket, opening: Opening, reason: Reset) -> None:
         """Open a stream to the best replica that was not tried yet."""
@@ -138,7 +152,7 @@ class Calls:
             self._begin(stream, opening)
             return
         self._endpoint.count("streams_refused")
-        refuse(self._loop, sock, opening.reply, reason)
+        self._part(sock, opening.reply, reason)
         self._endpoint.on_record(
             StreamRecord(
                 opening.source,
@@ -190,7 +204,7 @@ class Calls:
         if reason not in RETRY or not opening.replicas or not kept or stream.received:
             if opening.reply is None:
                 return False
-            refuse(self._loop, stream.leave(reason.phrase), opening.reply, reason)
+            self._part(stream.leave(reason.phrase), opening.reply, reason)
             return True
         if early is not None and opening.reply is None:
             opening.first = bytes(early)

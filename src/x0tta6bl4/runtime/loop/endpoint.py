@@ -536,6 +536,7 @@ class Endpoint:
         for circuit in tuple(self.circuits.values()):
             circuit.close()
         self.circuits.clear()
+        self.calls.close()
 
     def states(self) -> tuple[SessionState, ...]:
         """All client sessions as they stand, for status views."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Sequence
-from typing import Final, final
+from typing import final
 
 import msgspec
 
@@ -31,9 +31,10 @@ from x0tta6bl4.runtime.loop.held import Held, HopSocket
 from x0tta6bl4.runtime.loop.legs import Leg, Legs
 from x0tta6bl4.runtime.loop.neighbours import Neighbours
 from x0tta6bl4.runtime.loop.notices import Notices
+from x0tta6bl4.runtime.loop.parting import Partings
 from x0tta6bl4.runtime.loop.poll import Loop
 from x0tta6bl4.runtime.loop.relay import Pipes, Relay
-from x0tta6bl4.runtime.loop.setup import Parting, Setup
+from x0tta6bl4.runtime.loop.setup import Setup
 from x0tta6bl4.runtime.ports import SealMaker
 from x0tta6bl4.wire.errors import BadMessage
 from x0tta6bl4.wire.hop import (
@@ -54,8 +55,6 @@ from x0tta6bl4.wire.hop import (
 )
 from x0tta6bl4.wire.ids import NodeName, SpiffeId
 from x0tta6bl4.wire.messages import AuthorityPathItem, NeighbourItem, NodeItem
-
-_PARTINGS_MAX: Final = 64
 
 
 @final
@@ -82,6 +81,7 @@ OnCircuit = Callable[[HopSocket, NodeName, SpiffeId, bytes], None]
 OnNotice = Callable[[str, str], None]
 OnHello = Callable[[NodeName, bytes], None]
 Admit = Callable[[NodeName, NodeName], Verdict]
+"""(the neighbour that it came from, where it goes: a neighbour, or this node) -> verdict."""
 
 
 @final
@@ -94,8 +94,8 @@ class Hops:
         me: this node.
         incarnation: of this proxy; random 63 bits, new at each start.
         maker: makes a link's seal from its keys (`edge.hop.setup.LinkSeal`).
-        admit: whether a hop that came from the first node may go on to the second: the second is
-            a confirmed link, none is revoked.
+        admit: whether a hop that came from the first node may go on to the second, or end here if
+            that is this node: their links are confirmed, none is revoked.
         on_circuit: takes a connection whose path ends here, the neighbour it came from (this node
             for its own), the called workload, and bytes already read (none so far).
         on_notice: takes a kind and a text for the operator, at most one of a kind per second.
@@ -139,7 +139,7 @@ class Hops:
         self._pipes = Pipes()
         self._relays: dict[Relay, tuple[NodeName, ...]] = {}
         self._pending: dict[Setup, None] = {}
-        self._partings: set[Parting] = set()
+        self._partings = Partings(loop)
         self._dialbacks: set[Cancellable] = set()
         self.authority = AuthorityWays(
             loop, limits, self._notices,
@@ -299,10 +299,14 @@ class Hops:
             return self._refuse(sock, f"{self.me}: {error.what}")
         if previous in hop.path:
             return self._refuse(sock, f"{self.me}: path goes back to {previous}")
+        following = NodeName(hop.path[1]) if len(hop.path) > 1 else self.me
+        verdict = self._admit(previous, following)
+        if isinstance(verdict, Denied):
+            return self._refuse(sock, f"{self.me}: {verdict.reason}")
         if not self._held.room(previous):
             return self._refuse(sock, f"{self.me}: too many hops from {previous}")
-        if len(hop.path) > 1:
-            return self._onward(sock, previous, hop)
+        if following != self.me:
+            return self._onward(sock, previous, following, hop)
         target = target_id(hop)
         if target is not None:
             return self._on_circuit(self._held.own(sock, previous), previous, target, b"")
@@ -310,12 +314,10 @@ class Hops:
             return self._refuse(sock, f"{self.me}: no authority is dialled from here")
         return self._join(sock, previous, self.me, self.authority.direct)
 
-    def _onward(self, sock: socket.socket, previous: NodeName, hop: Hop) -> None:
+    def _onward(
+        self, sock: socket.socket, previous: NodeName, node: NodeName, hop: Hop
+    ) -> None:
         """Relay: open the next leg and splice."""
-        node = NodeName(hop.path[1])
-        verdict = self._admit(previous, node)
-        if isinstance(verdict, Denied):
-            return self._refuse(sock, f"{self.me}: {verdict.reason}")
         if not self._held.room(node):
             return self._refuse(sock, f"{self.me}: too many hops to {node}")
         rest = Hop(hop.path[1:], hop.target)
@@ -379,15 +381,7 @@ class Hops:
     def _refuse(self, sock: socket.socket, reason: str) -> None:
         """Say why and close, without a reset that could overtake the reason."""
         self._refused += 1
-        try:
-            sock.send(pack_refusal(reason))
-            sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            sock.close()
-            return
-        if len(self._partings) >= _PARTINGS_MAX:
-            next(iter(self._partings)).close()
-        self._partings.add(Parting(self._loop, sock, self._partings.discard))
+        self._partings.say(sock, pack_refusal(reason))
 
     # ------------------------------------------------------------------ channels
     def _message(self, node: NodeName, kind: int, body: bytes) -> None:
@@ -447,8 +441,7 @@ class Hops:
             setup.close("")
         for dialling in tuple(self._dialbacks):
             dialling.cancel()
-        for parting in tuple(self._partings):
-            parting.close()
+        self._partings.close()
         self._pipes.close()
 
 

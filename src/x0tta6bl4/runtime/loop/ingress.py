@@ -8,6 +8,7 @@ answered in the words of its protocol and closed; nothing it sent goes anywhere.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import socket
@@ -23,8 +24,8 @@ from x0tta6bl4.core.session.frames import Reset
 from x0tta6bl4.runtime.loop.accept import Acceptor
 from x0tta6bl4.runtime.loop.connect import parse_address, reset
 from x0tta6bl4.runtime.loop.notices import Notices
+from x0tta6bl4.runtime.loop.parting import Partings
 from x0tta6bl4.runtime.loop.poll import READ, Loop, Timer
-from x0tta6bl4.runtime.loop.setup import Parting
 from x0tta6bl4.runtime.ports import Greeting
 from x0tta6bl4.wire.errors import BadConfig
 from x0tta6bl4.wire.ids import SpiffeId
@@ -34,7 +35,6 @@ from x0tta6bl4.wire.messages import ListenItem
 PLAIN: Final = "plain"
 LISTENERS_MAX: Final = 256
 _RECEIVE: Final = 64 * 1024
-_PARTINGS_MAX: Final = 64
 
 Identify = Callable[[socket.socket], Verdict]
 Reply = Callable[[Reset | None], bytes]
@@ -118,7 +118,7 @@ class Ingress:
         self._limits = limits
         self._listeners: dict[str, tuple[ListenItem, Acceptor]] = {}
         self._pending: dict[_Pending, None] = {}
-        self._partings: dict[Parting, None] = {}
+        self._partings = Partings(loop)
         self._accepted = self._strangers = self._rejected = self._streams = self._evicted = 0
 
     def set(self, item: ListenItem) -> None:
@@ -187,8 +187,7 @@ class Ingress:
             self.gone(address)
         for pending in tuple(self._pending):
             pending.close()
-        for parting in tuple(self._partings):
-            parting.close()
+        self._partings.close()
 
     def _accept(self, address: str, sock: socket.socket) -> None:
         self._accepted += 1
@@ -230,23 +229,12 @@ class Ingress:
         """Send an answer; the last one in such a way that the client can read it."""
         if sock.fileno() < 0:
             return
-        try:
-            if data:
-                sock.send(data)
-            if last:
-                self._loop.drop(sock.fileno())
-                sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            if last:
-                sock.close()
-            return  # Whoever reads next hears of it.
         if last:
-            if len(self._partings) >= _PARTINGS_MAX:
-                next(iter(self._partings)).close()
-            self._partings[Parting(self._loop, sock, self._parted)] = None
-
-    def _parted(self, parting: Parting) -> None:
-        del self._partings[parting]
+            self._loop.drop(sock.fileno())
+            self._partings.say(sock, data)
+        elif data:
+            with contextlib.suppress(OSError):  # Whoever reads next hears of it.
+                sock.send(data)
 
     def _asked(self, pending: _Pending, asked: Asked) -> None:
         """A greeting is complete."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast, final
 
@@ -13,7 +12,6 @@ from x0tta6bl4.core.session.frames import Open, Reset
 from x0tta6bl4.core.session.pipe import HELD_MAX, Hooks, Pipe
 from x0tta6bl4.core.session.stream import Stream
 from x0tta6bl4.runtime.loop.poll import Loop
-from x0tta6bl4.runtime.loop.setup import Parting
 from x0tta6bl4.runtime.loop.streams import AppStream
 from x0tta6bl4.wire.ids import NodeName, SpiffeId
 
@@ -218,32 +216,6 @@ class Session(Hooks):
 def session_of(pipe: Pipe) -> Session:
     """The session whose hooks a pipe has."""
     return cast(Session, pipe.hooks)
-
-
-def refuse(loop: Loop, sock: socket.socket, reply: Reply | None, reason: Reset) -> None:
-    """Answer an application that gets no stream, and close so that it can read the answer."""
-    if reply is None:
-        return reset(sock)
-    try:
-        sock.send(reply(reason))
-        sock.shutdown(socket.SHUT_WR)
-    except OSError:
-        return sock.close()  # It has gone away meanwhile.
-    Parting(loop, sock, _parted)
-    return None
-
-
-def _parted(_: Parting) -> None:
-    """Nothing is kept for it."""
-
-
-def reset(sock: socket.socket) -> None:
-    """Close so that the application sees a reset and not an orderly end."""
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
-    except OSError:
-        pass  # It is gone already.
-    sock.close()
 
 
 def lend_standing(sessions: Iterable[Session], now: Instant) -> int:

@@ -1,19 +1,15 @@
-"""A connection until its setup frame is complete, and one that is parting after a refusal."""
+"""A connection until its setup frame is complete."""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import Final, final
+from typing import final
 
-from x0tta6bl4.core.machine import SECOND
 from x0tta6bl4.runtime.loop.poll import READ, Loop
 from x0tta6bl4.wire.errors import BadMessage
 from x0tta6bl4.wire.hop import HEADER_BYTES, Header, unpack_header
 from x0tta6bl4.wire.ids import NodeName
-
-PARTING_US: Final = 1 * SECOND
-PARTING_BYTES_MAX: Final = 1 << 18
 
 
 @final
@@ -95,47 +91,3 @@ class Setup:
         sock = self._leave()
         assert sock is not None
         return self._on_complete(self, sock, self._fields)
-
-
-@final
-class Parting:
-    """Reads and drops what still comes, so that a reset does not overtake the refusal sent.
-
-    Args:
-        loop: the proxy's loop.
-        sock: shut for writing; owned.
-        on_end: takes this, once.
-    """
-
-    __slots__ = ("_left", "_loop", "_on_end", "_sock", "_timer")
-
-    def __init__(
-        self, loop: Loop, sock: socket.socket, on_end: Callable[[Parting], None]
-    ) -> None:
-        self._loop = loop
-        self._sock: socket.socket | None = sock
-        self._on_end = on_end
-        self._left = PARTING_BYTES_MAX
-        self._timer = loop.after(PARTING_US, self.close)
-        loop.add(sock.fileno(), READ, self._ready)
-
-    def close(self) -> None:
-        """Close it now."""
-        sock, self._sock = self._sock, None
-        if sock is not None:
-            self._timer.cancel()
-            self._loop.drop(sock.fileno())
-            sock.close()
-            self._on_end(self)
-
-    def _ready(self, mask: int) -> None:
-        assert self._sock is not None
-        try:
-            count = len(self._sock.recv(65536))
-        except BlockingIOError:
-            return
-        except OSError:
-            count = 0
-        self._left -= count
-        if not count or self._left <= 0:
-            self.close()
