@@ -25,6 +25,7 @@ from x0tta6bl4.app.admin import AdminServer
 from x0tta6bl4.app.admission import Admission
 from x0tta6bl4.app.authority_link import AuthorityLink
 from x0tta6bl4.app.desk import Desk
+from x0tta6bl4.app.resolver import Resolver
 from x0tta6bl4.app.trust import Trusts
 from x0tta6bl4.app.wallet import Wallet, private_dir, read_private, write_private
 from x0tta6bl4.core.agent import words
@@ -87,8 +88,10 @@ class AgentProcess:
         self.desk = Desk(self)
         self.trusts = Trusts(self.domain, settings.require_pq)
         self.proxy = ProxyPort(str(self.state_dir / "proxy.sock"), self._proxy_said)
+        self.resolver = Resolver(self._names_changed)
+        self._linked: dict[NodeName, NeighbourItem] = {}
+        """What was told of each neighbour that is connected, its endpoints as it names them."""
         self._tasks: set[asyncio.Task[None]] = set()
-        self._saving = False
 
     # -------------------------------------------------------------- life
     async def run(self) -> None:
@@ -104,6 +107,7 @@ class AgentProcess:
         (self.state_dir / "agent.pid").write_text(f"{os.getpid()}\n")
         try:
             self._start_machine()
+            self._spawn(self.resolver.run())
             self._spawn(self._keep_proxy())
             await self._admit()
             await self._work()
@@ -140,11 +144,17 @@ class AgentProcess:
         return words.NodeConfig(
             neighbours=tuple(link.node for link in s.link),
             listens=tuple(ListenItem(x.address, x.kind, x.name) for x in s.listen),
-            authority=s.authority.address,
+            authority=next(iter(self.resolver.literals(_given(s.authority.address))), ""),
             revocation_max_age_s=s.revocation_max_age_s,
             area=s.area,
             draining=self.desk.draining,
         )
+
+    def _names_changed(self) -> None:
+        """A host name stands for other addresses: tell the proxy those."""
+        self.reconfigure()
+        for item in self._linked.values():
+            self._tell_neighbour(item)
 
     async def _admit(self) -> None:
         """Come by an SVID of this node's own; waits for the authority as long as it takes."""
@@ -153,7 +163,7 @@ class AgentProcess:
             self.domain,
             self.me,
             self.wallet,
-            [self.settings.authority.address] if self.settings.authority.address else [],
+            _given(self.settings.authority.address),
             self.settings.authority.through,
             self.state_dir,
         )
@@ -359,25 +369,28 @@ class AgentProcess:
     def link_up(self, node: NodeName, intro: Intro, keys: LinkKeys) -> None:
         """A link came up or has new keys."""
         hello_us = next((x.hello_ms for x in self.settings.link if x.node == node), 100) * 1000
-        self.driver.post(
-            words.NeighbourUp(
-                NeighbourItem(
-                    node=node,
-                    link=keys.link,
-                    endpoints=intro.endpoints,
-                    incarnation=intro.proxy_incarnation,
-                    hello_us=hello_us,
-                    tx_hello=keys.tx_hello,
-                    rx_hello=keys.rx_hello,
-                    tx_setup=keys.tx_setup,
-                    rx_setup=keys.rx_setup,
-                    udp=self.settings.data.udp,
-                )
-            )
+        self._linked[node] = item = NeighbourItem(
+            node=node,
+            link=keys.link,
+            endpoints=intro.endpoints,
+            incarnation=intro.proxy_incarnation,
+            hello_us=hello_us,
+            tx_hello=keys.tx_hello,
+            rx_hello=keys.rx_hello,
+            tx_setup=keys.tx_setup,
+            rx_setup=keys.rx_setup,
+            udp=self.settings.data.udp,
         )
+        self._tell_neighbour(item)
+
+    def _tell_neighbour(self, item: NeighbourItem) -> None:
+        endpoints = self.resolver.literals(item.endpoints)
+        self.driver.post(words.NeighbourUp(msgspec.structs.replace(item, endpoints=endpoints)))
 
     def link_down(self, node: NodeName, reason: str) -> None:
         """A link's connection is gone."""
+        self._linked.pop(node, None)
+        self.resolver.wake()  # It may have moved.
         self.desk.event("link", f"connection to {node} lost: {reason}")
         self.driver.post(words.NeighbourDown(node))
 
@@ -463,6 +476,10 @@ class AgentProcess:
             self.wallet.keep(svid, bundle)
         except X0Error as error:
             self.desk.event("bound", str(error))
+
+
+def _given(address: str) -> list[str]:
+    return [address] if address else []
 
 
 def _item(svid: Svid) -> SvidItem:

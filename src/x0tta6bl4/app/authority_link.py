@@ -103,6 +103,7 @@ class AuthorityLink:
 
     def _lost(self, reason: str) -> None:
         was, self._client, self.via = self._client, None, ""
+        self._agent.resolver.wake()  # It may have moved.
         self._agent.desk.authority_error = reason
         if was is not None:
             self._agent.desk.event("authority", f"connection lost: {reason}")
