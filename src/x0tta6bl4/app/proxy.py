@@ -56,6 +56,7 @@ from x0tta6bl4.wire.messages import (
     AuthorityPathItem,
     BundleItem,
     CallerItem,
+    ClockItem,
     Counters,
     Item,
     ListenItem,
@@ -336,6 +337,9 @@ class ProxyProcess:
         except BadInput as error:
             self._notice("caller", f"entry of {item.id}: {error}")
 
+    def _put_clock(self, item: ClockItem) -> None:
+        self._floor_unix_us = max(self._floor_unix_us, item.floor_unix_us)
+
     _PUTS: Final[dict[type[Item], Callable[[Any, Any], None]]] = {
         NodeItem: _put_node,
         AuthorityPathItem: lambda self, item: self.hops.authority_paths(item),
@@ -345,6 +349,7 @@ class ProxyProcess:
         SvidItem: lambda self, item: self.contexts.clear(),
         BundleItem: lambda self, item: self.contexts.clear(),
         CallerItem: _put_caller,
+        ClockItem: _put_clock,
     }
 
     # -------------------------------------------------------------- hops
