@@ -7,6 +7,7 @@ It is tried directly where the configuration names an address, else (and next) t
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
@@ -139,12 +140,16 @@ class AuthorityLink:
             return
         try:
             answers = await client.issue(tuple(wanted))
-        except X0Error as error:
-            for token, id in batch.items():
-                agent.not_renewed(token, id, str(error))
+        except (X0Error, asyncio.CancelledError) as error:
+            for token, id in batch.items():  # Each token is answered, whatever happens.
+                agent.not_renewed(token, id, str(error) or "connection to the authority lost")
+            if isinstance(error, asyncio.CancelledError):
+                raise
             return
-        for (token, id), issued in zip(batch.items(), answers, strict=False):
-            if issued.refused or issued.id != id:
+        for (token, id), issued in itertools.zip_longest(batch.items(), answers[: len(batch)]):
+            if issued is None:
+                agent.not_renewed(token, id, "the authority left it out of its answer")
+            elif issued.refused or issued.id != id:
                 agent.not_renewed(token, id, issued.refused or "another ID was issued")
             else:
                 agent.renewed(

@@ -1,0 +1,191 @@
+"""The agent's way to the authority, and what its desk shows of it: a real authority over TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from tests.fakes.authority_world import DOMAIN, World, eventually, play
+from x0tta6bl4.app import authority_link
+from x0tta6bl4.app.agent import AgentProcess
+from x0tta6bl4.app.authority_link import AuthorityLink
+from x0tta6bl4.app.settings import AuthorityAt, Link, NodeSettings
+from x0tta6bl4.core.records.words import Trust
+from x0tta6bl4.edge.authority_api.client import AuthorityClient
+from x0tta6bl4.wire import admin
+from x0tta6bl4.wire.authority import Issued, Wanted
+from x0tta6bl4.wire.errors import NotFound, Unavailable
+from x0tta6bl4.wire.ids import SpiffeId
+from x0tta6bl4.wire.messages import ListenState, Notice, SessionGone
+from x0tta6bl4.wire.records import decode_bundle
+
+WEB = SpiffeId(f"spiffe://{DOMAIN}/web")
+ALPHA = SpiffeId(f"spiffe://{DOMAIN}/node/alpha")
+
+
+@contextlib.asynccontextmanager
+async def agent_of(here: World) -> AsyncIterator[AgentProcess]:
+    """An agent that is enrolled and watches, without links and proxy."""
+    admitted = await here.enrol("alpha")
+    settings = NodeSettings(
+        trust_domain=DOMAIN,
+        node="alpha",
+        state_dir=str(here.root / "node-alpha"),
+        authority=AuthorityAt(address=here.address),
+        link=(Link(node="beta"),),
+    )
+    agent = AgentProcess(settings, here.root / "node.toml")
+    agent.wallet = here.wallet("alpha")
+    agent._start_machine()
+    bundle = decode_bundle(admitted.bundle)
+    agent.trusts.believe(bundle.anchors)
+    agent.driver.post(Trust(bundle, 2**40))
+    agent._use_svid(admitted.svid)
+    agent.authority = AuthorityLink(agent)
+    agent._spawn(agent.authority.watch())
+    try:
+        await eventually(lambda: agent.authority.via == "direct")
+        yield agent
+    finally:
+        await agent._end()
+    assert agent.failure is None
+
+
+def test_entries_come_and_their_svids_are_fetched(tmp_path: Path) -> None:
+    async def story(here: World) -> None:
+        async with agent_of(here) as agent:
+            await here.entry("alpha")
+            await eventually(lambda: agent.machine.svid(WEB) is not None)
+            status = agent.desk.status()
+            assert status.authority.connected
+            assert status.authority.error == ""
+            assert abs(status.authority.clock_offset_ms) < 1000
+            assert {svid.id for svid in status.svids} == {ALPHA, WEB}
+            assert status.links == (admin.LinkView("beta", "connecting"),)
+            first = agent.machine.svid(WEB)
+            assert (await agent.desk.renew(admin.Renew(WEB))).text == "1 renewed"
+            assert agent.machine.svid(WEB) != first
+            assert agent.desk.counters()["svid_renewals_total"] == 2
+            with pytest.raises(NotFound, match="X0-REN-001"):
+                await agent.desk.renew(admin.Renew("spiffe://x/y"))
+
+    play(tmp_path, story)
+
+
+def test_a_lost_authority_is_told_and_renewals_are_refused_not_forgotten(tmp_path: Path) -> None:
+    async def story(here: World) -> None:
+        async with agent_of(here) as agent:
+            refused: list[tuple[int, str]] = []
+            agent.not_renewed = (  # type: ignore[method-assign]
+                lambda token, id, reason: refused.append((token, reason))
+            )
+            agent.authority.renew(98, SpiffeId(f"spiffe://{DOMAIN}/nobody"))
+            await eventually(lambda: bool(refused))
+            assert refused == [(98, "no entry names this node for it")]
+            await here.process._api.stop()
+            await eventually(lambda: agent.authority.via == "")
+            assert agent.desk.authority_error
+            assert not agent.desk.status().authority.connected
+            agent.authority.renew(99, ALPHA)
+            await eventually(lambda: len(refused) == 2)
+            assert refused[1] == (99, "authority not connected")
+
+    play(tmp_path, story)
+
+
+class Client:
+    """In the place of a client: keeps who asks, or answers less than it was asked for."""
+
+    def __init__(self, answers: tuple[Issued, ...] | None) -> None:
+        self.answers = answers
+        self.asked = asyncio.Event()
+
+    async def issue(self, wanted: Sequence[Wanted]) -> tuple[Issued, ...]:
+        self.asked.set()
+        if self.answers is None:
+            await asyncio.Event().wait()
+        return self.answers or ()
+
+
+@pytest.mark.parametrize("answers", [None, ()])
+def test_every_token_is_answered(tmp_path: Path, answers: tuple[Issued, ...] | None) -> None:
+    """Also when the connection is lost in the midst of it, or the answer is too short."""
+
+    async def story(here: World) -> None:
+        async with agent_of(here) as agent:
+            refused: list[int] = []
+            agent.not_renewed = (  # type: ignore[method-assign]
+                lambda token, id, reason: refused.append(token)
+            )
+            link, fake = AuthorityLink(agent), Client(answers)
+            link._client = client = cast(AuthorityClient, fake)
+            task = asyncio.create_task(link._issue_for_ever(client))
+            link.renew(7, ALPHA)
+            await fake.asked.wait()
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            assert refused == [7]
+
+    play(tmp_path, story)
+
+
+def test_only_so_many_renewals_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(authority_link, "WAITING_MAX", 1)
+
+    async def story(here: World) -> None:
+        async with agent_of(here) as agent:
+            refused: list[str] = []
+            agent.not_renewed = (  # type: ignore[method-assign]
+                lambda token, id, reason: refused.append(reason)
+            )
+            link = AuthorityLink(agent)
+            link._client = cast(AuthorityClient, Client(None))
+            link.renew(1, ALPHA)
+            link.renew(2, ALPHA)
+            await asyncio.sleep(0)
+            assert refused == ["too many renewals wait"]
+
+    play(tmp_path, story)
+
+
+# ------------------------------------------------------------------ the desk
+def test_the_desk_keeps_what_the_proxy_says(tmp_path: Path) -> None:
+    async def story(here: World) -> None:
+        async with agent_of(here) as agent:
+            desk = agent.desk
+            desk.proxy_said(ListenState("127.0.0.1:0", "127.0.0.1:7", "plain", "web"))
+            desk.proxy_said(ListenState("127.0.0.1:8", "", "plain", "web", "in use"))
+            desk.proxy_said(Notice("setup", "no setup frame in time"))
+            desk.proxy_said(SessionGone(WEB, WEB, "beta", "revoked"))
+            status = desk.status()
+            assert admin.ListenerView("127.0.0.1:7", "plain", "web") in status.listeners
+            texts = {(event.kind, event.text) for event in status.events}
+            assert ("bound", "can't listen at 127.0.0.1:8: in use") in texts
+            assert ("setup", "no setup frame in time") in texts
+            assert ("session", f"{WEB} -> {WEB} at beta: revoked") in texts
+            with pytest.raises(NotFound, match="X0-PTH-001"):
+                await desk.path(admin.GetPath("", "nowhere"))
+            assert set((await desk.support()).files) >= {"status.json", "check.txt"}
+            assert (await desk.stop()).text == "stopping"
+
+    play(tmp_path, story)
+
+
+def test_a_renewal_that_never_ends_is_a_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("x0tta6bl4.app.desk.RENEW_S", 0.05)
+
+    async def story(here: World) -> None:
+        async with agent_of(here) as agent:
+            monkeypatch.setattr(agent.authority, "renew", lambda token, id: None)
+            with pytest.raises(Unavailable, match="X0-REN-002: 1 of 1 not renewed"):
+                await agent.desk.renew(admin.Renew(ALPHA))
+
+    play(tmp_path, story)
