@@ -45,7 +45,7 @@ attacks: setup  ## every attack on a running mesh: what was tried, why refused, 
 
 BENCH := long_stream rotations revocation outages failover_tcp footprint
 
-bench: setup  ## all measurements, about 50 minutes (BENCH=rotations ARGS="--ttl 30"); docs/benchmarks.md
+bench: setup  ## all measurements, about an hour (BENCH=rotations ARGS="--ttl 30"); docs/benchmarks.md
 	@status=0; for name in $(BENCH); do $(PY) -m bench.$$name $(ARGS) || status=1; done; \
 	$(PY) -m bench.report; exit $$status
 
