@@ -15,10 +15,11 @@ from x0tta6bl4.app import authority_link
 from x0tta6bl4.app.agent import AgentProcess
 from x0tta6bl4.app.authority_link import AuthorityLink
 from x0tta6bl4.app.settings import AuthorityAt, Link, NodeSettings
+from x0tta6bl4.core.machine import Allowed, Denied
 from x0tta6bl4.core.records.words import Trust
 from x0tta6bl4.edge.authority_api.client import AuthorityClient
 from x0tta6bl4.wire import admin
-from x0tta6bl4.wire.authority import Issued, Wanted
+from x0tta6bl4.wire.authority import Issued, NodeEvict, Wanted
 from x0tta6bl4.wire.errors import NotFound, Unavailable
 from x0tta6bl4.wire.ids import SpiffeId
 from x0tta6bl4.wire.messages import ListenState, Notice, SessionGone
@@ -94,6 +95,40 @@ def test_a_lost_authority_is_told_and_renewals_are_refused_not_forgotten(tmp_pat
             agent.authority.renew(99, ALPHA)
             await eventually(lambda: len(refused) == 2)
             assert refused[1] == (99, "authority not connected")
+
+    play(tmp_path, story)
+
+
+def test_an_evicted_node_is_told_why(tmp_path: Path) -> None:
+    async def story(here: World) -> None:
+        async with agent_of(here) as agent:
+            await here.admin.node_evict(NodeEvict("alpha", "lost"))
+            await eventually(lambda: "node was evicted" in agent.desk.authority_error)
+            error = agent.desk.authority_error
+            await eventually(lambda: agent.authority.via == "")
+            assert agent.desk.status().authority.error == error
+            assert error.startswith("X0-AUT-042")
+            told = [e for e in agent.desk.status().events if e.text == error]
+            assert len(told) == 1
+
+    play(tmp_path, story)
+
+
+def test_a_node_that_slept_past_its_svid_attests_by_its_key(tmp_path: Path) -> None:
+    async def story(here: World) -> None:
+        async with agent_of(here) as agent:
+            # The authority takes the one of now no more, as if it had ended.
+            old = agent.trusts.svid
+            here.process._revoked = (  # type: ignore[method-assign]
+                lambda id, issued_unix_s, via: (
+                    Denied("expired") if agent.trusts.svid is old else Allowed(id)
+                )
+            )
+            here.process._context = None
+            here.process._api.cut("alpha", "test")
+            await eventually(lambda: agent.trusts.svid is not old, 10)
+            await eventually(lambda: agent.authority.via == "direct", 10)
+            assert agent.desk.status().authority.connected
 
     play(tmp_path, story)
 

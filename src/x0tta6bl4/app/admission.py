@@ -130,6 +130,19 @@ class Admission:
                 problem = error
         raise problem
 
+    async def again(self, target: str) -> Admitted:
+        """Attest anew over one way, although the SVID of now may be good.
+
+        For a node whose SVID the authority does not take: it has ended, or was revoked.
+
+        Args:
+            target: of the authority's client.
+        Raises:
+            Refused: with the authority's reason, such as an eviction.
+            Unavailable: it can't be reached this way.
+        """
+        return await self._over(target, None)
+
     def _ways(self, token: Token | None) -> list[contextlib.AbstractAsyncContextManager[str]]:
         direct = dict.fromkeys((*self._direct, *(token.authorities if token else ())))
         ways: list[contextlib.AbstractAsyncContextManager[str]] = [

@@ -158,15 +158,7 @@ class AgentProcess:
 
     async def _admit(self) -> None:
         """Come by an SVID of this node's own; waits for the authority as long as it takes."""
-        token = self._token()
-        admission = Admission(
-            self.domain,
-            self.me,
-            self.wallet,
-            _given(self.settings.authority.address),
-            self.settings.authority.through,
-            self.state_dir,
-        )
+        token, admission = self._token(), self._admission()
         wait = RETRY_FIRST_S
         while True:
             try:
@@ -181,6 +173,22 @@ class AgentProcess:
         bundle = decode_bundle(admitted.bundle)
         self.trusts.believe(bundle.anchors)
         self.driver.post(Trust(bundle, unix_us() // 1_000_000 + LATER_S))
+        self._use_svid(admitted.svid)
+        self.desk.event("svid", f"{admitted.how} as {admitted.svid.id}")
+
+    def _admission(self) -> Admission:
+        authority = self.settings.authority
+        ways = _given(authority.address), authority.through
+        return Admission(self.domain, self.me, self.wallet, *ways, self.state_dir)
+
+    async def attest_again(self, target: str) -> None:
+        """Come by a new SVID by the long-lived key: the authority does not take the one of now.
+
+        Raises:
+            Refused: why this node is not to have one.
+            Unavailable, BadMessage: not this way, not now.
+        """
+        admitted = await self._admission().again(target)
         self._use_svid(admitted.svid)
         self.desk.event("svid", f"{admitted.how} as {admitted.svid.id}")
 

@@ -17,7 +17,7 @@ from x0tta6bl4.edge.tls import x509
 from x0tta6bl4.edge.tls.x509 import Svid
 from x0tta6bl4.runtime.clocks import unix_us
 from x0tta6bl4.wire.authority import ISSUE_MAX, Wanted
-from x0tta6bl4.wire.errors import X0Error
+from x0tta6bl4.wire.errors import Refused, X0Error
 from x0tta6bl4.wire.ids import SpiffeId
 
 if TYPE_CHECKING:
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 RETRY_FIRST_S: Final = 0.1
 RETRY_LAST_S: Final = 5.0
+SILENT: Final = "X0-AUT-006"
+"""What the client raises when nobody answers in time."""
+ASK_EVERY_S: Final = 30.0
+"""Least time between two attestations of a node whose SVID is not taken."""
 OFFSETS: Final = 5
 WAITING_MAX: Final = 8192
 
@@ -42,6 +46,8 @@ class AuthorityLink:
         self._waiting: dict[int, SpiffeId] = {}
         self._wake = asyncio.Event()
         self.via = ""
+        self._ask_at = 0.0
+        self._refusal = ""
         self._offsets_ms: deque[int] = deque(maxlen=OFFSETS)
 
     @property
@@ -91,9 +97,31 @@ class AuthorityLink:
                         await asyncio.gather(issuing, return_exceptions=True)
             except X0Error as error:
                 reason = str(error)
+                if self._client is None and error.id != SILENT:
+                    reason = await self._ask_why(target) or reason
             self._lost(reason)
             await asyncio.sleep(wait)
             wait = min(wait * 2, RETRY_LAST_S)
+
+    async def _ask_why(self, target: str) -> str:
+        """An SVID that has ended or is revoked is refused without a word: attest by the key.
+
+        Returns:
+            Why the authority wants nothing of this node; empty if it has a new SVID now, or
+            nobody is there to say.
+        """
+        now = asyncio.get_running_loop().time()
+        if now < self._ask_at:
+            return self._refusal
+        self._ask_at, self._refusal = now + ASK_EVERY_S, ""
+        try:
+            await self._agent.attest_again(target)
+        except Refused as error:
+            self._refusal = str(error)
+            self._agent.desk.event("authority", self._refusal)
+        except X0Error:
+            pass  # The watch has told as much.
+        return self._refusal
 
     def _connected(self, client: AuthorityClient, via: str) -> None:
         self._client = client
