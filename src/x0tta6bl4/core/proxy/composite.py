@@ -333,6 +333,7 @@ class Proxy:
             self._tell(at, LinkState(fact.node, "suspected", 0, 0, self._dials(fact.node), True))
         elif type(fact) is LinkDown:
             self.routes.suspects.add(fact.node)
+            self._out += map(facts.CancelDial, self.routes.through(fact.node))
             figures = (0, 0, self._dials(fact.node), False)
             self._tell(at, LinkState(fact.node, "down", *figures, fact.reason))
 
@@ -400,7 +401,10 @@ class Proxy:
 
     def _dial(self, now: Instant, fact: facts.DialCircuit) -> Effect:
         client = self.clients.get(fact.session)
-        path = self.routes.dial(fact.token, self.me, client.node, fact.avoid) if client else None
+        path = None
+        if client is not None:
+            taken = tuple(self.routes.way(token) for token in client.machine.dialling)
+            path = self.routes.dial(fact.token, self.me, client.node, (*fact.avoid, *taken))
         if client is None or path is None:
             if client is not None:
                 self._run(now, fact.session, client, Failed(fact.token, "no path"))
@@ -486,6 +490,8 @@ class Proxy:
         self._set_svid_at()
 
     def _on_paths(self, now: Instant, node: NodeName) -> None:
+        self.routes.forget(self.me, node)
+        self._out += map(facts.CancelDial, self.routes.astray(self.me, node))
         for number, client in tuple(self.clients.items()):
             if client.node == node:
                 event = facts.PathsChanged(number, self.routes.paths(self.me, node))

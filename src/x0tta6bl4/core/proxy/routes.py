@@ -68,8 +68,6 @@ class Routes:
         paths = self.paths(me, node)
         if not paths:
             return None
-        for path in [p for p in self._failed if p[-1] == node and p not in paths]:
-            del self._failed[path]  # It is gone; should it return, then as a new one.
         inner = {name for path in avoid for name in path[1:-1]}
 
         def rank(index: int) -> tuple[bool, bool, int, int, int]:
@@ -79,6 +77,25 @@ class Routes:
             return self._doubtful(path), path in avoid, failed, shared, index
 
         return paths[min(range(len(paths)), key=rank)]
+
+    def way(self, token: int) -> Path:
+        """Where a dial under way goes; nowhere if it is none."""
+        return self._dialled.get(token, ())
+
+    def astray(self, me: NodeName, node: NodeName) -> list[int]:
+        """Dials under way over what is no path to `node` any more."""
+        paths, dialled = self.paths(me, node), self._dialled.items()
+        return [token for token, path in dialled if path[-1] == node and path not in paths]
+
+    def through(self, neighbour: str) -> list[int]:
+        """Dials under way whose first link leads to this neighbour."""
+        return [token for token, path in self._dialled.items() if path[1:2] == (neighbour,)]
+
+    def forget(self, me: NodeName, node: NodeName) -> None:
+        """The paths to a node have changed: what is gone has no failures, should it return."""
+        paths = self.paths(me, node)
+        for path in [p for p in self._failed if p[-1] == node and p not in paths]:
+            del self._failed[path]
 
     def replicas(self, me: NodeName, target: SpiffeId) -> tuple[NodeName, ...]:
         """Nodes where a workload can be reached, nearest first, then least loaded."""

@@ -118,6 +118,11 @@ class Client:
         self._quiet = Quiet(now)
         self._effects: list[Effect] = []
 
+    @property
+    def dialling(self) -> tuple[int, ...]:
+        """Tokens of the dials under way."""
+        return tuple(self._dials)
+
     # ------------------------------------------------------------------ entrance
     def handle(self, now: Instant, event: Event) -> Effects:
         """See `core.machine.Machine`."""
@@ -144,7 +149,7 @@ class Client:
             self._end(event.reason)
         elif type(event) is facts.SvidChanged:
             self.generation = event.generation
-            self._fails, self._retry_at = 0, now
+            self._forgive(now)
         elif type(event) is facts.PathsChanged:
             self._on_paths(now, event.paths)
         elif type(event) is ClockSet:
@@ -219,7 +224,7 @@ class Client:
             # Whatever took this circuit away so soon may take the next one too.
             self._back_off(now)
         else:
-            self._fails = 0
+            self._forgive(now)
 
     def _on_heard(self, now: Instant, event: facts.Heard) -> None:
         carrier = self._find(event.circuit)
@@ -281,6 +286,8 @@ class Client:
 
     def _on_paths(self, now: Instant, paths: tuple[Path, ...]) -> None:
         """Leave, one after the other and without haste, what is no longer a path of ours."""
+        if paths != self._paths:
+            self._forgive(now)
         self._paths = paths
         if not paths:
             return
@@ -380,7 +387,9 @@ class Client:
             if self.standby is not None:
                 self._ping(now, self.standby)
             else:
+                # What failed so far were dials for a standby; now there is need.
                 self._standby_at = now
+                self._forgive(now)
             return
         standby = self.standby
         if standby is None or standby.answered_at < active.suspect_at:
@@ -450,15 +459,19 @@ class Client:
             return 1 if self.standby is None and self._stale(self.active) else 0
         standby = self.standby
         if standby is None:
-            return 1
+            return self._in_need(now)
         if self._fresh is not None:
             return 0
-        deaf = (
-            self.active.suspect_at
-            and standby.ping_out
-            and now - standby.ping_at >= standby.threshold(self._limits)
-        )
-        return 1 if deaf or self._stale(standby) else 0
+        deaf = standby.ping_out and now - standby.ping_at >= standby.threshold(self._limits)
+        if deaf and self.active.suspect_at:
+            return self._in_need(now)
+        return 1 if self._stale(standby) else 0
+
+    def _in_need(self, now: Instant) -> int:
+        """One dial; a second beside one that is swallowed while the active circuit is suspect."""
+        active, first = self.active, min(self._dials.values(), default=now)
+        swallowed = now - first >= self._limits.second_dial
+        return facts.DIALS_MAX if active is not None and active.suspect_at and swallowed else 1
 
     def _end_idle(self, now: Instant) -> None:
         pipe, limits = self.pipe, self._limits
@@ -482,14 +495,9 @@ class Client:
         blank = Join(
             self._id, self._epoch, pipe.received, pipe.ring.acknowledged, secret=self._secret
         )
-        label, exporter = frames.LABEL_CLIENT, carrier.exporter
+        kind = frames.JOIN if self._established else frames.NEW
         frame = frames.signed_join(
-            frames.JOIN if self._established else frames.NEW,
-            blank,
-            self._mac,
-            self._secret,
-            label,
-            exporter,
+            kind, blank, self._mac, self._secret, frames.LABEL_CLIENT, carrier.exporter
         )
         self._effects.append(facts.SendFrame(carrier.number, frame))
         if not carrier.ping_out:
@@ -553,6 +561,10 @@ class Client:
         wait = min(limits.retry_min << self._fails, most)
         self._retry_at = now + wait // 2 + self._random.randrange(wait // 2 + 1)
 
+    def _forgive(self, now: Instant) -> None:
+        """Forget the back-off: what made dials fail is not what is dialled now."""
+        self._fails, self._retry_at = 0, now
+
     # ------------------------------------------------------------------ questions
     def _carriers(self) -> list[Carrier]:
         all_of_them = (self.active, self.standby, self._fresh, *self._lame)
@@ -592,6 +604,8 @@ class Client:
         due.append(self._gone_since(now) + limits.pause_max)
         if active is None:
             due.append(self._lost_at + limits.second_dial)
+        elif active.suspect_at:
+            due += [begun + limits.second_dial for begun in self._dials.values()]
         if len(self._dials) < self._wanted(now):
             due.append(self._dial_at)
         due.append(self._quiet.frame_at + limits.rest_after)
