@@ -100,7 +100,8 @@ def test_failures_pause_longer_and_the_valid_svid_stays_until_its_end() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [None, "svid", SvidHeld(SpiffeId(WEB + "2"), T0, T0 + 1), held(0, -1)])
+    "value", [None, "svid", SvidHeld(SpiffeId(WEB + "2"), T0, T0 + 1), held(0, -1)]
+)
 def test_an_answer_without_an_svid_is_a_failure(value: object) -> None:
     machine = renewal()
     machine.handle(START, held())
@@ -159,24 +160,37 @@ def test_the_number_of_svids_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
     machine = renewal()
     new = SpiffeId("spiffe://mesh.test/new")
     assert machine.handle(START, SvidHeld(new, T0, T0)) == (
-        SvidRefused(new, "ends before it begins"),)
+        SvidRefused(new, "ends before it begins"),
+    )
     machine.handle(START, held())
-    assert machine.handle(START, SvidHeld(new, T0, T0 + 9)) == (
-        SvidRefused(new, "too many SVIDs"),)
+    assert machine.handle(START, SvidHeld(new, T0, T0 + 9)) == (SvidRefused(new, "too many SVIDs"),)
     assert machine.handle(START, held(10)) == NOTHING  # Its own successor always fits.
 
 
 EVENTS = st.one_of(
-    st.builds(SvidHeld, st.sampled_from([WEB, SpiffeId(WEB + "2")]),
-              st.integers(T0 - 4_000, T0 + 4_000), st.integers(T0 - 4_000, T0 + 8_000)),
+    st.builds(
+        SvidHeld,
+        st.sampled_from([WEB, SpiffeId(WEB + "2")]),
+        st.integers(T0 - 4_000, T0 + 4_000),
+        st.integers(T0 - 4_000, T0 + 8_000),
+    ),
     st.builds(SvidDropped, st.just(WEB)),
     st.builds(ClockSet, st.integers((T0 - 9_000) * SECOND, (T0 + 9_000) * SECOND)),
-    st.builds(Done, st.integers(0, 9), st.one_of(st.none(), st.builds(
-        SvidHeld, st.just(WEB), st.integers(T0, T0 + 4_000), st.integers(T0, T0 + 8_000)))),
+    st.builds(
+        Done,
+        st.integers(0, 9),
+        st.one_of(
+            st.none(),
+            st.builds(
+                SvidHeld, st.just(WEB), st.integers(T0, T0 + 4_000), st.integers(T0, T0 + 8_000)
+            ),
+        ),
+    ),
     st.builds(Failed, st.integers(0, 9), st.just("x")),
 )
-STEPS = st.lists(st.tuples(st.integers(0, 2_000 * SECOND), st.one_of(st.just(Tick()), EVENTS)),
-                 max_size=60)
+STEPS = st.lists(
+    st.tuples(st.integers(0, 2_000 * SECOND), st.one_of(st.just(Tick()), EVENTS)), max_size=60
+)
 
 
 def play(steps: list[tuple[int, Event]]) -> list[tuple[Effect, ...]]:

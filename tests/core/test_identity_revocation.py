@@ -67,12 +67,17 @@ def test_a_full_table_denies_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
     assert table.check(NODE, 10, None) == Allowed(NODE)
 
 
-@given(st.lists(st.tuples(st.sampled_from([WEB, NODE]), st.integers(0, 99), st.integers(0, 99))),
-       st.sampled_from([WEB, NODE]), st.integers(0, 99))
-def test_a_check_is_the_definition(bans: list[tuple[str, int, int]], id: SpiffeId,
-                                   issued: int) -> None:
+@given(
+    st.lists(st.tuples(st.sampled_from([WEB, NODE]), st.integers(0, 99), st.integers(0, 99))),
+    st.sampled_from([WEB, NODE]),
+    st.integers(0, 99),
+)
+def test_a_check_is_the_definition(
+    bans: list[tuple[str, int, int]], id: SpiffeId, issued: int
+) -> None:
     table = Revocations()
     table.replace(bans)
-    hit = any(subject in (id, NODE) and (before == 0 or issued < before)
-              for subject, _, before in bans)
+    hit = any(
+        subject in (id, NODE) and (before == 0 or issued < before) for subject, _, before in bans
+    )
     assert (type(table.check(id, issued, A)) is Denied) == hit

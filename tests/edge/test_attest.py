@@ -86,8 +86,13 @@ def process(
     """A Python process of that uid, known to have said its first line."""
     python = exe if uid == ME else shutil.which("python3", path="/usr/bin:/bin") or exe
     child = subprocess.Popen(
-        [python, "-c", code, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        user=None if uid == ME else uid, group=None if uid == ME else uid, cwd="/",
+        [python, "-c", code, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        user=None if uid == ME else uid,
+        group=None if uid == ME else uid,
+        cwd="/",
     )
     try:
         yield child
@@ -133,8 +138,7 @@ def test_a_caller_s_uid_is_known_and_cheap(attestor: Attestor) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::ffff:127.0.0.1"])
 def test_both_families_and_one_inside_the_other(attestor: Attestor, host: str) -> None:
     try:
-        listener = socket.create_server(
-            ("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+        listener = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
     except OSError:
         pytest.skip("needs IPv6")
     with listener:
@@ -227,9 +231,7 @@ def test_uids_are_told_apart(attestor: Attestor, tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------------- processes
 @pytest.mark.parametrize("unix", [False, True])
-def test_the_program_is_named_and_hashed(
-    attestor: Attestor, tmp_path: Path, unix: bool
-) -> None:
+def test_the_program_is_named_and_hashed(attestor: Attestor, tmp_path: Path, unix: bool) -> None:
     with server(str(tmp_path / "s") if unix else "") as listener:
         where = str(tmp_path / "s") if unix else str(listener.getsockname()[1])
         with process(CALL, where) as child:
@@ -328,7 +330,8 @@ def test_a_replaced_executable_is_refused(attestor: Attestor, tmp_path: Path) ->
 
 def test_a_process_that_is_gone_holds_nothing() -> None:
     assert Processes().holders(2**31, PROGRAM, True) == Denied(
-        "no process found that holds the socket")
+        "no process found that holds the socket"
+    )
 
 
 def test_a_cgroup_is_known_from_the_socket(attestor: Attestor) -> None:
@@ -360,7 +363,8 @@ def test_needs_are_what_selectors_ask_for() -> None:
     assert needs(parse_all(["unix:uid:1"])) == Needs()
     assert needs(parse_all(["unix:uid:1", "unix:path:/x"])) == Needs(path=True)
     assert needs(parse_all([f"unix:sha256:{'0' * 64}", "unix:gid:2", "unix:cgroup:/a"])) == Needs(
-        True, False, True, True)
+        True, False, True, True
+    )
 
 
 # ---------------------------------------------------------------------- listeners
@@ -387,7 +391,8 @@ def test_a_port_inherited_from_a_crashed_service_is_refused(attestor: Attestor) 
             assert line(thief) == port
             with socket.create_connection(("127.0.0.1", int(port))) as sock:
                 assert attestor.confirmed(before, sock, UID) == Denied(
-                    "listener changed during the connect")
+                    "listener changed during the connect"
+                )
 
 
 @root

@@ -234,8 +234,12 @@ def test_counters_of_a_link_given_again_do_not_repeat() -> None:
 
 @pytest.mark.parametrize(
     ("link", "tx", "rx"),
-    [(0, b"1" * 32, b"2" * 32), (2**32, b"1" * 32, b"2" * 32), (1, b"1" * 31, b"2" * 32),
-     (1, b"1" * 32, b"1" * 32)],
+    [
+        (0, b"1" * 32, b"2" * 32),
+        (2**32, b"1" * 32, b"2" * 32),
+        (1, b"1" * 31, b"2" * 32),
+        (1, b"1" * 32, b"1" * 32),
+    ],
 )
 def test_keys_of_a_wrong_form_are_refused(link: int, tx: bytes, rx: bytes) -> None:
     with pytest.raises(BadMessage):

@@ -85,8 +85,12 @@ def test_socks5_refuses_with_the_right_code(bytes_in: bytes, sent: bytes) -> Non
 
 def test_an_address_with_a_name_is_served() -> None:
     names = {"10.9.0.1": "web.mesh", "fd00::1": "web.mesh"}
-    for host, kind in ((b"\x0a\x09\x00\x01", 1), (bytes.fromhex("fd" + "00" * 14 + "01"), 4),
-                       (b"10.9.0.1", 3), (b"fd00:0::1", 3)):
+    for host, kind in (
+        (b"\x0a\x09\x00\x01", 1),
+        (bytes.fromhex("fd" + "00" * 14 + "01"), 4),
+        (b"10.9.0.1", 3),
+        (b"fd00:0::1", 3),
+    ):
         step, _ = run(Socks5(names), [HELLO + request(host, kind=kind)])
         assert step == Asked("web.mesh", 80, b"")
     step, _ = run(Connect(names), [b"CONNECT [fd00::1]:80 HTTP/1.1\r\n\r\n"])
@@ -95,8 +99,15 @@ def test_an_address_with_a_name_is_served() -> None:
 
 @pytest.mark.parametrize(
     ("outcome", "code"),
-    [(None, 0), (Reset.DENIED, 2), (Reset.NO_SERVICE, 4), (Reset.UNREACHABLE, 4),
-     (Reset.CONNECT_REFUSED, 5), (Reset.CONNECT_TIMEOUT, 6), (Reset.BUSY, 1)],
+    [
+        (None, 0),
+        (Reset.DENIED, 2),
+        (Reset.NO_SERVICE, 4),
+        (Reset.UNREACHABLE, 4),
+        (Reset.CONNECT_REFUSED, 5),
+        (Reset.CONNECT_TIMEOUT, 6),
+        (Reset.BUSY, 1),
+    ],
 )
 def test_socks5_answers_after_the_stream(outcome: Reset | None, code: int) -> None:
     assert Socks5().answer(outcome) == bytes((5, code, 0, 1, 0, 0, 0, 0, 0, 0))
@@ -105,7 +116,8 @@ def test_socks5_answers_after_the_stream(outcome: Reset | None, code: int) -> No
 # ---------------------------------------------------------------------- CONNECT
 def test_connect_asks_by_name() -> None:
     step, sent = run(
-        Connect(), [b"CONNECT Web.mesh:443 HTTP/1.1\r\nHost: x\r\nX: y\r\n\r\n\x16\x03\x01"])
+        Connect(), [b"CONNECT Web.mesh:443 HTTP/1.1\r\nHost: x\r\nX: y\r\n\r\n\x16\x03\x01"]
+    )
     assert step == Asked("web.mesh", 443, b"\x16\x03\x01")
     assert sent == b""
 
@@ -140,8 +152,13 @@ def test_connect_refuses_with_the_right_code(bytes_in: bytes, code: int) -> None
 
 def test_connect_answers_after_the_stream() -> None:
     assert Connect().answer(None).startswith(b"HTTP/1.1 200 ")
-    for outcome, code in ((Reset.DENIED, 403), (Reset.NO_SERVICE, 502), (Reset.UNREACHABLE, 502),
-                          (Reset.CONNECT_TIMEOUT, 504), (Reset.BUSY, 503)):
+    for outcome, code in (
+        (Reset.DENIED, 403),
+        (Reset.NO_SERVICE, 502),
+        (Reset.UNREACHABLE, 502),
+        (Reset.CONNECT_TIMEOUT, 504),
+        (Reset.BUSY, 503),
+    ):
         answer = Connect().answer(outcome, "no rule\r\nSet-Cookie: x")
         assert answer.startswith(b"HTTP/1.1 %d " % code)
         assert answer.endswith(b"\r\n\r\nno rule??Set-Cookie: x\n"), "nothing gets into the header"
@@ -200,8 +217,17 @@ def test_what_is_buffered_is_bounded() -> None:
 
 @pytest.mark.parametrize(
     ("text", "name"),
-    [("Web.Mesh.", "web.mesh"), ("a_b", "a_b"), ("", ""), (".", ""), ("a..b", ""), ("a b", ""),
-     ("x" * 64, ""), ("é", ""), (".".join(["a" * 60] * 5), "")],
+    [
+        ("Web.Mesh.", "web.mesh"),
+        ("a_b", "a_b"),
+        ("", ""),
+        (".", ""),
+        ("a..b", ""),
+        ("a b", ""),
+        ("x" * 64, ""),
+        ("é", ""),
+        (".".join(["a" * 60] * 5), ""),
+    ],
 )
 def test_service_names(text: str, name: str) -> None:
     assert service_name(text) == name
@@ -230,10 +256,17 @@ def test_bad_proxy_headers_are_refused() -> None:
         return SIGNATURE + bytes((command, family)) + struct.pack(">H", len(body)) + body
 
     for data in (
-        b"GET / HTTP/1.1\r\n", b"PROXY TCP4 1.1.1.1 2.2.2.2 1 2\r\n", made(good[16:], 0x20),
-        made(good[16:], family=0x41), made(b""), made(good[16:] * 2), made(good[16:] + b"\xe2"),
-        made(good[16:-1]), made(b"\xe0\x00\x03bad\xe1\x00\x00"),
-        made(b"\xe0\x00\x01\xff\xe1\x00\x00"), SIGNATURE + b"\x21\x00\xff\xff" + bytes(65535),
+        b"GET / HTTP/1.1\r\n",
+        b"PROXY TCP4 1.1.1.1 2.2.2.2 1 2\r\n",
+        made(good[16:], 0x20),
+        made(good[16:], family=0x41),
+        made(b""),
+        made(good[16:] * 2),
+        made(good[16:] + b"\xe2"),
+        made(good[16:-1]),
+        made(b"\xe0\x00\x03bad\xe1\x00\x00"),
+        made(b"\xe0\x00\x01\xff\xe1\x00\x00"),
+        SIGNATURE + b"\x21\x00\xff\xff" + bytes(65535),
     ):
         with pytest.raises(BadMessage):
             parse(data)

@@ -45,8 +45,11 @@ class House:
         self.socks: list[socket.socket] = []
         self.notices: list[tuple[str, str]] = []
         self.ingress = Ingress(
-            self.loop, identify=self.identify, greetings={"socks5": Socks5, "connect": Connect},
-            on_stream=self.on_stream, limits=limits,
+            self.loop,
+            identify=self.identify,
+            greetings={"socks5": Socks5, "connect": Connect},
+            on_stream=self.on_stream,
+            limits=limits,
             on_notice=lambda kind, text: self.notices.append((kind, text)),
         )
 
@@ -54,7 +57,12 @@ class House:
         return self.callers.identify(sock)
 
     def on_stream(
-        self, sock: socket.socket, source: SpiffeId, kind: str, name: str, first: bytes,
+        self,
+        sock: socket.socket,
+        source: SpiffeId,
+        kind: str,
+        name: str,
+        first: bytes,
         reply: Reply | None,
     ) -> None:
         self.streams.append((source, kind, name, first))
@@ -81,8 +89,11 @@ class House:
 
     def ask(self, where: tuple[str, int] | str, data: bytes) -> bytes:
         """Send, and read what is answered within the next turns."""
-        client = socket.socket(socket.AF_UNIX if isinstance(where, str) else (
-            socket.AF_INET6 if ":" in where[0] else socket.AF_INET))
+        client = socket.socket(
+            socket.AF_UNIX
+            if isinstance(where, str)
+            else (socket.AF_INET6 if ":" in where[0] else socket.AF_INET)
+        )
         client.connect(where)
         with client:
             client.sendall(data)
@@ -126,18 +137,22 @@ def socks5(name: str, rest: bytes = b"") -> bytes:
 def test_each_kind_becomes_a_stream_of_its_caller(house: House, tmp_path: Path) -> None:
     assert house.ask(house.listen("plain", name="web"), b"x") == b"<>"
     assert house.ask(house.listen("socks5", "[::1]:0"), socks5("web.mesh", b"GET")) == (
-        b"\x05\x00\x05\x00\x00\x01\0\0\0\0\0\0<GET>")
+        b"\x05\x00\x05\x00\x00\x01\0\0\0\0\0\0<GET>"
+    )
     house.ingress.gone("127.0.0.1:0")
     request = b"CONNECT db.mesh:5432 HTTP/1.1\r\n\r\n\x01\x02"
     assert house.ask(house.listen("connect"), request) == (
-        b"HTTP/1.1 200 Connection established\r\n\r\n<\x01\x02>")
+        b"HTTP/1.1 200 Connection established\r\n\r\n<\x01\x02>"
+    )
     path = str(tmp_path / "in.sock")
     house.ingress.set(ListenItem(f"unix:{path}", "plain", "web"))
     assert os.stat(path).st_mode & 0o777 == 0o660
     assert house.ask(path, b"x") == b"<>"
     assert house.streams == [
-        (APP, "plain", "web", b""), (APP, "socks5", "web.mesh", b"GET"),
-        (APP, "connect", "db.mesh", b"\x01\x02"), (APP, "plain", "web", b""),
+        (APP, "plain", "web", b""),
+        (APP, "socks5", "web.mesh", b"GET"),
+        (APP, "connect", "db.mesh", b"\x01\x02"),
+        (APP, "plain", "web", b""),
     ]
     house.ingress.gone(f"unix:{path}")
     assert not os.path.exists(path)
@@ -148,7 +163,8 @@ def test_a_refused_stream_is_answered_in_its_protocol(house: House) -> None:
     assert house.ask(house.listen("plain", name="web"), b"x") == b"RESET"
     house.ingress.gone("127.0.0.1:0")
     assert house.ask(house.listen("socks5"), socks5("web")) == (
-        b"\x05\x00\x05\x02\x00\x01\0\0\0\0\0\0END")
+        b"\x05\x00\x05\x02\x00\x01\0\0\0\0\0\0END"
+    )
     house.ingress.gone("127.0.0.1:0")
     answer = house.ask(house.listen("connect"), b"CONNECT web:80 HTTP/1.1\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 403 ")
@@ -194,9 +210,12 @@ def test_slow_greetings_end_and_do_not_keep_others_out() -> None:
 @pytest.mark.parametrize(
     "item",
     [
-        ListenItem("0.0.0.0:0", "socks5"), ListenItem("[::]:0", "socks5"),
-        ListenItem("192.0.2.1:80", "socks5"), ListenItem("localhost:80", "socks5"),
-        ListenItem("127.0.0.1:0", "socks4"), ListenItem("127.0.0.1:0", "plain"),
+        ListenItem("0.0.0.0:0", "socks5"),
+        ListenItem("[::]:0", "socks5"),
+        ListenItem("192.0.2.1:80", "socks5"),
+        ListenItem("localhost:80", "socks5"),
+        ListenItem("127.0.0.1:0", "socks4"),
+        ListenItem("127.0.0.1:0", "plain"),
         ListenItem("unix:relative", "socks5"),
     ],
 )
@@ -233,8 +252,20 @@ def test_curl_speaks_to_both_kinds(house: House) -> None:
         house.outcome = Reset.NO_SERVICE
         host, port = house.listen(kind, "127.0.0.1:0")
         child = subprocess.Popen(
-            [curl, "-sv", "-p", "--max-time", "5", "-x", f"{option}{host}:{port}",
-             "http://web.mesh/"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            [
+                curl,
+                "-sv",
+                "-p",
+                "--max-time",
+                "5",
+                "-x",
+                f"{option}{host}:{port}",
+                "http://web.mesh/",
+            ],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         reader = threading.Thread(target=child.wait)
         reader.start()
         house.run(lambda reader=reader: not reader.is_alive(), 10)  # type: ignore[misc]
@@ -288,8 +319,10 @@ def test_a_service_is_judged_before_and_after_the_connect(house: House, tmp_path
         unix.bind(path)
         unix.listen()
         to.connect(path)
-        for uid, verdict in ((ME, Allowed(SpiffeId(APP))),
-                             (ME + 1, Denied(f"listener is not unix:uid:{ME + 1}"))):
+        for uid, verdict in (
+            (ME, Allowed(SpiffeId(APP))),
+            (ME + 1, Denied(f"listener is not unix:uid:{ME + 1}")),
+        ):
             item = ServiceItem(APP, f"unix:{path}", (f"unix:uid:{uid}",))
             seen = services.before(item)
             assert isinstance(seen, ListenerId)

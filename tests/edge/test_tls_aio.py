@@ -72,8 +72,9 @@ def test_both_ends_know_each_other_and_share_keying_material(loop: Any) -> None:
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         object = tls(writer)
-        at_server.put_nowait((object.peer, object.exporter(b"EXPERIMENTAL x0 hello", b"a", 32),
-                              object.group))
+        at_server.put_nowait(
+            (object.peer, object.exporter(b"EXPERIMENTAL x0 hello", b"a", 32), object.group)
+        )
         writer.write((await reader.readexactly(5)).upper())
         await writer.drain()
         await close(writer)
@@ -81,7 +82,8 @@ def test_both_ends_know_each_other_and_share_keying_material(loop: Any) -> None:
     async def story() -> None:
         server, port = await listen(answer, SslContext(ca.context("web", WORKLOAD)))
         reader, writer = await asyncio.open_connection(
-            "127.0.0.1", port, ssl=SslContext(ca.context("shop", WORKLOAD)))
+            "127.0.0.1", port, ssl=SslContext(ca.context("shop", WORKLOAD))
+        )
         writer.write(b"hello")
         assert await reader.read() == b"HELLO"
         peer, key, group = await at_server.get()
@@ -112,7 +114,8 @@ def test_large_transfers_both_ways_arrive_whole(loop: Any) -> None:
     async def story() -> None:
         server, port = await listen(echo, SslContext(ca.context("web")))
         reader, writer = await asyncio.open_connection(
-            "127.0.0.1", port, ssl=SslContext(ca.context("shop")))
+            "127.0.0.1", port, ssl=SslContext(ca.context("shop"))
+        )
 
         async def send() -> None:
             for at in range(0, size, 3_000_000):
@@ -143,7 +146,8 @@ def test_the_server_speaks_at_once_in_the_segment_of_its_handshake(loop: Any) ->
         server, port = await listen(greet, SslContext(ca.context("web")))
         for _ in range(20):
             _, writer = await asyncio.open_connection(
-                "127.0.0.1", port, ssl=SslContext(ca.context("shop")))
+                "127.0.0.1", port, ssl=SslContext(ca.context("shop"))
+            )
             writer.write(b"!")
             reader = writer.transport.get_protocol()._stream_reader  # type: ignore[attr-defined]
             assert await reader.read() == b"at once!"
@@ -197,7 +201,8 @@ def test_a_client_refuses_a_server_with_the_reason(loop: Any) -> None:
         server, port = await listen(handler, SslContext(ca.context("node/b")))
         with pytest.raises(TlsRefused) as refused:
             await asyncio.open_connection(
-                "127.0.0.1", port, ssl=SslContext(ca.context("shop", WORKLOAD)))
+                "127.0.0.1", port, ssl=SslContext(ca.context("shop", WORKLOAD))
+            )
         assert refused.value.reason == "not a workload"
         assert isinstance(refused.value, ssl.SSLError)
         assert handled == []
@@ -219,7 +224,8 @@ def test_half_a_handshake_and_garbage_end_without_a_handler(loop: Any) -> None:
     async def story() -> None:
         context = SslContext(ca.context("web"), on_refused=reasons.put_nowait)
         server = await asyncio.start_server(
-            handler, "127.0.0.1", 0, ssl=context, ssl_handshake_timeout=0.3)
+            handler, "127.0.0.1", 0, ssl=context, ssl_handshake_timeout=0.3
+        )
         port = server.sockets[0].getsockname()[1]
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -255,7 +261,8 @@ def test_a_listener_follows_the_rotation_of_its_svid(loop: Any) -> None:
         server, port = await listen(handler, SslContext(lambda: current[0]))
         for _ in range(2):
             reader, writer = await asyncio.open_connection(
-                "127.0.0.1", port, ssl=SslContext(ca.context("shop")))
+                "127.0.0.1", port, ssl=SslContext(ca.context("shop"))
+            )
             seen.append(tls(writer).getpeercert(binary_form=True))
             writer.write(b"x")
             assert await reader.read() == b""
@@ -284,8 +291,7 @@ def test_a_client_without_an_svid_is_let_in_where_none_is_demanded(loop: Any) ->
         authority = ca.context("authority/1", alpn=ALPN_AUTHORITY, demand=False)
         server, port = await listen(handler, SslContext(authority))
         enrolling = TlsContext(None, ca.judge(), [ALPN_AUTHORITY], AUTHORITY)
-        reader, writer = await asyncio.open_connection("127.0.0.1", port,
-                                                       ssl=SslContext(enrolling))
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=SslContext(enrolling))
         assert tls(writer).peer == Allowed(ca.id("authority/1"))
         writer.write(b"secret")
         assert await reader.read() == b"secret"
@@ -293,15 +299,19 @@ def test_a_client_without_an_svid_is_let_in_where_none_is_demanded(loop: Any) ->
         await close(writer)
 
         reader, writer = await asyncio.open_connection(  # A node with an SVID, the same listener.
-            "127.0.0.1", port, ssl=SslContext(ca.context("node/a", AUTHORITY, ALPN_AUTHORITY)))
+            "127.0.0.1", port, ssl=SslContext(ca.context("node/a", AUTHORITY, ALPN_AUTHORITY))
+        )
         writer.write(b"secret")
         assert await reader.read() == b"secret"
         assert await verdicts.get() == Allowed(ca.id("node/a"))
         await close(writer)
 
         with pytest.raises(TlsRefused) as refused:
-            await asyncio.open_connection("127.0.0.1", port, ssl=SslContext(
-                TlsContext(None, FakeCa().judge(), [ALPN_AUTHORITY], AUTHORITY)))
+            await asyncio.open_connection(
+                "127.0.0.1",
+                port,
+                ssl=SslContext(TlsContext(None, FakeCa().judge(), [ALPN_AUTHORITY], AUTHORITY)),
+            )
         assert refused.value.reason == "untrusted issuer"
         server.close()
         await server.wait_closed()
@@ -353,8 +363,11 @@ class Echo:
         await stream.send_message(message * 2)
 
     def __mapping__(self) -> dict[str, grpclib.const.Handler]:
-        return {"/x0.Echo/Echo": grpclib.const.Handler(
-            self.echo, grpclib.const.Cardinality.UNARY_UNARY, bytes, bytes)}
+        return {
+            "/x0.Echo/Echo": grpclib.const.Handler(
+                self.echo, grpclib.const.Cardinality.UNARY_UNARY, bytes, bytes
+            )
+        }
 
 
 def test_grpclib_runs_over_it_unchanged(loop: Any) -> None:
@@ -365,11 +378,15 @@ def test_grpclib_runs_over_it_unchanged(loop: Any) -> None:
         server = grpclib.server.Server([service], codec=BytesCodec())
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
-        await server.start("127.0.0.1", port, ssl=SslContext(
-            ca.context("authority/1", NODE, ALPN_AUTHORITY)))
+        await server.start(
+            "127.0.0.1", port, ssl=SslContext(ca.context("authority/1", NODE, ALPN_AUTHORITY))
+        )
         channel = grpclib.client.Channel(
-            "127.0.0.1", port, codec=BytesCodec(),
-            ssl=SslContext(ca.context("node/a", AUTHORITY, ALPN_AUTHORITY)))
+            "127.0.0.1",
+            port,
+            codec=BytesCodec(),
+            ssl=SslContext(ca.context("node/a", AUTHORITY, ALPN_AUTHORITY)),
+        )
         method = grpclib.client.UnaryUnaryMethod[Any, Any](channel, "/x0.Echo/Echo", bytes, bytes)
         assert await method(b"ab", timeout=5) == b"abab"
         big = os.urandom(1_000_000)
@@ -378,8 +395,11 @@ def test_grpclib_runs_over_it_unchanged(loop: Any) -> None:
         channel.close()
 
         stranger = grpclib.client.Channel(
-            "127.0.0.1", port, codec=BytesCodec(),
-            ssl=SslContext(ca.context("shop", AUTHORITY, ALPN_AUTHORITY)))
+            "127.0.0.1",
+            port,
+            codec=BytesCodec(),
+            ssl=SslContext(ca.context("shop", AUTHORITY, ALPN_AUTHORITY)),
+        )
         method = grpclib.client.UnaryUnaryMethod[Any, Any](stranger, "/x0.Echo/Echo", bytes, bytes)
         with pytest.raises((OSError, grpclib.exceptions.StreamTerminatedError)):
             await method(b"ab", timeout=5)

@@ -58,7 +58,8 @@ def test_an_impostor_is_refused_in_the_handshake(ca: FakeCa, impostor: Impostor,
 @each_role
 @pytest.mark.parametrize("attack", cases.PROTOCOL, ids=lambda a: a.__name__)
 def test_a_trick_of_protocol_is_refused(
-        ca: FakeCa, attack: Callable[[FakeCa, str], Outcome], role: str) -> None:
+    ca: FakeCa, attack: Callable[[FakeCa, str], Outcome], role: str
+) -> None:
     outcome = attack(ca, role)
     assert outcome.right, outcome
 
@@ -96,7 +97,8 @@ def meet(server: Attacker, client: Attacker) -> None:
 @each_role
 @pytest.mark.parametrize("attack", [cases.garbage, cases.truncated, cases.flipped])
 def test_changed_bytes_never_get_through(
-        ca: FakeCa, attack: Callable[[FakeCa, str], Any], role: str) -> None:
+    ca: FakeCa, attack: Callable[[FakeCa, str], Any], role: str
+) -> None:
     outcomes = list(attack(ca, role))
     assert len(outcomes) >= 15
     assert [outcome for outcome in outcomes if outcome.accepted] == []
@@ -119,8 +121,9 @@ def test_the_command_counts_them(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 # ---------------------------------------------------------------------------------------- asyncio
-async def pump(attacker: Attacker, reader: asyncio.StreamReader,
-               writer: asyncio.StreamWriter) -> bytes:
+async def pump(
+    attacker: Attacker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> bytes:
     """Drive an attacker over a socket until either end has had enough; what it could read."""
     buffer, leaked = bytearray(1 << 17), b""
     try:
@@ -156,10 +159,12 @@ async def at_a_server(ca: FakeCa, impostor: Impostor, presented: Presented) -> t
 
     context = TlsContext(ca.svid("web"), ca.judge(), [ALPN], impostor.expect)
     server = await asyncio.start_server(
-        handler, "127.0.0.1", 0, ssl=SslContext(context, reasons.append))
+        handler, "127.0.0.1", 0, ssl=SslContext(context, reasons.append)
+    )
     port = server.sockets[0].getsockname()[1]
-    leaked = await pump(Attacker(False, presented),
-                        *await asyncio.open_connection("127.0.0.1", port))
+    leaked = await pump(
+        Attacker(False, presented), *await asyncio.open_connection("127.0.0.1", port)
+    )
     server.close()
     await server.wait_closed()
     return (reasons or [""])[0], bytes(through) + leaked
@@ -177,8 +182,7 @@ async def at_a_client(ca: FakeCa, impostor: Impostor, presented: Presented) -> t
     context = TlsContext(ca.svid("web"), ca.judge(), [ALPN], impostor.expect)
     reason, through = "", b""
     try:
-        reader, writer = await asyncio.open_connection(
-            "127.0.0.1", port, ssl=SslContext(context))
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=SslContext(context))
         writer.write(SECRET)
         through = await reader.read(100)
         writer.close()
@@ -190,8 +194,9 @@ async def at_a_client(ca: FakeCa, impostor: Impostor, presented: Presented) -> t
     return reason, through
 
 
-@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop],
-                         ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize(
+    "loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
+)
 @pytest.mark.parametrize("attacked", [at_a_server, at_a_client])
 def test_the_same_impostors_over_sockets(ca: FakeCa, attacked: Any, loop: Any) -> None:
     async def story() -> None:

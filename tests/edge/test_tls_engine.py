@@ -38,7 +38,8 @@ def twin(ca: FakeCa, context: TlsContext, server: bool) -> TlsTwin:
 
 PAIRS = [(real, real), (real, twin), (twin, real), (twin, twin)]
 each_pair = pytest.mark.parametrize(
-    ("client", "server"), PAIRS, ids=["real-real", "real-twin", "twin-real", "twin-twin"])
+    ("client", "server"), PAIRS, ids=["real-real", "real-twin", "twin-real", "twin-twin"]
+)
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +84,10 @@ def refusals(client: Any, server: Any) -> tuple[str, str]:
 
 
 def pair(ca: FakeCa, client: Make = real, server: Make = real) -> tuple[Any, Any]:
-    both = (client(ca, ca.context("shop", WORKLOAD), False),
-            server(ca, ca.context("web", WORKLOAD), True))
+    both = (
+        client(ca, ca.context("shop", WORKLOAD), False),
+        server(ca, ca.context("web", WORKLOAD), True),
+    )
     shake(*both)
     return both
 
@@ -196,7 +199,8 @@ def test_a_bare_end_is_not_a_close(ca: FakeCa, client: Make, server: Make) -> No
 
 @each_pair
 def test_a_flipped_bit_is_noticed_and_nothing_after_it_is_read(
-        ca: FakeCa, client: Make, server: Make) -> None:
+    ca: FakeCa, client: Make, server: Make
+) -> None:
     c, s = pair(ca, client, server)
     c.write(b"one")
     move(c, s)
@@ -214,12 +218,17 @@ def test_a_flipped_bit_is_noticed_and_nothing_after_it_is_read(
 
 
 @each_pair
-@pytest.mark.parametrize(("path", "expect", "reason"), [
-    ("node/a", WORKLOAD, "not a workload"), ("shop", NODE, "not a node"),
-    ("shop", Expect(id=None, accept=lambda id: Denied("no caller")), "no caller"),
-])
+@pytest.mark.parametrize(
+    ("path", "expect", "reason"),
+    [
+        ("node/a", WORKLOAD, "not a workload"),
+        ("shop", NODE, "not a node"),
+        ("shop", Expect(id=None, accept=lambda id: Denied("no caller")), "no caller"),
+    ],
+)
 def test_either_end_refuses_whom_it_does_not_expect(
-        ca: FakeCa, client: Make, server: Make, path: str, expect: Expect, reason: str) -> None:
+    ca: FakeCa, client: Make, server: Make, path: str, expect: Expect, reason: str
+) -> None:
     c, s = client(ca, ca.context(path), False), server(ca, ca.context("web", expect), True)
     at_client, at_server = refusals(c, s)
     assert at_server == reason
@@ -242,7 +251,8 @@ def test_a_client_without_a_certificate(ca: FakeCa, client: Make, server: Make) 
 
 @each_pair
 def test_without_a_common_protocol_there_is_no_connection(
-        ca: FakeCa, client: Make, server: Make) -> None:
+    ca: FakeCa, client: Make, server: Make
+) -> None:
     c = client(ca, ca.context("shop", alpn="x0-link/1"), False)
     at_client, at_server = refusals(c, server(ca, ca.context("web"), True))
     assert at_client or at_server
@@ -265,9 +275,11 @@ def test_keying_material_is_shared_and_depends_on_label_and_context(ca: FakeCa) 
     c, s = pair(ca)
     key = c.exporter(b"EXPERIMENTAL x0 hello", b"a to b", 32)
     assert s.exporter(b"EXPERIMENTAL x0 hello", b"a to b", 32) == key
-    others = {s.exporter(b"EXPERIMENTAL x0 setup", b"a to b", 32),
-              s.exporter(b"EXPERIMENTAL x0 hello", b"b to a", 32),
-              pair(ca)[0].exporter(b"EXPERIMENTAL x0 hello", b"a to b", 32)}
+    others = {
+        s.exporter(b"EXPERIMENTAL x0 setup", b"a to b", 32),
+        s.exporter(b"EXPERIMENTAL x0 hello", b"b to a", 32),
+        pair(ca)[0].exporter(b"EXPERIMENTAL x0 hello", b"a to b", 32),
+    }
     assert len({key, *others}) == 4
 
 
@@ -311,6 +323,7 @@ def test_one_failure_does_not_condemn_the_next_connection(ca: FakeCa) -> None:
 
 def test_openssls_queue_of_errors_is_empty_after_each_failure(ca: FakeCa) -> None:
     """Even if there was more in it than the failure's own entry."""
+
     def litter() -> None:
         for _ in range(3):
             lib.ERR_put_error(lib.ERR_LIB_EVP, 0, 1, b"test", 1)
@@ -392,7 +405,9 @@ def test_revoked_while_the_context_stays(ca: FakeCa) -> None:
     shake(Engine(shop, False), Engine(web, True))
     table.put(ca.id("node/a"), 2**40)
     assert refusals(Engine(shop, False), Engine(web, True)) == (
-        "alert from peer: certificate revoked", "node revoked")
+        "alert from peer: certificate revoked",
+        "node revoked",
+    )
     table.replace([(ca.id("shop"), 2**40, ca.now_unix_s)])
     assert refusals(Engine(shop, False), Engine(web, True))[1] == "revoked"
     table.replace([])
@@ -430,8 +445,11 @@ def test_a_key_that_does_not_fit_and_settings_that_make_no_sense(ca: FakeCa) -> 
     mine, other = ca.svid("shop"), ca.svid("web")
     mixed = Svid(mine.id, mine.chain, other.key, mine.not_after_unix_s)
     assert "key" not in repr(mixed)
-    for svid, alpn, groups in ((mixed, [ALPN], GROUPS), (mine, [], GROUPS),
-                               (mine, [ALPN], ("nonsense",))):
+    for svid, alpn, groups in (
+        (mixed, [ALPN], GROUPS),
+        (mine, [], GROUPS),
+        (mine, [ALPN], ("nonsense",)),
+    ):
         with pytest.raises(BadInput):
             TlsContext(svid, ca.judge(), alpn, WORKLOAD, groups)
     pair(ca)  # And nothing of it is left in OpenSSL's queue.
@@ -456,7 +474,9 @@ def test_cost_of_a_handshake_and_of_a_byte(ca: FakeCa, capsys: pytest.CaptureFix
         assert s.read(plain) == 65_536
     rate = rounds * 65_536 / (time.process_time() - began) / 1e9
     with capsys.disabled():
-        print(f"\n[tls] mutual handshake, both ends, X25519MLKEM768, P-256: {handshake_ms:.2f} ms "
-              f"CPU; 64 KiB writes, encrypt and decrypt: {rate:.2f} GB/s")
+        print(
+            f"\n[tls] mutual handshake, both ends, X25519MLKEM768, P-256: {handshake_ms:.2f} ms "
+            f"CPU; 64 KiB writes, encrypt and decrypt: {rate:.2f} GB/s"
+        )
     assert handshake_ms < 50
     assert rate > 0.1

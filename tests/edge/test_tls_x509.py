@@ -70,7 +70,9 @@ def test_a_leaf_says_what_a_leaf_must() -> None:
     assert fields.extended_key_usage == ("1.3.6.1.5.5.7.3.1", "1.3.6.1.5.5.7.3.2")  # SP-031
     assert fields.via == ""
     assert (fields.not_before_unix_s, fields.not_after_unix_s) == (
-        NOW_UNIX_S - 35, NOW_UNIX_S - 35 + 3_600)  # Back-dated inside the lifetime.
+        NOW_UNIX_S - 35,
+        NOW_UNIX_S - 35 + 3_600,
+    )  # Back-dated inside the lifetime.
     assert loaded(leaf).public_key() == key.public_key()
     names = loaded(leaf).extensions.get_extension_for_class(x509.SubjectAlternativeName)
     assert names.critical
@@ -106,9 +108,11 @@ def test_serial_numbers_and_keys_are_new_each_time() -> None:
 
 def test_a_csr_proves_possession_and_decides_nothing() -> None:
     key = new_key()
-    builder = x509.CertificateSigningRequestBuilder().subject_name(
-        x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "root")])).add_extension(
-        x509.BasicConstraints(True, None), True)
+    builder = (
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "root")]))
+        .add_extension(x509.BasicConstraints(True, None), True)
+    )
     request = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
     (leaf,) = issue_leaf(FakeCa().issuer, request, WEB, NOW_UNIX_S)
     assert parse(leaf).fields.subject_empty
@@ -118,9 +122,14 @@ def test_a_csr_proves_possession_and_decides_nothing() -> None:
     broken[-1] ^= 1
     rsa_key = rsa.generate_private_key(65537, 2048)
     odd = builder.sign(ec.generate_private_key(ec.SECP224R1()), hashes.SHA256())
-    for bad in (bytes(broken), b"", b"\x30\x00", bytes(20_000),
-                odd.public_bytes(serialization.Encoding.DER),
-                builder.sign(rsa_key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)):
+    for bad in (
+        bytes(broken),
+        b"",
+        b"\x30\x00",
+        bytes(20_000),
+        odd.public_bytes(serialization.Encoding.DER),
+        builder.sign(rsa_key, hashes.SHA256()).public_bytes(serialization.Encoding.DER),
+    ):
         with pytest.raises(BadInput):
             read_csr(bad)
 
@@ -131,8 +140,8 @@ def test_keys_go_to_bytes_and_back() -> None:
         assert load_key(key_bytes(key)).private_numbers() == key.private_numbers()
     assert len(public_point(new_key())) == 65
     rsa_key = rsa.generate_private_key(65537, 2048).private_bytes(
-        serialization.Encoding.DER, serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption())
+        serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
     for bad in (b"", b"key", rsa_key):
         with pytest.raises(BadInput):
             load_key(bad)
@@ -160,12 +169,15 @@ def test_a_signed_statement_needs_both_the_chain_and_the_signature() -> None:
     node = ca.svid("node/a")
     signature = signer(node.key)(b"data")
     assert judge.judge_signed(node.chain, b"data", signature, NODE).verdict == Allowed(
-        ca.id("node/a"))
+        ca.id("node/a")
+    )
     assert judge.judge_signed(node.chain, b"date", signature, NODE).verdict == Denied(
-        "bad record signature")
+        "bad record signature"
+    )
     web = ca.svid("web")
     assert judge.judge_signed(web.chain, b"data", signer(web.key)(b"data"), NODE).verdict == (
-        Denied("not a node"))
+        Denied("not a node")
+    )
 
 
 def test_parsing_is_bounded() -> None:
@@ -177,15 +189,19 @@ def test_parsing_is_bounded() -> None:
     with pytest.raises(BadInput, match="chain too long"):
         parse_chain([ca.issuer.certificate] * (CHAIN_MAX + 1))
     assert ca.judge().judge([ca.issuer.certificate] * 9, ANYBODY).verdict == (
-        Denied("chain too long"))
+        Denied("chain too long")
+    )
 
 
 # --------------------------------------------------------------------------------------- the judge
 def test_a_judge_without_usable_anchors_denies_everybody() -> None:
     ca = FakeCa()
     leaf = ca.svid("web")
-    for anchors in ([], [leaf.chain[0]],
-                    [FakeCa(domain=type(DOMAIN)("other.test")).issuer.certificate]):  # SP-082
+    for anchors in (
+        [],
+        [leaf.chain[0]],
+        [FakeCa(domain=type(DOMAIN)("other.test")).issuer.certificate],
+    ):  # SP-082
         judge = Judge(DOMAIN, anchors, allow_all, ca.clock)
         assert judge.judge(leaf.chain, ANYBODY).verdict == Denied("no trust anchor")
     with pytest.raises(BadInput):
@@ -202,10 +218,12 @@ def test_trust_domains_are_never_merged() -> None:
     assert theirs.judge().judge(web.chain, ANYBODY).verdict == Denied("foreign trust domain")
     both = [ours.issuer.certificate, theirs.issuer.certificate]
     assert Judge(DOMAIN, both, allow_all, ours.clock).judge(bank.chain, ANYBODY).verdict == (
-        Denied("foreign trust domain"))
+        Denied("foreign trust domain")
+    )
     forged = new_svid(theirs.issuer, ours.id("admin"), NOW_UNIX_S)
     assert Judge(DOMAIN, both, allow_all, ours.clock).judge(forged.chain, ANYBODY).verdict == (
-        Denied("issuer of a foreign trust domain"))  # Not used, even if it is given.
+        Denied("issuer of a foreign trust domain")
+    )  # Not used, even if it is given.
 
 
 def test_both_anchors_count_while_the_ca_rotates() -> None:

@@ -22,8 +22,14 @@ NOW_UNIX_S = 1_800_000_000
 ALPN = "x0-circuit/1"
 
 
-def new_svid(issuer: Issuer, id: SpiffeId, now_unix_s: int, *, ttl_s: int = 3_600,
-             via: NodeName | None = None) -> Svid:
+def new_svid(
+    issuer: Issuer,
+    id: SpiffeId,
+    now_unix_s: int,
+    *,
+    ttl_s: int = 3_600,
+    via: NodeName | None = None,
+) -> Svid:
     """Make a key and an SVID for it."""
     key = new_key()
     chain = issue_leaf_for(issuer, key.public_key(), id, now_unix_s, ttl_s=ttl_s, via=via)
@@ -59,14 +65,25 @@ class FakeCa:
         return SpiffeId(f"spiffe://{self.domain}/{path}")
 
     def svid(self, path: str, ttl_s: int = 3_600, via: str | None = None) -> Svid:
-        return new_svid(self.issuer, self.id(path), self.now_unix_s, ttl_s=ttl_s,
-                        via=NodeName(via) if via else None)
+        return new_svid(
+            self.issuer,
+            self.id(path),
+            self.now_unix_s,
+            ttl_s=ttl_s,
+            via=NodeName(via) if via else None,
+        )
 
     def judge(self, revoked: Revoked = allow_all) -> Judge:
         return Judge(self.domain, [self.issuer.certificate], revoked, self.clock)
 
-    def context(self, path: str | None, expect: Expect = ANYBODY, alpn: str = ALPN,
-                groups: tuple[str, ...] = GROUPS, demand: bool = True,
-                revoked: Revoked = allow_all) -> TlsContext:
+    def context(
+        self,
+        path: str | None,
+        expect: Expect = ANYBODY,
+        alpn: str = ALPN,
+        groups: tuple[str, ...] = GROUPS,
+        demand: bool = True,
+        revoked: Revoked = allow_all,
+    ) -> TlsContext:
         svid = None if path is None else self.svid(path)
         return TlsContext(svid, self.judge(revoked), [alpn], expect, groups, demand=demand)

@@ -105,9 +105,15 @@ class Node:
         tcp, self.udp = data_port(mesh.bind, 0)
         self.port = tcp.getsockname()[1]
         self.hops = Hops(
-            mesh.loop, tcp, me=self.name, incarnation=self.incarnation, maker=LinkSeal,
-            admit=self.admit, on_circuit=self.on_circuit,
-            on_notice=lambda kind, text: self.notices.append((kind, text)), limits=limits,
+            mesh.loop,
+            tcp,
+            me=self.name,
+            incarnation=self.incarnation,
+            maker=LinkSeal,
+            admit=self.admit,
+            on_circuit=self.on_circuit,
+            on_notice=lambda kind, text: self.notices.append((kind, text)),
+            limits=limits,
         )
 
     def admit(self, previous: NodeName, node: NodeName) -> Verdict:
@@ -154,12 +160,24 @@ class HopMesh:
         link = int.from_bytes(key("link", "")[:4], "little") | 1
         peer = self.nodes[other]
         return NeighbourItem(
-            other, link, (f"{self.host}:{peer.port}",) if dials else (), peer.incarnation, 100_000,
-            key("hello", me), key("hello", other), key("setup", me), key("setup", other), udp,
+            other,
+            link,
+            (f"{self.host}:{peer.port}",) if dials else (),
+            peer.incarnation,
+            100_000,
+            key("hello", me),
+            key("hello", other),
+            key("setup", me),
+            key("setup", other),
+            udp,
         )
 
     def link(
-        self, one: str, two: str, one_dials: bool = True, two_dials: bool = True,
+        self,
+        one: str,
+        two: str,
+        one_dials: bool = True,
+        two_dials: bool = True,
         generation: int = 0,
     ) -> None:
         self.nodes[one].hops.neighbour_set(self.item(one, two, generation, one_dials))

@@ -19,7 +19,11 @@ def main(name: str, incarnation: str) -> None:
     loop = Loop()
     tcp, _udp = data_port("127.0.0.1", 0)
     hops = Hops(
-        loop, tcp, me=NodeName(name), incarnation=int(incarnation), maker=LinkSeal,
+        loop,
+        tcp,
+        me=NodeName(name),
+        incarnation=int(incarnation),
+        maker=LinkSeal,
         admit=lambda previous, node: Allowed(SpiffeId(f"spiffe://mesh.test/node/{node}")),
         on_circuit=lambda sock, previous, target, first: sock.close(),
         on_notice=lambda kind, text: print(kind, text, file=sys.stderr),

@@ -27,7 +27,8 @@ class TlsTwin:
         self.alpn = ""
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._ssl = _settings(context, server, anchors).wrap_bio(
-            self._in, self._out, server_side=server)
+            self._in, self._out, server_side=server
+        )
         self._complete = False
         self._failed = ""
         self._due = ""
@@ -120,8 +121,10 @@ def _settings(context: TlsContext, server: bool, anchors: tuple[bytes, ...]) -> 
     found.set_alpn_protocols([name.decode() for name in context.alpn])
     if context.svid is not None:
         key = load_key(context.svid.key).private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption())
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "svid.pem"
             chain = "".join(map(ssl.DER_cert_to_PEM_cert, context.svid.chain))
@@ -135,10 +138,11 @@ def _reason(error: OSError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return "untrusted issuer"
     for known, reason in (
-        ("PEER_DID_NOT_RETURN", "no certificate"), ("EOF", "cut off without a close"),
-        ("WRONG_VERSION_NUMBER", "not tls"), ("ALERT", "alert from peer"),
+        ("PEER_DID_NOT_RETURN", "no certificate"),
+        ("EOF", "cut off without a close"),
+        ("WRONG_VERSION_NUMBER", "not tls"),
+        ("ALERT", "alert from peer"),
     ):
         if known in text:
             return reason
     return "bad tls: " + text[:60]
-

@@ -158,8 +158,10 @@ def relay_process(mesh: HopMesh) -> Iterator[subprocess.Popen[str]]:
     mesh.node("a")
     mesh.node("c")
     child = subprocess.Popen(
-        [sys.executable, "-m", hop_process.__name__, "b", "77"], text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        [sys.executable, "-m", hop_process.__name__, "b", "77"],
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
     )
     assert child.stdin is not None
@@ -549,8 +551,10 @@ def test_speed_of_a_relay_is_printed(mesh: HopMesh) -> None:
                 pass
             mesh.loop.once(Instant(mesh.loop.now + 10_000))
         wall, cpu = time.monotonic() - began, cpu_s(child.pid) - cpu
-        print(f"one relay: {total * 8 / wall / 1e9:.1f} Gbit/s, {cpu / (total / 1e9):.2f} CPU s/GB "
-              f"of the relay; 1 KiB there and back {each_us:.0f} us")
+        print(
+            f"one relay: {total * 8 / wall / 1e9:.1f} Gbit/s, {cpu / (total / 1e9):.2f} CPU s/GB "
+            f"of the relay; 1 KiB there and back {each_us:.0f} us"
+        )
 
 
 def cpu_s(pid: int) -> float:

@@ -57,8 +57,9 @@ class Reader(Generic[M]):
             while len(buffer) - at >= 4:
                 (length,) = _LENGTH.unpack_from(buffer, at)
                 if length > self._max:
-                    raise BadMessage("X0-MSG-001", f"frame of {length} bytes",
-                                     f"at most {self._max}")
+                    raise BadMessage(
+                        "X0-MSG-001", f"frame of {length} bytes", f"at most {self._max}"
+                    )
                 if len(buffer) - at - 4 < length:
                     return
                 body = bytes(memoryview(buffer)[at + 4 : at + 4 + length])

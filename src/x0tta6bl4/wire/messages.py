@@ -15,8 +15,15 @@ LINK_VERSION: Final = 1
 PROXY_VERSION: Final = 1
 
 
-class Message(msgspec.Struct, frozen=True, gc=False, tag=True, tag_field="t",
-              forbid_unknown_fields=True, omit_defaults=True):
+class Message(
+    msgspec.Struct,
+    frozen=True,
+    gc=False,
+    tag=True,
+    tag_field="t",
+    forbid_unknown_fields=True,
+    omit_defaults=True,
+):
     """Root of tagged messages."""
 
 
@@ -223,8 +230,19 @@ class ClockItem(Message, frozen=True):
 
 
 Item = (
-    NodeItem | SvidItem | BundleItem | NeighbourItem | PathsItem | AuthorityPathItem
-    | ReplicasItem | ServiceItem | CallerItem | ListenItem | NameItem | RuleItem | RevokedItem
+    NodeItem
+    | SvidItem
+    | BundleItem
+    | NeighbourItem
+    | PathsItem
+    | AuthorityPathItem
+    | ReplicasItem
+    | ServiceItem
+    | CallerItem
+    | ListenItem
+    | NameItem
+    | RuleItem
+    | RevokedItem
     | ClockItem
 )
 
@@ -367,7 +385,15 @@ class Counters(Message, frozen=True):
 
 
 ProxyFact = (
-    Ready | NeedFull | LinkState | ListenState | SessionState | SessionGone | PathBad | Notice
-    | Counters | Full
+    Ready
+    | NeedFull
+    | LinkState
+    | ListenState
+    | SessionState
+    | SessionGone
+    | PathBad
+    | Notice
+    | Counters
+    | Full
 )
 AgentOrder = Full | Delta

@@ -179,8 +179,15 @@ class Heartbeat(Word, frozen=True):
 def signed_part(record: Record) -> bytes:
     """The bytes that a record's signature covers."""
     return CONTEXT + _ENCODER.encode(
-        (record.writer, record.kind, record.name, record.generation, record.expires_unix_s,
-         record.body, record.signer)
+        (
+            record.writer,
+            record.kind,
+            record.name,
+            record.generation,
+            record.expires_unix_s,
+            record.body,
+            record.signer,
+        )
     )
 
 
@@ -294,8 +301,11 @@ def _decoded(decoder: msgspec.msgpack.Decoder[T], body: bytes) -> T:
 
 def id_matches(pattern: str, id: SpiffeId | str) -> bool:
     """Whether a caller pattern covers an ID: equal, or below a pattern that ends in `/*`."""
-    return id.startswith(pattern[:-1]) and len(id) >= len(pattern) if pattern.endswith(
-        "/*") else pattern == id
+    return (
+        id.startswith(pattern[:-1]) and len(id) >= len(pattern)
+        if pattern.endswith("/*")
+        else pattern == id
+    )
 
 
 _ENCODER = msgspec.msgpack.Encoder()

@@ -15,13 +15,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     wanted = parser.parse_args(arguments)
     found = statistics(FakeCa())
-    failed = bool(found["accepted"] or found["refused_for_another_reason"]
-                  or found["twins_refused"])
+    failed = bool(
+        found["accepted"] or found["refused_for_another_reason"] or found["twins_refused"]
+    )
     if wanted.json:
         print(json.dumps(found, indent=2))
         return failed
-    print(f"attacks tried {found['tried']}, accepted {found['accepted']}; "
-          f"valid twins tried {found['twins_tried']}, refused {len(found['twins_refused'])}")
+    print(
+        f"attacks tried {found['tried']}, accepted {found['accepted']}; "
+        f"valid twins tried {found['twins_tried']}, refused {len(found['twins_refused'])}"
+    )
     for line in (*found["refused_for_another_reason"], *found["twins_refused"]):
         print("  WRONG", line)
     for reason, count in found["reasons"].items():

@@ -16,11 +16,19 @@ from x0tta6bl4.edge.tls.impostors import Presented
 class Attacker:
     """Shaped like an engine, so that both can be wired together; errors end it quietly."""
 
-    def __init__(self, server: bool, presented: Presented | None,
-                 alpn: Sequence[str] = (ALPN,), only_tls12: bool = False,
-                 like: Attacker | None = None) -> None:
-        context = (_settings(server, presented, alpn, only_tls12) if like is None
-                   else like.connection.get_context())
+    def __init__(
+        self,
+        server: bool,
+        presented: Presented | None,
+        alpn: Sequence[str] = (ALPN,),
+        only_tls12: bool = False,
+        like: Attacker | None = None,
+    ) -> None:
+        context = (
+            _settings(server, presented, alpn, only_tls12)
+            if like is None
+            else like.connection.get_context()
+        )
         self.connection: SSL.Connection = SSL.Connection(context)
         if like is not None and not server:  # Comes back with what it was given.
             session = like.connection.get_session()
@@ -79,8 +87,9 @@ class Attacker:
         return found
 
 
-def _settings(server: bool, presented: Presented | None, alpn: Sequence[str],
-              only_tls12: bool) -> SSL.Context:
+def _settings(
+    server: bool, presented: Presented | None, alpn: Sequence[str], only_tls12: bool
+) -> SSL.Context:
     context = SSL.Context(SSL.TLS_METHOD)
     context.set_cipher_list(b"ALL:@SECLEVEL=0")
     if only_tls12:
@@ -92,8 +101,11 @@ def _settings(server: bool, presented: Presented | None, alpn: Sequence[str],
         context.use_certificate(leaf)
         for other in others:
             context.add_extra_chain_cert(other)
-        context.use_privatekey(serialization.load_der_private_key(  # type: ignore[arg-type]
-            presented.key, None))
+        context.use_privatekey(
+            serialization.load_der_private_key(  # type: ignore[arg-type]
+                presented.key, None
+            )
+        )
     names = [name.encode() for name in alpn]
     if names and server:
         context.set_alpn_select_callback(lambda connection, offered: names[0])

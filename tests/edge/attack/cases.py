@@ -46,8 +46,9 @@ _GIVES_UP = ("alert from peer: handshake failure", "alert from peer: protocol ve
 
 
 # ------------------------------------------------------------------------------------ the exchange
-def meet(victim: Engine, attacker: Attacker, role: str, name: str,
-         wanted: tuple[str, ...]) -> Outcome:
+def meet(
+    victim: Engine, attacker: Attacker, role: str, name: str, wanted: tuple[str, ...]
+) -> Outcome:
     """Handshake as far as it goes; the attacker sends at once, the victim as soon as it may."""
     buffer = memoryview(bytearray(1 << 18))
     plain = bytearray(1 << 16)
@@ -94,47 +95,81 @@ def good(ca: FakeCa, path: str = "shop", via: str | None = None) -> Presented:
 
 
 def version(ca: FakeCa, role: str) -> Outcome:
-    return meet(victim(ca, role, ANYBODY), Attacker(role == "server", good(ca), only_tls12=True),
-                role, "TLS 1.2 only", ("tls version", "alert from peer: protocol version"))
+    return meet(
+        victim(ca, role, ANYBODY),
+        Attacker(role == "server", good(ca), only_tls12=True),
+        role,
+        "TLS 1.2 only",
+        ("tls version", "alert from peer: protocol version"),
+    )
 
 
 def other_protocol(ca: FakeCa, role: str) -> Outcome:
-    return meet(victim(ca, role, ANYBODY), Attacker(role == "server", good(ca), ["x0-link/1"]),
-                role, "other ALPN", ("no common protocol",) if role == "client" else
-                ("bad tls: bad extension",))  # OpenSSL notices that we never offered it.
+    return meet(
+        victim(ca, role, ANYBODY),
+        Attacker(role == "server", good(ca), ["x0-link/1"]),
+        role,
+        "other ALPN",
+        ("no common protocol",) if role == "client" else ("bad tls: bad extension",),
+    )  # OpenSSL notices that we never offered it.
 
 
 def no_protocol(ca: FakeCa, role: str) -> Outcome:
-    return meet(victim(ca, role, ANYBODY), Attacker(role == "server", good(ca), []),
-                role, "no ALPN", ("no common protocol",))
+    return meet(
+        victim(ca, role, ANYBODY),
+        Attacker(role == "server", good(ca), []),
+        role,
+        "no ALPN",
+        ("no common protocol",),
+    )
 
 
 def no_certificate(ca: FakeCa, role: str) -> Outcome:
     if role == "server":  # Nothing to choose from: it has to give up by itself.
-        return meet(victim(ca, role, ANYBODY), Attacker(True, None), role, "no certificate",
-                    _GIVES_UP)
-    return meet(victim(ca, role, ANYBODY), Attacker(False, None), role, "no certificate",
-                ("no certificate",))
+        return meet(
+            victim(ca, role, ANYBODY), Attacker(True, None), role, "no certificate", _GIVES_UP
+        )
+    return meet(
+        victim(ca, role, ANYBODY),
+        Attacker(False, None),
+        role,
+        "no certificate",
+        ("no certificate",),
+    )
 
 
 def revoked(ca: FakeCa, role: str) -> Outcome:
     table = Revocations()
     table.put(ca.id("shop"), 2**40)
-    return meet(victim(ca, role, WORKLOAD, table.check), Attacker(role == "server", good(ca)),
-                role, "revoked", ("revoked",))
+    return meet(
+        victim(ca, role, WORKLOAD, table.check),
+        Attacker(role == "server", good(ca)),
+        role,
+        "revoked",
+        ("revoked",),
+    )
 
 
 def node_revoked(ca: FakeCa, role: str) -> Outcome:
     table = Revocations()
     table.put(ca.id("node/a"), 2**40)
-    return meet(victim(ca, role, WORKLOAD, table.check),
-                Attacker(role == "server", good(ca, via="a")), role, "node revoked",
-                ("node revoked",))
+    return meet(
+        victim(ca, role, WORKLOAD, table.check),
+        Attacker(role == "server", good(ca, via="a")),
+        role,
+        "node revoked",
+        ("node revoked",),
+    )
 
 
 def someone_else(ca: FakeCa, role: str) -> Outcome:
-    return meet(victim(ca, role, Expect(id=ca.id("bank"))), Attacker(role == "server", good(ca)),
-                role, "valid, but not the one expected", ("unexpected peer",))
+    return meet(
+        victim(ca, role, Expect(id=ca.id("bank"))),
+        Attacker(role == "server", good(ca)),
+        role,
+        "valid, but not the one expected",
+        ("unexpected peer",),
+    )
 
 
 def resumption(ca: FakeCa, role: str) -> Outcome:
@@ -152,8 +187,15 @@ def resumption(ca: FakeCa, role: str) -> Outcome:
 
 
 PROTOCOL: tuple[Callable[[FakeCa, str], Outcome], ...] = (
-    version, other_protocol, no_protocol, no_certificate, revoked, node_revoked, someone_else,
-    resumption)
+    version,
+    other_protocol,
+    no_protocol,
+    no_certificate,
+    revoked,
+    node_revoked,
+    someone_else,
+    resumption,
+)
 
 GARBAGE = {
     "http": b"GET / HTTP/1.1\r\nHost: web\r\n\r\n",
@@ -212,6 +254,7 @@ def truncated(ca: FakeCa, role: str, step: int = 97) -> Iterator[Outcome]:
     """A proper peer whose every flight is cut at some byte."""
     total = len(carry(ca, role, None)[1])
     for at in range(1, total, step):
+
         def cut(sent: int, data: bytes, at: int = at) -> bytes:
             return data[: max(0, at - sent)]
 
@@ -237,8 +280,11 @@ def flipped(ca: FakeCa, role: str, step: int = 41) -> Iterator[Outcome]:
         yield msgspec.structs.replace(outcome, name=f"bit flipped at {at}")
 
 
-def carry(ca: FakeCa, role: str, change: Callable[[int, bytes], bytes] | None,
-          ) -> tuple[Outcome, bytes]:
+def carry(
+    ca: FakeCa,
+    role: str,
+    change: Callable[[int, bytes], bytes] | None,
+) -> tuple[Outcome, bytes]:
     """A handshake and one message of two honest ends; what the one called `role` sends passes
     through `change(bytes so far, data)`.
 
@@ -319,7 +365,8 @@ def statistics(ca: FakeCa) -> dict[str, Any]:
         "tried": len(outcomes),
         "accepted": sum(outcome.accepted for outcome in outcomes),
         "refused_for_another_reason": [
-            f"{o.role}: {o.name}: {o.reason}" for o in outcomes if not o.right],
+            f"{o.role}: {o.name}: {o.reason}" for o in outcomes if not o.right
+        ],
         "impostors": len(IMPOSTORS),
         "twins_tried": len(valid),
         "twins_refused": [f"{o.role}: {o.name}: {o.reason}" for o in valid if not o.accepted],

@@ -87,8 +87,7 @@ class SvidRefused(Value, frozen=True):
 class _Held:
     """One SVID: wall times in microseconds, and what is under way."""
 
-    __slots__ = ("expires_us", "failures", "pause_until", "renew_us", "start_us", "told",
-                 "token")
+    __slots__ = ("expires_us", "failures", "pause_until", "renew_us", "start_us", "told", "token")
 
     def __init__(self, start_us: int, renew_us: int, expires_us: int) -> None:
         self.start_us = start_us
@@ -164,8 +163,11 @@ class Renewal:
         if id is None:
             return NOTHING
         value = event.value
-        if (type(value) is not SvidHeld or value.id != id
-                or value.not_after_unix_s <= value.not_before_unix_s):
+        if (
+            type(value) is not SvidHeld
+            or value.id != id
+            or value.not_after_unix_s <= value.not_before_unix_s
+        ):
             return self._failed(now, event.token)
         del self._waiting[event.token]
         self._held[id].token = 0

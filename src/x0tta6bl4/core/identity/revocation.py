@@ -95,5 +95,4 @@ class Revocations:
 
     def _hit(self, subject: str, issued_unix_s: int) -> bool:
         bans = self._bans.get(subject)
-        return bans is not None and any(
-            before == 0 or issued_unix_s < before for before in bans)
+        return bans is not None and any(before == 0 or issued_unix_s < before for before in bans)

@@ -31,10 +31,19 @@ LIFETIME_S_MAX: Final = 3_660
 LEFT_US_MIN: Final = 1 * SECOND
 """A certificate that ends sooner is refused: circuits close this long before their end."""
 
-KEYS: Final = frozenset({
-    "P-256", "P-384", "P-521", "RSA-2048", "RSA-3072", "RSA-4096",
-    "ML-DSA-44", "ML-DSA-65", "ML-DSA-87",
-})
+KEYS: Final = frozenset(
+    {
+        "P-256",
+        "P-384",
+        "P-521",
+        "RSA-2048",
+        "RSA-3072",
+        "RSA-4096",
+        "ML-DSA-44",
+        "ML-DSA-65",
+        "ML-DSA-87",
+    }
+)
 HASHES: Final = frozenset({"sha256", "sha384", "sha512", "ML-DSA"})
 SERVER_AUTH: Final = "1.3.6.1.5.5.7.3.1"
 CLIENT_AUTH: Final = "1.3.6.1.5.5.7.3.2"

@@ -71,8 +71,11 @@ def parse(text: str) -> Selector:
     """
     kind, colon, value = text[5:].partition(":")
     if not text.startswith("unix:") or not colon or kind not in KINDS:
-        raise BadInput("X0-SEL-001", f"{text[:80]!r} is no selector",
-                       "unix:uid:N, unix:gid:N, unix:path:/x, unix:sha256:HEX or unix:cgroup:/x")
+        raise BadInput(
+            "X0-SEL-001",
+            f"{text[:80]!r} is no selector",
+            "unix:uid:N, unix:gid:N, unix:path:/x, unix:sha256:HEX or unix:cgroup:/x",
+        )
     if kind in ("uid", "gid"):
         good = _NUMBER.match(value) is not None and int(value) <= NUMBER_MAX
     elif kind == "sha256":
@@ -80,8 +83,11 @@ def parse(text: str) -> Selector:
     else:
         good = _is_path(value)
     if not good:
-        raise BadInput("X0-SEL-002", f"{text[:80]!r} has a bad value",
-                       "numbers in decimal, hashes in lower-case hex, paths absolute and plain")
+        raise BadInput(
+            "X0-SEL-002",
+            f"{text[:80]!r} has a bad value",
+            "numbers in decimal, hashes in lower-case hex, paths absolute and plain",
+        )
     return Selector(kind, value)
 
 
@@ -121,7 +127,8 @@ def _holds(selector: Selector, attributes: Attributes) -> bool:
     if kind == "sha256":
         return attributes.sha256 == value
     return attributes.cgroup == value or (
-        value != "/" and attributes.cgroup.startswith(value + "/"))
+        value != "/" and attributes.cgroup.startswith(value + "/")
+    )
 
 
 def _is_path(value: str) -> bool:

@@ -54,7 +54,9 @@ class Attestor:
     __slots__ = ("_cgroups", "_diag", "_processes")
 
     def __init__(
-        self, diag: SockDiag | None = None, processes: Processes | None = None,
+        self,
+        diag: SockDiag | None = None,
+        processes: Processes | None = None,
         cgroups: Cgroups | None = None,
     ) -> None:
         self._diag = diag or SockDiag()
@@ -121,9 +123,7 @@ class Attestor:
         """Give the netlink socket back."""
         self._diag.close()
 
-    def _complete(
-        self, owner: SocketOwner, wanted: Needs, caller: bool
-    ) -> Attributes | Denied:
+    def _complete(self, owner: SocketOwner, wanted: Needs, caller: bool) -> Attributes | Denied:
         """Attributes of a TCP socket's owner."""
         cgroup = self._cgroups.path(owner.cgroup_id) if wanted.cgroup else ""
         if not wanted.gid and not wanted.program:

@@ -96,8 +96,9 @@ class SockDiag:
 
     def unix_peer(self, inode: int) -> int | Denied:
         """Inode of the socket at the other end of a Unix stream socket of ours."""
-        answer = self._ask(_ASK_UNIX.pack(
-            socket.AF_UNIX, 0, 0, _ALL_STATES, inode, _UNIX_SHOW_PEER, _ANY_COOKIE))
+        answer = self._ask(
+            _ASK_UNIX.pack(socket.AF_UNIX, 0, 0, _ALL_STATES, inode, _UNIX_SHOW_PEER, _ANY_COOKIE)
+        )
         if isinstance(answer, Denied):
             return answer
         if _ANSWER_UNIX.unpack_from(answer)[4] != inode:
@@ -115,19 +116,47 @@ class SockDiag:
         if family != family_other:
             return Denied("addresses of two families")
         port, port_other = own[1].to_bytes(2, "big"), other[1].to_bytes(2, "big")
-        answer = self._ask(_ASK.pack(
-            family, socket.IPPROTO_TCP, 0, 0, _ALL_STATES, port, port_other, address,
-            address_other, 0, _ANY_COOKIE))
+        answer = self._ask(
+            _ASK.pack(
+                family,
+                socket.IPPROTO_TCP,
+                0,
+                0,
+                _ALL_STATES,
+                port,
+                port_other,
+                address,
+                address_other,
+                0,
+                _ANY_COOKIE,
+            )
+        )
         if isinstance(answer, Denied):
             return answer
         if len(answer) < _ANSWER.size:
             return Denied("kernel answered too little")
-        (_, state, _, _, found_port, found_port_other, found, found_other, _, cookie,
-         _, _, _, uid, inode) = _ANSWER.unpack_from(answer)
+        (
+            _,
+            state,
+            _,
+            _,
+            found_port,
+            found_port_other,
+            found,
+            found_other,
+            _,
+            cookie,
+            _,
+            _,
+            _,
+            uid,
+            inode,
+        ) = _ANSWER.unpack_from(answer)
         width = 4 if family == socket.AF_INET else 16
         if state != LISTEN and (
             (found_port, found_port_other) != (port, port_other)
-            or not _same(found, address, width) or not _same(found_other, address_other, width)
+            or not _same(found, address, width)
+            or not _same(found_other, address_other, width)
         ):
             return Denied("kernel answered for another socket")
         cgroup = _attribute(answer, _ANSWER.size, _CGROUP_ID)

@@ -73,8 +73,11 @@ class LinkSeal:
 
     def __init__(self, link: int, tx: bytes, rx: bytes, now: Instant) -> None:
         if len(tx) != KEY_BYTES or len(rx) != KEY_BYTES or tx == rx or not 0 < link < 2**32:
-            raise BadMessage("X0-HOP-020", f"link {link} with keys of a wrong form",
-                             "two different keys of 32 bytes")
+            raise BadMessage(
+                "X0-HOP-020",
+                f"link {link} with keys of a wrong form",
+                "two different keys of 32 bytes",
+            )
         self.link = link
         self._tx_key, self._rx_key = tx, rx
         self._tx, self._rx = ChaCha20Poly1305(tx), ChaCha20Poly1305(rx)

@@ -58,9 +58,14 @@ class SslContext(ssl.SSLContext):
         self._source = source
         self._on_refused = on_refused
 
-    def wrap_bio(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, server_side: bool = False,
-                 server_hostname: str | bytes | None = None,
-                 session: ssl.SSLSession | None = None) -> Any:
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> Any:
         """Called by the event loop, once per connection; host names play no part."""
         source = self._source
         context = source if isinstance(source, TlsContext) else source()
@@ -82,11 +87,26 @@ class SslObject:
         own_not_after_unix_s: end of the SVID that this end presents; 0 where it has none.
     """
 
-    __slots__ = ("_buffer", "_incoming", "_on_refused", "_outgoing", "_refused", "_view", "context",
-                 "engine", "own_not_after_unix_s")
+    __slots__ = (
+        "_buffer",
+        "_incoming",
+        "_on_refused",
+        "_outgoing",
+        "_refused",
+        "_view",
+        "context",
+        "engine",
+        "own_not_after_unix_s",
+    )
 
-    def __init__(self, engine: Engine, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO,
-                 context: SslContext, on_refused: Callable[[str], None] | None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        context: SslContext,
+        on_refused: Callable[[str], None] | None,
+    ) -> None:
         self.engine = engine
         self.own_not_after_unix_s = 0
         self.context = context

@@ -55,8 +55,16 @@ class TlsContext:
 
     __slots__ = ("_ssl", "alpn", "demand", "expect", "judge", "svid")
 
-    def __init__(self, svid: Svid | None, judge: Judging, alpn: Sequence[str], expect: Expect,
-                 groups: Sequence[str] = GROUPS, *, demand: bool = True) -> None:
+    def __init__(
+        self,
+        svid: Svid | None,
+        judge: Judging,
+        alpn: Sequence[str],
+        expect: Expect,
+        groups: Sequence[str] = GROUPS,
+        *,
+        demand: bool = True,
+    ) -> None:
         if not alpn:
             raise BadInput("X0-TLS-011", "no ALPN name given")
         self.svid = svid
@@ -88,8 +96,9 @@ class TlsContext:
             self._ssl.check_privatekey()
         except (SSL.Error, ValueError) as error:
             lib.ERR_clear_error()
-            raise BadInput("X0-TLS-013", "chain and key of the SVID don't fit",
-                           str(error)[:80]) from None
+            raise BadInput(
+                "X0-TLS-013", "chain and key of the SVID don't fit", str(error)[:80]
+            ) from None
 
     @property
     def ssl(self) -> SSL.Context:

@@ -71,9 +71,27 @@ class Engine:
         alpn: protocol that was negotiated.
     """
 
-    __slots__ = ("_bug", "_closed", "_complete", "_connection", "_due", "_failed", "_in", "_key",
-                 "_out", "_ssl", "alpn", "context", "group", "peer", "peer_chain",
-                 "peer_issued_unix_s", "peer_not_after_unix_s", "peer_via", "server")
+    __slots__ = (
+        "_bug",
+        "_closed",
+        "_complete",
+        "_connection",
+        "_due",
+        "_failed",
+        "_in",
+        "_key",
+        "_out",
+        "_ssl",
+        "alpn",
+        "context",
+        "group",
+        "peer",
+        "peer_chain",
+        "peer_issued_unix_s",
+        "peer_not_after_unix_s",
+        "peer_via",
+        "server",
+    )
 
     def __init__(self, context: TlsContext, server: bool) -> None:
         self.context = context
@@ -185,7 +203,8 @@ class Engine:
     def take(self, into: bytearray | memoryview) -> int:
         """Move ciphertext out into the caller's buffer; returns its length, 0 when none waits."""
         taken: int = lib.BIO_read(
-            self._out, ffi.from_buffer("char[]", into, require_writable=True), len(into))
+            self._out, ffi.from_buffer("char[]", into, require_writable=True), len(into)
+        )
         return taken if taken > 0 else 0
 
     def write(self, view: Buffer) -> None:
@@ -276,7 +295,8 @@ class Engine:
         assert self._complete
         out = ffi.new("unsigned char[]", length)
         done = lib.SSL_export_keying_material(
-            self._ssl, out, length, label, len(label), context, len(context), 1)
+            self._ssl, out, length, label, len(label), context, len(context), 1
+        )
         if done != 1:
             raise self._fail()
         return bytes(ffi.buffer(out, length))
@@ -362,8 +382,7 @@ def _on_verify(ok: int, store: Any) -> int:
         lib.X509_STORE_CTX_set_error(store, lib.X509_V_OK)
         return 1
     assert type(verdict) is Denied
-    lib.X509_STORE_CTX_set_error(
-        store, _CODES.get(verdict.reason, lib.X509_V_ERR_CERT_REJECTED))
+    lib.X509_STORE_CTX_set_error(store, _CODES.get(verdict.reason, lib.X509_V_ERR_CERT_REJECTED))
     return 0
 
 
@@ -420,4 +439,6 @@ def _der(certificate: Any) -> bytes:
 _VERIFY_CALLBACK: Final = ffi.callback("int (*)(int, X509_STORE_CTX *)", _on_verify)
 _ALPN_CALLBACK: Final = ffi.callback(
     "int (*)(SSL *, unsigned char **, unsigned char *, const unsigned char *, unsigned int, "
-    "void *)", _on_alpn)
+    "void *)",
+    _on_alpn,
+)

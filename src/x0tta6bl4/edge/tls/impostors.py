@@ -25,8 +25,15 @@ from x0tta6bl4.edge.tls.x509 import BACKDATE_S, Issuer, new_anchor
 from x0tta6bl4.wire.ids import TrustDomain
 
 _BOTH: Final = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
-_USAGES: Final = ("digital_signature", "content_commitment", "key_encipherment",
-                  "data_encipherment", "key_agreement", "key_cert_sign", "crl_sign")
+_USAGES: Final = (
+    "digital_signature",
+    "content_commitment",
+    "key_encipherment",
+    "data_encipherment",
+    "key_agreement",
+    "key_cert_sign",
+    "crl_sign",
+)
 
 
 @final
@@ -82,8 +89,15 @@ class Recipe(msgspec.Struct, frozen=True, gc=False):
     """Whether a bit of the signature is wrong."""
 
 
-_CA: Final = Recipe(uris=("spiffe://{td}",), san_critical=False, subject="intermediate", ca=True,
-                    usages=("key_cert_sign", "crl_sign"), extended=None, life_s=86_400)
+_CA: Final = Recipe(
+    uris=("spiffe://{td}",),
+    san_critical=False,
+    subject="intermediate",
+    ca=True,
+    usages=("key_cert_sign", "crl_sign"),
+    extended=None,
+    life_s=86_400,
+)
 
 Changes = dict[str, Any]
 
@@ -91,16 +105,19 @@ Changes = dict[str, Any]
 # ------------------------------------------------------------------------------- how they are made
 def _from_ca(changes: Changes) -> Callable[[Issuer, int], Presented]:
     """A leaf of the true issuer."""
-    return lambda issuer, now: _chain(issuer, now, (), msgspec.structs.replace(
-        Recipe(), **changes))
+    return lambda issuer, now: _chain(issuer, now, (), msgspec.structs.replace(Recipe(), **changes))
 
 
-def below_ca(*intermediates: Changes, leaf: Changes | None = None,
-           sent: Callable[[tuple[bytes, ...]], tuple[bytes, ...]] = tuple,
-           ) -> Callable[[Issuer, int], Presented]:
+def below_ca(
+    *intermediates: Changes,
+    leaf: Changes | None = None,
+    sent: Callable[[tuple[bytes, ...]], tuple[bytes, ...]] = tuple,
+) -> Callable[[Issuer, int], Presented]:
     """A leaf below intermediates, highest first; `sent` picks what of the chain is presented."""
-    cas = tuple(msgspec.structs.replace(_CA, subject=f"intermediate {n}", **changes)
-                for n, changes in enumerate(intermediates))
+    cas = tuple(
+        msgspec.structs.replace(_CA, subject=f"intermediate {n}", **changes)
+        for n, changes in enumerate(intermediates)
+    )
     end = msgspec.structs.replace(Recipe(), **(leaf or {}))
 
     def make(issuer: Issuer, now: int) -> Presented:
@@ -112,6 +129,7 @@ def below_ca(*intermediates: Changes, leaf: Changes | None = None,
 
 def _foreign(changes: Changes, append: bool = False) -> Callable[[Issuer, int], Presented]:
     """A leaf for our trust domain, signed by somebody else's anchor."""
+
     def make(issuer: Issuer, now: int) -> Presented:
         other = new_anchor(TrustDomain("other.example"), now, kind="P-256")
         stranger = Issuer(issuer.domain, other.key, other.certificate)
@@ -123,8 +141,12 @@ def _foreign(changes: Changes, append: bool = False) -> Callable[[Issuer, int], 
 
 def _namesake(issuer: Issuer, now: int) -> Presented:
     """Signed by a stranger who uses the anchor's name and key identifier."""
-    return _chain(Issuer(issuer.domain, ec.generate_private_key(ec.SECP256R1()),
-                         issuer.certificate), now, (), Recipe())
+    return _chain(
+        Issuer(issuer.domain, ec.generate_private_key(ec.SECP256R1()), issuer.certificate),
+        now,
+        (),
+        Recipe(),
+    )
 
 
 def _self_signed(issuer: Issuer, now: int) -> Presented:
@@ -145,21 +167,36 @@ def _signing_certificate(issuer: Issuer, now: int) -> Presented:
 
 def _below_leaf(issuer: Issuer, now: int) -> Presented:
     """A workload signs for another one with its own SVID."""
-    parent = _bake(Recipe(subject="holder", san_critical=False,), issuer, now, None,
-                   signer=issuer)
+    parent = _bake(
+        Recipe(
+            subject="holder",
+            san_critical=False,
+        ),
+        issuer,
+        now,
+        None,
+        signer=issuer,
+    )
     key = serialization.load_der_private_key(parent.key, None)
     made = _bake(Recipe(uris=("spiffe://{td}/admin",)), issuer, now, (key, parent.chain[0]))
     return Presented((*made.chain, *parent.chain), made.key)
 
 
 # ---------------------------------------------------------------------------------------- the list
-def _case(name: str, reason: str, wrong: Changes, right: Changes | None = None,
-          expect: Expect = ANYBODY, presentable: bool = True) -> Impostor:
+def _case(
+    name: str,
+    reason: str,
+    wrong: Changes,
+    right: Changes | None = None,
+    expect: Expect = ANYBODY,
+    presentable: bool = True,
+) -> Impostor:
     return Impostor(name, reason, _from_ca(wrong), _from_ca(right or {}), expect, presentable)
 
 
-def _uri(name: str, reason: str, wrong: str, right: str = "spiffe://{td}/web",
-         expect: Expect = ANYBODY) -> Impostor:
+def _uri(
+    name: str, reason: str, wrong: str, right: str = "spiffe://{td}/web", expect: Expect = ANYBODY
+) -> Impostor:
     return _case(name, reason, {"uris": (wrong,)}, {"uris": (right,)}, expect)
 
 
@@ -167,6 +204,7 @@ _SIGN: Final = "digital_signature"
 _LONG: Final = "a" * 200 + "/"
 _USAGE: Final = "leaf may sign certificates or CRLs"
 
+# fmt: off
 IMPOSTORS: Final[tuple[Impostor, ...]] = (
     # What a leaf may do.
     _case("leaf with cA=true", "leaf is a CA", {"ca": True}),
@@ -281,6 +319,7 @@ IMPOSTORS: Final[tuple[Impostor, ...]] = (
              # Order makes no difference: the path is built from whatever was sent.
              below_ca({}, {}, {}, sent=lambda chain: (chain[0], *reversed(chain[1:])))),
 )
+# fmt: on
 
 
 # ----------------------------------------------------------------------------------------- details
@@ -294,30 +333,42 @@ def _chain(issuer: Issuer, now: int, cas: tuple[Recipe, ...], leaf: Recipe) -> P
     return Presented(chain, made.key)
 
 
-def _bake(recipe: Recipe, issuer: Issuer, now: int, above: tuple[Any, bytes] | None,
-          signer: Issuer | None = None) -> Presented:
+def _bake(
+    recipe: Recipe,
+    issuer: Issuer,
+    now: int,
+    above: tuple[Any, bytes] | None,
+    signer: Issuer | None = None,
+) -> Presented:
     """Make one certificate, signed by `above` (key, certificate), `signer`, or itself."""
     if signer is not None:
         above = (signer.key, signer.certificate)
     key: Any = _new_key(recipe.key)
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, recipe.subject)]
-                     if recipe.subject else [])
+    name = x509.Name(
+        [x509.NameAttribute(NameOID.COMMON_NAME, recipe.subject)] if recipe.subject else []
+    )
     parent = None if above is None else x509.load_der_x509_certificate(above[1])
     start = now + recipe.start_s
     builder = (
-        x509.CertificateBuilder().subject_name(name)
+        x509.CertificateBuilder()
+        .subject_name(name)
         .issuer_name(name if parent is None else parent.subject)
-        .public_key(key.public_key()).serial_number(x509.random_serial_number())
-        .not_valid_before(_time(start)).not_valid_after(_time(start + recipe.life_s))
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(_time(start))
+        .not_valid_after(_time(start + recipe.life_s))
         .add_extension(x509.BasicConstraints(recipe.ca, recipe.path_length), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()),
-                       critical=False))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+    )
     for value, critical in _extensions(recipe, issuer.domain, parent):
         builder = builder.add_extension(value, critical=critical)
     by = key if above is None else above[0]
     weak = recipe.hash in ("md5", "sha1")
-    digest = None if isinstance(by, ed25519.Ed25519PrivateKey) else _HASHES[
-        "sha256" if weak else recipe.hash]
+    digest = (
+        None
+        if isinstance(by, ed25519.Ed25519PrivateKey)
+        else _HASHES["sha256" if weak else recipe.hash]
+    )
     der = builder.sign(by, digest).public_bytes(serialization.Encoding.DER)
     if weak:
         der = _signed_again(der, by, recipe.hash)
@@ -326,32 +377,51 @@ def _bake(recipe: Recipe, issuer: Issuer, now: int, above: tuple[Any, bytes] | N
     return Presented((der,), _key_bytes(key))
 
 
-def _extensions(recipe: Recipe, domain: str, parent: x509.Certificate | None,
-                ) -> list[tuple[x509.ExtensionType, bool]]:
+def _extensions(
+    recipe: Recipe,
+    domain: str,
+    parent: x509.Certificate | None,
+) -> list[tuple[x509.ExtensionType, bool]]:
     found: list[tuple[x509.ExtensionType, bool]] = []
     if recipe.uris is not None:
-        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(_fill(uri, domain))
-                                         for uri in recipe.uris]
+        names: list[x509.GeneralName] = [
+            x509.UniformResourceIdentifier(_fill(uri, domain)) for uri in recipe.uris
+        ]
         names += [x509.DNSName(name) for name in recipe.dns]
         found.append((x509.SubjectAlternativeName(names), recipe.san_critical))
     if recipe.usages is not None:
         on = {name: name in recipe.usages for name in _USAGES}
-        found.append((x509.KeyUsage(**on, encipher_only=False, decipher_only=False),
-                      recipe.usage_critical))
+        found.append(
+            (x509.KeyUsage(**on, encipher_only=False, decipher_only=False), recipe.usage_critical)
+        )
     if recipe.extended is not None:
         found.append((x509.ExtendedKeyUsage(recipe.extended), False))
     if recipe.unknown:
-        found.append((x509.UnrecognizedExtension(
-            x509.ObjectIdentifier("1.3.6.1.4.1.99999.1"), b"\x05\x00"),
-            recipe.unknown == "critical"))
+        found.append(
+            (
+                x509.UnrecognizedExtension(
+                    x509.ObjectIdentifier("1.3.6.1.4.1.99999.1"), b"\x05\x00"
+                ),
+                recipe.unknown == "critical",
+            )
+        )
     if recipe.permitted:
         kind, _, name = recipe.permitted.partition(":")
-        form: x509.GeneralName = (x509.DNSName(name) if kind == "dns" else
-                                  x509.UniformResourceIdentifier(_fill(name, domain)))
+        form: x509.GeneralName = (
+            x509.DNSName(name)
+            if kind == "dns"
+            else x509.UniformResourceIdentifier(_fill(name, domain))
+        )
         found.append((x509.NameConstraints([form], None), True))
     if parent is not None:
-        found.append((x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(
-            parent.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value), False))
+        found.append(
+            (
+                x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(
+                    parent.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+                ),
+                False,
+            )
+        )
     return found
 
 
@@ -360,8 +430,11 @@ def _fill(name: str, domain: str) -> str:
 
 
 _HASHES: Final[dict[str, Any]] = {
-    "md5": hashes.MD5(), "sha1": hashes.SHA1(), "sha256": hashes.SHA256(),
-    "sha384": hashes.SHA384()}
+    "md5": hashes.MD5(),
+    "sha1": hashes.SHA1(),
+    "sha256": hashes.SHA256(),
+    "sha384": hashes.SHA384(),
+}
 
 
 def _new_key(kind: str) -> Any:
@@ -372,8 +445,11 @@ def _new_key(kind: str) -> Any:
     if kind == "Ed25519":
         return ed25519.Ed25519PrivateKey.generate()
     curves: dict[str, type[ec.EllipticCurve]] = {
-        "P-224": ec.SECP224R1, "P-256": ec.SECP256R1, "P-384": ec.SECP384R1,
-        "secp256k1": ec.SECP256K1}
+        "P-224": ec.SECP224R1,
+        "P-256": ec.SECP256R1,
+        "P-384": ec.SECP384R1,
+        "secp256k1": ec.SECP256K1,
+    }
     return ec.generate_private_key(curves[kind]())
 
 
@@ -390,13 +466,15 @@ def _rsa_1024() -> Any:
     p, q = primes
     d = pow(65537, -1, (p - 1) * (q - 1))
     public = rsa.RSAPublicNumbers(65537, p * q)
-    return rsa.RSAPrivateNumbers(p, q, d, rsa.rsa_crt_dmp1(d, p), rsa.rsa_crt_dmq1(d, q),
-                                 rsa.rsa_crt_iqmp(p, q), public).private_key()
+    return rsa.RSAPrivateNumbers(
+        p, q, d, rsa.rsa_crt_dmp1(d, p), rsa.rsa_crt_dmq1(d, q), rsa.rsa_crt_iqmp(p, q), public
+    ).private_key()
 
 
 def _key_bytes(key: Any) -> bytes:
-    data: bytes = key.private_bytes(serialization.Encoding.DER, serialization.PrivateFormat.PKCS8,
-                                    serialization.NoEncryption())
+    data: bytes = key.private_bytes(
+        serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
     return data
 
 

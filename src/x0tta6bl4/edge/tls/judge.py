@@ -59,8 +59,9 @@ class Judgement(Value, frozen=True):
 class Judging(Protocol):
     """What a TLS connection needs of a judge."""
 
-    def judge(self, chain: Sequence[bytes], expect: Expect,
-              now_unix_us: int | None = None) -> Judgement:
+    def judge(
+        self, chain: Sequence[bytes], expect: Expect, now_unix_us: int | None = None
+    ) -> Judgement:
         """Judge a peer's chain, leaf first; never raises for what a peer sends."""
         ...
 
@@ -92,24 +93,42 @@ class Judge:
         BadInput: an anchor that is not a certificate.
     """
 
-    __slots__ = ("_anchors", "_cache", "_lifetime_s_max", "_parsed", "_revoked", "_store", "clock",
-                 "trust_domain")
+    __slots__ = (
+        "_anchors",
+        "_cache",
+        "_lifetime_s_max",
+        "_parsed",
+        "_revoked",
+        "_store",
+        "clock",
+        "trust_domain",
+    )
 
-    def __init__(self, trust_domain: TrustDomain, anchors: Sequence[bytes], revoked: Revoked,
-                 clock: Clock, lifetime_s_max: int = LIFETIME_S_MAX) -> None:
+    def __init__(
+        self,
+        trust_domain: TrustDomain,
+        anchors: Sequence[bytes],
+        revoked: Revoked,
+        clock: Clock,
+        lifetime_s_max: int = LIFETIME_S_MAX,
+    ) -> None:
         self.trust_domain = trust_domain
         self.clock = clock
         self._revoked = revoked
         self._lifetime_s_max = lifetime_s_max
         self._anchors = tuple(anchors)
         self._parsed = [parse(anchor) for anchor in anchors]
-        usable = [anchor.certificate for anchor in self._parsed
-                  if type(judge_signer(anchor.fields, trust_domain)) is Allowed]
+        usable = [
+            anchor.certificate
+            for anchor in self._parsed
+            if type(judge_signer(anchor.fields, trust_domain)) is Allowed
+        ]
         self._store = verification.Store(usable) if usable else None
         self._cache: dict[tuple[bytes, ...], _Path] = {}
 
-    def judge(self, chain: Sequence[bytes], expect: Expect,
-              now_unix_us: int | None = None) -> Judgement:
+    def judge(
+        self, chain: Sequence[bytes], expect: Expect, now_unix_us: int | None = None
+    ) -> Judgement:
         """Judge a chain as a peer sent it.
 
         The leaf comes first; the others may stand in any order, and self-signed ones are ignored:
@@ -129,8 +148,14 @@ class Judge:
         assert type(path) is _Path
         return self._judge_validated(path, expect, now)
 
-    def judge_signed(self, chain: Sequence[bytes], data: bytes, signature: bytes, expect: Expect,
-                     now_unix_us: int | None = None) -> Judgement:
+    def judge_signed(
+        self,
+        chain: Sequence[bytes],
+        data: bytes,
+        signature: bytes,
+        expect: Expect,
+        now_unix_us: int | None = None,
+    ) -> Judgement:
         """As `judge`, and the leaf's key must have signed `data` (for records)."""
         now = self.clock() if now_unix_us is None else now_unix_us
         path = self._path(tuple(chain), now)
@@ -176,8 +201,10 @@ class Judge:
             return Denied("no trust anchor")  # SP-082
         others = [other for other in others if not _self_signed(other)]
         verifier = (
-            verification.PolicyBuilder().store(self._store)
-            .time(_EPOCH + timedelta(microseconds=now)).max_chain_depth(PATH_INTERMEDIATES_MAX)
+            verification.PolicyBuilder()
+            .store(self._store)
+            .time(_EPOCH + timedelta(microseconds=now))
+            .max_chain_depth(PATH_INTERMEDIATES_MAX)
             .extension_policies(ca_policy=_CA_POLICY, ee_policy=_LEAF_POLICY)
             .build_client_verifier()  # For both directions: names are judged by our rules.
         )
@@ -185,8 +212,9 @@ class Judge:
             verified = verifier.verify(leaf.certificate, [other.certificate for other in others])
         except (verification.VerificationError, ValueError):
             return Denied(self._why(leaf, others, now))
-        signers = [Parsed(certificate.public_bytes(_DER)).fields
-                   for certificate in verified.chain[1:]]
+        signers = [
+            Parsed(certificate.public_bytes(_DER)).fields for certificate in verified.chain[1:]
+        ]
         for signer in signers:
             verdict = judge_signer(signer, self.trust_domain)
             if type(verdict) is Denied:
@@ -194,7 +222,8 @@ class Judge:
         path = _Path(
             leaf,
             max([leaf.fields.not_before_unix_s, *(s.not_before_unix_s for s in signers)]),
-            min([leaf.fields.not_after_unix_s, *(s.not_after_unix_s for s in signers)]))
+            min([leaf.fields.not_after_unix_s, *(s.not_after_unix_s for s in signers)]),
+        )
         if judge_time(path.not_before_unix_s, path.not_after_unix_s, now):
             return Denied("issuer expired")
         self._cache[chain] = path
@@ -206,8 +235,9 @@ class Judge:
         """Stable reason for a path that did not validate; only ever asked after it was refused."""
         below = leaf
         for depth in range(CHAIN_MAX):
-            issuers = [c for c in (*self._parsed, *others)
-                       if c.subject == below.issuer and c is not below]
+            issuers = [
+                c for c in (*self._parsed, *others) if c.subject == below.issuer and c is not below
+            ]
             if not issuers:
                 return "untrusted issuer"
             signed = [c for c in issuers if _signed_by(below, c)]
@@ -247,9 +277,11 @@ def _names_key(below: Parsed, above: Parsed) -> bool:
     """Whether the lower certificate says that this very key has signed it."""
     try:
         wanted = below.certificate.extensions.get_extension_for_class(
-            x509.AuthorityKeyIdentifier).value.key_identifier
+            x509.AuthorityKeyIdentifier
+        ).value.key_identifier
         has = above.certificate.extensions.get_extension_for_class(
-            x509.SubjectKeyIdentifier).value.digest
+            x509.SubjectKeyIdentifier
+        ).value.digest
     except x509.ExtensionNotFound:
         return True
     return wanted == has

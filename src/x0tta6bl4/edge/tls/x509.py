@@ -31,12 +31,27 @@ SVID_TTL_S: Final = 3_600
 ANCHOR_TTL_S: Final = 365 * 86_400
 
 _VIA: Final = "x0 node "
-_BAD: Final = (ValueError, TypeError, KeyError, OverflowError, UnsupportedAlgorithm,
-               x509.DuplicateExtension, x509.InvalidVersion, x509.UnsupportedGeneralNameType,
-               Warning)
+_BAD: Final = (
+    ValueError,
+    TypeError,
+    KeyError,
+    OverflowError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+    Warning,
+)
 _ERROR: Final = (*_BAD, InvalidSignature)
-_USAGES: Final = ("digital_signature", "content_commitment", "key_encipherment",
-                  "data_encipherment", "key_agreement", "key_cert_sign", "crl_sign")
+_USAGES: Final = (
+    "digital_signature",
+    "content_commitment",
+    "key_encipherment",
+    "data_encipherment",
+    "key_agreement",
+    "key_cert_sign",
+    "crl_sign",
+)
 
 PrivateKey = ec.EllipticCurvePrivateKey
 PublicKey = ec.EllipticCurvePublicKey
@@ -96,8 +111,13 @@ class Issuer:
 
     __slots__ = ("certificate", "domain", "intermediates", "key", "parsed")
 
-    def __init__(self, domain: TrustDomain, key: PrivateKey, certificate: bytes,
-                 intermediates: Sequence[bytes] = ()) -> None:
+    def __init__(
+        self,
+        domain: TrustDomain,
+        key: PrivateKey,
+        certificate: bytes,
+        intermediates: Sequence[bytes] = (),
+    ) -> None:
         self.domain = domain
         self.key = key
         self.certificate = certificate
@@ -143,8 +163,9 @@ def new_key(kind: str = "P-256") -> PrivateKey:
 
 def key_bytes(key: PrivateKey) -> bytes:
     """PKCS#8 DER, unencrypted (SP-112)."""
-    return key.private_bytes(serialization.Encoding.DER, serialization.PrivateFormat.PKCS8,
-                             serialization.NoEncryption())
+    return key.private_bytes(
+        serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
 
 
 def load_key(data: bytes) -> PrivateKey:
@@ -164,8 +185,9 @@ def load_key(data: bytes) -> PrivateKey:
 
 def public_point(key: PrivateKey) -> bytes:
     """Public key as an uncompressed point (65 bytes for P-256), e.g. for `RecordKey`."""
-    return key.public_key().public_bytes(serialization.Encoding.X962,
-                                         serialization.PublicFormat.UncompressedPoint)
+    return key.public_key().public_bytes(
+        serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint
+    )
 
 
 # ----------------------------------------------------------------------------------- CSR and issue
@@ -198,8 +220,14 @@ def read_csr(csr: bytes) -> PublicKey:
     return key
 
 
-def new_anchor(domain: TrustDomain, now_unix_s: int, *, key: PrivateKey | None = None,
-               kind: str = "P-384", ttl_s: int = ANCHOR_TTL_S) -> Issuer:
+def new_anchor(
+    domain: TrustDomain,
+    now_unix_s: int,
+    *,
+    key: PrivateKey | None = None,
+    kind: str = "P-384",
+    ttl_s: int = ANCHOR_TTL_S,
+) -> Issuer:
     """Make a trust anchor: a self-signed CA whose ID is the trust domain (SP-025, SP-029)."""
     key = key or new_key(kind)
     builder = _ca_builder(domain, key.public_key(), "x0tta6bl4 " + domain)
@@ -213,9 +241,16 @@ def new_anchor(domain: TrustDomain, now_unix_s: int, *, key: PrivateKey | None =
     return Issuer(domain, key, certificate.public_bytes(serialization.Encoding.DER))
 
 
-def issue_leaf(issuer: Issuer, csr: bytes, id: SpiffeId, now_unix_s: int, *,
-               ttl_s: int = SVID_TTL_S, via: NodeName | None = None,
-               backdate_s: int = BACKDATE_S) -> tuple[bytes, ...]:
+def issue_leaf(
+    issuer: Issuer,
+    csr: bytes,
+    id: SpiffeId,
+    now_unix_s: int,
+    *,
+    ttl_s: int = SVID_TTL_S,
+    via: NodeName | None = None,
+    backdate_s: int = BACKDATE_S,
+) -> tuple[bytes, ...]:
     """Issue an SVID for a CSR.
 
     Args:
@@ -232,23 +267,35 @@ def issue_leaf(issuer: Issuer, csr: bytes, id: SpiffeId, now_unix_s: int, *,
         BadInput: a bad CSR.
         Unavailable: the issuer's certificate has expired.
     """
-    return issue_leaf_for(issuer, read_csr(csr), id, now_unix_s, ttl_s=ttl_s, via=via,
-                          backdate_s=backdate_s)
+    return issue_leaf_for(
+        issuer, read_csr(csr), id, now_unix_s, ttl_s=ttl_s, via=via, backdate_s=backdate_s
+    )
 
 
-def issue_leaf_for(issuer: Issuer, key: PublicKey, id: SpiffeId, now_unix_s: int, *,
-                   ttl_s: int = SVID_TTL_S, via: NodeName | None = None,
-                   backdate_s: int = BACKDATE_S) -> tuple[bytes, ...]:
+def issue_leaf_for(
+    issuer: Issuer,
+    key: PublicKey,
+    id: SpiffeId,
+    now_unix_s: int,
+    *,
+    ttl_s: int = SVID_TTL_S,
+    via: NodeName | None = None,
+    backdate_s: int = BACKDATE_S,
+) -> tuple[bytes, ...]:
     """As `issue_leaf`, for a key whose possession is proven already."""
     start, end = _period(issuer, now_unix_s, ttl_s, backdate_s)
-    subject = x509.Name([] if via is None else [
-        x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, _VIA + via)])
+    subject = x509.Name(
+        [] if via is None else [x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, _VIA + via)]
+    )
     names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(id)])
     certificate = (
         x509.CertificateBuilder()
-        .subject_name(subject).issuer_name(issuer.parsed.certificate.subject)
-        .public_key(key).serial_number(x509.random_serial_number())
-        .not_valid_before(start).not_valid_after(end)
+        .subject_name(subject)
+        .issuer_name(issuer.parsed.certificate.subject)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(start)
+        .not_valid_after(end)
         .add_extension(names, critical=via is None)  # SP-024
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage("digital_signature"), critical=True)
@@ -300,10 +347,13 @@ def verify(signer: bytes | Sequence[bytes] | Parsed, data: bytes, signature: byt
 
 # ---------------------------------------------------------------------------------------- details
 _CURVES: Final[dict[str, type[ec.SECP256R1] | type[ec.SECP384R1]]] = {
-    "P-256": ec.SECP256R1, "P-384": ec.SECP384R1}
+    "P-256": ec.SECP256R1,
+    "P-384": ec.SECP384R1,
+}
 _NAMES: Final = {"secp256r1": "P-256", "secp384r1": "P-384"}
 _BOTH: Final = x509.ExtendedKeyUsage(
-    [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
+    [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+)
 _NAME_CONSTRAINTS: Final = "2.5.29.30"
 
 
@@ -331,14 +381,21 @@ def _fields(certificate: x509.Certificate) -> CertificateFields:
     if ca and _NAME_CONSTRAINTS in unknown:
         unknown.remove(_NAME_CONSTRAINTS)  # The path validator understands them (SP-042).
     units = certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATIONAL_UNIT_NAME)
-    vias = [str(unit.value)[len(_VIA):] for unit in units if str(unit.value).startswith(_VIA)]
+    vias = [str(unit.value)[len(_VIA) :] for unit in units if str(unit.value).startswith(_VIA)]
     return CertificateFields(
-        uris=uris, san_critical=san_critical, subject_empty=not len(certificate.subject.rdns),
-        ca=ca, path_length=path_length, key_usage=usage, key_usage_critical=usage_critical,
-        extended_key_usage=extended, unknown_critical=tuple(unknown),
+        uris=uris,
+        san_critical=san_critical,
+        subject_empty=not len(certificate.subject.rdns),
+        ca=ca,
+        path_length=path_length,
+        key_usage=usage,
+        key_usage_critical=usage_critical,
+        extended_key_usage=extended,
+        unknown_critical=tuple(unknown),
         not_before_unix_s=int(certificate.not_valid_before_utc.timestamp()),
         not_after_unix_s=int(certificate.not_valid_after_utc.timestamp()),
-        key=_key_kind(certificate.public_key()), signature=_signature_kind(certificate),
+        key=_key_kind(certificate.public_key()),
+        signature=_signature_kind(certificate),
         via=vias[0] if len(vias) == 1 else "",
     )
 
@@ -361,8 +418,11 @@ def _signature_kind(certificate: x509.Certificate) -> str:
     return "ML-DSA" if certificate.signature_algorithm_oid.dotted_string in _MLDSA_OIDS else ""
 
 
-_MLDSA: Final = ((mldsa.MLDSA44PublicKey, "ML-DSA-44"), (mldsa.MLDSA65PublicKey, "ML-DSA-65"),
-                 (mldsa.MLDSA87PublicKey, "ML-DSA-87"))
+_MLDSA: Final = (
+    (mldsa.MLDSA44PublicKey, "ML-DSA-44"),
+    (mldsa.MLDSA65PublicKey, "ML-DSA-65"),
+    (mldsa.MLDSA87PublicKey, "ML-DSA-87"),
+)
 _MLDSA_OIDS: Final = frozenset(f"2.16.840.1.101.3.4.3.{n}" for n in (17, 18, 19))
 
 
@@ -373,11 +433,14 @@ def _ca_name(name: str) -> x509.Name:
 def _ca_builder(domain: TrustDomain, key: PublicKey, name: str) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()
-        .subject_name(_ca_name(name)).public_key(key)
+        .subject_name(_ca_name(name))
+        .public_key(key)
         .serial_number(x509.random_serial_number())
         .add_extension(_usage("key_cert_sign", "crl_sign"), critical=True)
-        .add_extension(x509.SubjectAlternativeName(
-            [x509.UniformResourceIdentifier(f"spiffe://{domain}")]), critical=False)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.UniformResourceIdentifier(f"spiffe://{domain}")]),
+            critical=False,
+        )
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
     )
 
@@ -390,16 +453,20 @@ def _usage(*names: str) -> x509.KeyUsage:
 def _authority_key(issuer: Issuer) -> x509.AuthorityKeyIdentifier:
     return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(
         issuer.parsed.certificate.extensions.get_extension_for_class(
-            x509.SubjectKeyIdentifier).value)
+            x509.SubjectKeyIdentifier
+        ).value
+    )
 
 
-def _period(issuer: Issuer, now_unix_s: int, ttl_s: int,
-            backdate_s: int = BACKDATE_S) -> tuple[datetime, datetime]:
+def _period(
+    issuer: Issuer, now_unix_s: int, ttl_s: int, backdate_s: int = BACKDATE_S
+) -> tuple[datetime, datetime]:
     start = now_unix_s - backdate_s
     end = min(start + ttl_s, issuer.parsed.fields.not_after_unix_s)
     if end <= now_unix_s:
-        raise Unavailable("X0-TLS-010", "the CA certificate has expired or the lifetime is nil",
-                          "rotate the CA")
+        raise Unavailable(
+            "X0-TLS-010", "the CA certificate has expired or the lifetime is nil", "rotate the CA"
+        )
     return _time(start), _time(end)
 
 

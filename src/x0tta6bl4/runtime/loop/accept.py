@@ -32,7 +32,10 @@ class Acceptor:
     __slots__ = ("_loop", "_on_accepted", "_on_exhausted", "_timer", "listener")
 
     def __init__(
-        self, loop: Loop, listener: socket.socket, on_accepted: Callable[[socket.socket], None],
+        self,
+        loop: Loop,
+        listener: socket.socket,
+        on_accepted: Callable[[socket.socket], None],
         on_exhausted: Callable[[str], None],
     ) -> None:
         self._loop = loop

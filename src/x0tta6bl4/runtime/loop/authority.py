@@ -60,8 +60,19 @@ class AuthorityWays:
     """
 
     __slots__ = (
-        "_acceptor", "_carries", "_dial", "_enrolling", "_join", "_limits", "_local", "_loop",
-        "_notices", "_path", "enrols", "paths", "where",
+        "_acceptor",
+        "_carries",
+        "_dial",
+        "_enrolling",
+        "_join",
+        "_limits",
+        "_local",
+        "_loop",
+        "_notices",
+        "_path",
+        "enrols",
+        "paths",
+        "where",
     )
 
     def __init__(

@@ -44,12 +44,26 @@ class Carry:
     """
 
     __slots__ = (
-        "_answer", "_dialling", "_held", "_loop", "_on_failed", "_on_joined", "_sent", "_sock",
-        "_timer", "_up", "_watched", "_ways", "_why",
+        "_answer",
+        "_dialling",
+        "_held",
+        "_loop",
+        "_on_failed",
+        "_on_joined",
+        "_sent",
+        "_sock",
+        "_timer",
+        "_up",
+        "_watched",
+        "_ways",
+        "_why",
     )
 
     def __init__(
-        self, loop: Loop, sock: socket.socket, ways: Sequence[Way],
+        self,
+        loop: Loop,
+        sock: socket.socket,
+        ways: Sequence[Way],
         on_joined: Callable[[socket.socket, socket.socket], None],
         on_failed: Callable[[str], None],
     ) -> None:

@@ -59,12 +59,27 @@ class Channel:
     """
 
     __slots__ = (
-        "_input", "_loop", "_mask", "_on_end", "_on_message", "_output", "_seal", "_sock",
-        "dialled", "neighbour", "setup", "up",
+        "_input",
+        "_loop",
+        "_mask",
+        "_on_end",
+        "_on_message",
+        "_output",
+        "_seal",
+        "_sock",
+        "dialled",
+        "neighbour",
+        "setup",
+        "up",
     )
 
     def __init__(
-        self, loop: Loop, sock: socket.socket, seal: ChannelSeal, dialled: bool, setup: SetupSeal,
+        self,
+        loop: Loop,
+        sock: socket.socket,
+        seal: ChannelSeal,
+        dialled: bool,
+        setup: SetupSeal,
         neighbour: Neighbour,
         on_message: Callable[[Channel, int, bytes], None],
         on_end: Callable[[Channel, str], None],
@@ -196,7 +211,10 @@ class Channels:
     __slots__ = ("_loop", "_me", "_on_message", "_slots", "dialled", "ups")
 
     def __init__(
-        self, loop: Loop, me: NodeName, incarnation: int,
+        self,
+        loop: Loop,
+        me: NodeName,
+        incarnation: int,
         on_message: Callable[[NodeName, int, bytes], None],
     ) -> None:
         self._loop = loop
@@ -247,8 +265,16 @@ class Channels:
         if slot is None:
             sock.close()
             return
-        channel = Channel(self._loop, sock, setup.channel(header, False), False, setup,
-                          neighbour, self._message, self._ended)
+        channel = Channel(
+            self._loop,
+            sock,
+            setup.channel(header, False),
+            False,
+            setup,
+            neighbour,
+            self._message,
+            self._ended,
+        )
         if channel.send(WELCOME, b""):
             self._adopt(neighbour, slot, channel)
 
@@ -278,7 +304,8 @@ class Channels:
             return  # It has to dial us.
         self.dialled += 1
         slot.connecting = Connecting(
-            self._loop, neighbour.item.endpoints,
+            self._loop,
+            neighbour.item.endpoints,
             lambda sock, why: self._connected(neighbour, slot, sock, why),
         )
 
@@ -297,8 +324,16 @@ class Channels:
         if sent < len(frame):
             sock.close()
             return self._failed(neighbour, slot, why or "setup frame not taken")
-        slot.fresh = Channel(self._loop, sock, setup.channel(frame[:HEADER_BYTES], True), True,
-                             setup, neighbour, self._message, self._ended)
+        slot.fresh = Channel(
+            self._loop,
+            sock,
+            setup.channel(frame[:HEADER_BYTES], True),
+            True,
+            setup,
+            neighbour,
+            self._message,
+            self._ended,
+        )
         fresh = slot.fresh
         slot.timer = self._loop.after(WELCOME_US, lambda: fresh.fail("no welcome in 5 s"))
         return None

@@ -57,8 +57,11 @@ def parse_address(text: str) -> tuple[int, Address]:
         if not 0 < number < 65536:
             raise ValueError
     except ValueError:
-        raise BadConfig("X0-NET-001", f"{text[:80]!r} is no address",
-                        "use 192.0.2.1:port, [2001:db8::1]:port or unix:/path") from None
+        raise BadConfig(
+            "X0-NET-001",
+            f"{text[:80]!r} is no address",
+            "use 192.0.2.1:port, [2001:db8::1]:port or unix:/path",
+        ) from None
     return (socket.AF_INET if address.version == 4 else socket.AF_INET6), (str(address), number)
 
 
@@ -129,7 +132,10 @@ class Connecting:
     __slots__ = ("_each_us", "_left", "_loop", "_on_done", "_reason", "_sock", "_timer")
 
     def __init__(
-        self, loop: Loop, addresses: Sequence[str], on_done: OnConnected,
+        self,
+        loop: Loop,
+        addresses: Sequence[str],
+        on_done: OnConnected,
         each_us: int = CONNECT_US,
     ) -> None:
         self._loop = loop

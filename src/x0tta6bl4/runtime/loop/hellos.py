@@ -84,12 +84,26 @@ class Hellos:
     """
 
     __slots__ = (
-        "_buffer", "_forged", "_foreign", "_hops", "_loop", "_on_hello", "_received_channel",
-        "_received_udp", "_sent_channel", "_sent_udp", "_sock", "_unsent", "_ways",
+        "_buffer",
+        "_forged",
+        "_foreign",
+        "_hops",
+        "_loop",
+        "_on_hello",
+        "_received_channel",
+        "_received_udp",
+        "_sent_channel",
+        "_sent_udp",
+        "_sock",
+        "_unsent",
+        "_ways",
     )
 
     def __init__(
-        self, loop: Loop, sock: socket.socket, hops: Hops,
+        self,
+        loop: Loop,
+        sock: socket.socket,
+        hops: Hops,
         on_hello: Callable[[NodeName, Hello], None],
     ) -> None:
         self._loop = loop
@@ -141,8 +155,13 @@ class Hellos:
     def statistics(self) -> HelloStatistics:
         """Snapshot for metrics."""
         return HelloStatistics(
-            self._sent_udp, self._sent_channel, self._received_udp, self._received_channel,
-            self._foreign, self._forged, self._unsent,
+            self._sent_udp,
+            self._sent_channel,
+            self._received_udp,
+            self._received_channel,
+            self._foreign,
+            self._forged,
+            self._unsent,
         )
 
     def close(self) -> None:

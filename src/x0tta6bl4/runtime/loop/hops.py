@@ -104,10 +104,30 @@ class Hops:
     """
 
     __slots__ = (
-        "_accepted", "_acceptor", "_admit", "_dialbacks", "_evicted", "_held", "_hostile",
-        "_legs", "_limits", "_loop", "_notices", "_on_circuit", "_partings", "_pending", "_pipes",
-        "_refused", "_relayed", "_relayed_bytes", "_relays", "authority", "channels", "me",
-        "neighbours", "on_hello",
+        "_accepted",
+        "_acceptor",
+        "_admit",
+        "_dialbacks",
+        "_evicted",
+        "_held",
+        "_hostile",
+        "_legs",
+        "_limits",
+        "_loop",
+        "_notices",
+        "_on_circuit",
+        "_partings",
+        "_pending",
+        "_pipes",
+        "_refused",
+        "_relayed",
+        "_relayed_bytes",
+        "_relays",
+        "authority",
+        "channels",
+        "me",
+        "neighbours",
+        "on_hello",
     )
 
     def __init__(
@@ -142,7 +162,9 @@ class Hops:
         self._partings = Partings(loop)
         self._dialbacks: set[Cancellable] = set()
         self.authority = AuthorityWays(
-            loop, limits, self._notices,
+            loop,
+            limits,
+            self._notices,
             lambda path, on_done: self.dial(path, AUTHORITY, on_done),
             lambda one, two, over, bytes_max: self._relay(one, two, (), over, bytes_max),
         )
@@ -314,9 +336,7 @@ class Hops:
             return self._refuse(sock, f"{self.me}: no authority is dialled from here")
         return self._join(sock, previous, self.me, self.authority.direct)
 
-    def _onward(
-        self, sock: socket.socket, previous: NodeName, node: NodeName, hop: Hop
-    ) -> None:
+    def _onward(self, sock: socket.socket, previous: NodeName, node: NodeName, hop: Hop) -> None:
         """Relay: open the next leg and splice."""
         if not self._held.room(node):
             return self._refuse(sock, f"{self.me}: too many hops to {node}")
@@ -348,8 +368,12 @@ class Hops:
         dialling = way(reached)
 
     def _relay(
-        self, one: socket.socket, two: socket.socket, ends: tuple[NodeName, ...],
-        over: Callable[[], None], bytes_max: int,
+        self,
+        one: socket.socket,
+        two: socket.socket,
+        ends: tuple[NodeName, ...],
+        over: Callable[[], None],
+        bytes_max: int,
     ) -> Relay:
         def ended(relay: Relay, reason: str) -> None:
             del self._relays[relay]
@@ -420,12 +444,18 @@ class Hops:
     def statistics(self) -> HopStatistics:
         """Snapshot for metrics."""
         return HopStatistics(
-            pending=len(self._pending), relays=len(self._relays), circuits=self._held.sockets,
+            pending=len(self._pending),
+            relays=len(self._relays),
+            circuits=self._held.sockets,
             channels=sum(self.channels.has(n.node) for n in self.neighbours),
-            accepted=self._accepted, relayed=self._relayed,
+            accepted=self._accepted,
+            relayed=self._relayed,
             bytes_relayed=self._relayed_bytes + sum(r.bytes_moved for r in self._relays),
-            refused=self._refused, hostile=self._hostile, evicted=self._evicted,
-            asked=self._legs.asks, enrols=self.authority.enrols,
+            refused=self._refused,
+            hostile=self._hostile,
+            evicted=self._evicted,
+            asked=self._legs.asks,
+            enrols=self.authority.enrols,
         )
 
     def close(self) -> None:
@@ -465,7 +495,11 @@ class _Later:
     __slots__ = ("_dropped", "_on_done", "_sock", "_why")
 
     def __init__(
-        self, loop: Loop, on_done: OnConnected, sock: socket.socket | None, why: str,
+        self,
+        loop: Loop,
+        on_done: OnConnected,
+        sock: socket.socket | None,
+        why: str,
         dropped: Callable[[], None] | None = None,
     ) -> None:
         self._on_done: OnConnected | None = on_done

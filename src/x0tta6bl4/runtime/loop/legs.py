@@ -35,7 +35,10 @@ class Legs:
     __slots__ = ("_ask_first", "_asked", "_channels", "_loop", "_neighbours", "_random", "asks")
 
     def __init__(
-        self, loop: Loop, neighbours: Neighbours, channels: Channels,
+        self,
+        loop: Loop,
+        neighbours: Neighbours,
+        channels: Channels,
         random: Callable[[int], bytes],
     ) -> None:
         self._loop = loop

@@ -124,6 +124,5 @@ class Neighbours:
         return seal
 
 
-
 def _keys(item: NeighbourItem) -> tuple[int, bytes, bytes]:
     return item.link, item.tx_setup, item.rx_setup

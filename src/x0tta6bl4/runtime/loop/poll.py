@@ -44,7 +44,15 @@ class Loop:
     """
 
     __slots__ = (
-        "_added", "_after", "_epoll", "_handlers", "_heap", "_running", "_serial", "late_us", "now",
+        "_added",
+        "_after",
+        "_epoll",
+        "_handlers",
+        "_heap",
+        "_running",
+        "_serial",
+        "late_us",
+        "now",
     )
 
     def __init__(self) -> None:

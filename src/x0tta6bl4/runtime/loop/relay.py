@@ -118,8 +118,13 @@ class Relay:
     __slots__ = ("_back", "_bytes_max", "_forth", "_loop", "_masks", "_on_end", "_pipes", "ended")
 
     def __init__(
-        self, loop: Loop, pipes: Pipes, one: socket.socket, two: socket.socket,
-        on_end: Callable[[Relay, str], None], bytes_max: int = 0,
+        self,
+        loop: Loop,
+        pipes: Pipes,
+        one: socket.socket,
+        two: socket.socket,
+        on_end: Callable[[Relay, str], None],
+        bytes_max: int = 0,
     ) -> None:
         self._loop = loop
         self._pipes = pipes

@@ -30,12 +30,24 @@ class Setup:
     """
 
     __slots__ = (
-        "_buffer", "_fields", "_loop", "_on_broken", "_on_complete", "_sock", "_timer", "body",
-        "header", "node",
+        "_buffer",
+        "_fields",
+        "_loop",
+        "_on_broken",
+        "_on_complete",
+        "_sock",
+        "_timer",
+        "body",
+        "header",
+        "node",
     )
 
     def __init__(
-        self, loop: Loop, sock: socket.socket, node: NodeName | None, deadline_us: int,
+        self,
+        loop: Loop,
+        sock: socket.socket,
+        node: NodeName | None,
+        deadline_us: int,
         on_complete: Callable[[Setup, socket.socket, Header], None],
         on_broken: Callable[[Setup, str], None],
     ) -> None:
