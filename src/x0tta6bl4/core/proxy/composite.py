@@ -71,6 +71,7 @@ from x0tta6bl4.wire.messages import (
     ServiceItem,
     SessionGone,
     SvidItem,
+    item_key,
 )
 
 ISSUED_LAST: Final = 2**62
@@ -326,15 +327,17 @@ class Proxy:
             self._out[at] = Send(AGENT, PathBad(fact.path, fact.reason))
         elif type(fact) is LinkUp or type(fact) is LinkQuality:
             self.routes.suspects.discard(fact.node)
-            figures = (fact.rtt_us, fact.loss_ppm, self._dials(fact.node), fact.agent_alive)
+            figures = (fact.rtt_us, fact.loss_ppm, self.snapshot.dials(fact.node), fact.agent_alive)
             self._tell(at, LinkState(fact.node, "up", *figures, gray=fact.gray))
         elif type(fact) is LinkSuspected:
             self.routes.suspects.add(fact.node)
-            self._tell(at, LinkState(fact.node, "suspected", 0, 0, self._dials(fact.node), True))
+            self._tell(
+                at, LinkState(fact.node, "suspected", 0, 0, self.snapshot.dials(fact.node), True)
+            )
         elif type(fact) is LinkDown:
             self.routes.suspects.add(fact.node)
             self._out += map(facts.CancelDial, self.routes.through(fact.node))
-            figures = (0, 0, self._dials(fact.node), False)
+            figures = (0, 0, self.snapshot.dials(fact.node), False)
             self._tell(at, LinkState(fact.node, "down", *figures, fact.reason))
 
     def _tell(self, at: int, state: LinkState) -> None:
@@ -552,11 +555,8 @@ class Proxy:
     def _expire_svids(self, now: Instant) -> None:
         """SVIDs leave by expiry; their circuits have closed a second before."""
         unix_s = (now + self._clock_us) // SECOND
-        gone = [
-            key
-            for key, item in self.snapshot.items.items()
-            if type(item) is SvidItem and item.not_after_unix_s <= unix_s
-        ]
+        svids = self.snapshot.svids()
+        gone = [item_key(item) for item in svids if item.not_after_unix_s <= unix_s]
         for key in gone:
             self.snapshot.drop(key)
         if gone:
@@ -565,12 +565,8 @@ class Proxy:
 
     # ------------------------------------------------------------------ details
     def _set_svid_at(self) -> None:
-        ends = [
-            item.not_after_unix_s * SECOND - self._clock_us
-            for item in self.snapshot.items.values()
-            if type(item) is SvidItem
-        ]
-        self._svid_at = min(ends, default=NEVER)
+        ends = [item.not_after_unix_s for item in self.snapshot.svids()]
+        self._svid_at = min(ends) * SECOND - self._clock_us if ends else NEVER
 
     def _set_stale_at(self, now: Instant) -> None:
         """When everything is refused because the newest revocations are too old."""
@@ -588,10 +584,6 @@ class Proxy:
     def _issued(self, id: SpiffeId) -> int:
         """When our own SVID was issued: not known here; only bans of the identity count."""
         return ISSUED_LAST if self.svid(id) is not None else 0
-
-    def _dials(self, node: str) -> bool:
-        item = self.snapshot.items.get(f"NeighbourItem/{node}")
-        return type(item) is NeighbourItem and bool(item.endpoints)
 
 
 NONE: Final = Tick()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from x0tta6bl4.wire.messages import Delta, Full, Item, SvidItem, item_key
+from x0tta6bl4.wire.messages import Delta, Full, Item, NeighbourItem, SvidItem, item_key
 
 ITEMS_MAX: Final = 262_144
 """Beyond this the whole message is refused."""
@@ -61,6 +61,15 @@ class Snapshot:
     def drop(self, key: str) -> bool:
         """Forget one item (an SVID that has expired)."""
         return self.items.pop(key, None) is not None
+
+    def svids(self) -> tuple[SvidItem, ...]:
+        """All SVIDs held."""
+        return tuple([item for item in self.items.values() if type(item) is SvidItem])
+
+    def dials(self, node: str) -> bool:
+        """Whether a neighbour can be dialled from here."""
+        item = self.items.get(f"NeighbourItem/{node}")
+        return type(item) is NeighbourItem and bool(item.endpoints)
 
     def _change(
         self, version: int, new: dict[str, Item], gone: tuple[str, ...]

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Final
 
 from x0tta6bl4.core.machine import NEVER, Instant
+from x0tta6bl4.core.session import frames
 from x0tta6bl4.core.session.circuit import Circuit
-from x0tta6bl4.core.session.facts import Limits, Path, Up
+from x0tta6bl4.core.session.facts import Limits, Path, SendFrame, Up
 
 MARKS_MAX: Final = 8
 
@@ -55,6 +56,23 @@ class Carrier:
         else:
             self.rttvar += (abs(self.srtt - rtt) - self.rttvar) // 4
             self.srtt += (rtt - self.srtt) // 8
+
+    def ping(self, now: Instant) -> SendFrame:
+        """The next ping."""
+        self.ping_token = (self.ping_token + 1) & 0xFFFFFFFF
+        self.ping_out = True
+        self.ping_at = now
+        return SendFrame(self.number, frames.frame(self.ping_token, frames.PING))
+
+    def pong(self, now: Instant, token: int) -> None:
+        """An answer to a ping; any but the newest one's says nothing."""
+        if not self.ping_out or token != self.ping_token:
+            return
+        self.sample(now - self.ping_at)
+        self.ping_out = False
+        self.alive_at = now
+        self.answered_at = self.ping_at
+        self.suspect_at = 0
 
     def threshold(self, limits: Limits) -> int:
         """How long this circuit may be silent before it is suspect."""

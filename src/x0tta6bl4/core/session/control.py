@@ -231,7 +231,7 @@ class Client:
         if carrier is None:
             return
         if event.kind == frames.PONG:
-            self._on_pong(now, carrier, event.value)
+            carrier.pong(now, event.value)
         elif event.kind == frames.JOINED:
             self._on_joined(now, carrier, event.body)
         elif event.kind == frames.MOVE:
@@ -241,15 +241,6 @@ class Client:
                 self._end("gone")
         else:
             self._drop(now, carrier, "protocol")
-
-    def _on_pong(self, now: Instant, carrier: Carrier, token: int) -> None:
-        if not carrier.ping_out or token != carrier.ping_token:
-            return
-        carrier.sample(now - carrier.ping_at)
-        carrier.ping_out = False
-        carrier.alive_at = now
-        carrier.answered_at = carrier.ping_at
-        carrier.suspect_at = 0
 
     def _on_joined(self, now: Instant, carrier: Carrier, body: bytes) -> None:
         join = frames.join_body(frames.JOINED, body)
@@ -519,11 +510,7 @@ class Client:
         self._join(now, to, reason)
 
     def _ping(self, now: Instant, carrier: Carrier) -> None:
-        carrier.ping_token = (carrier.ping_token + 1) & 0xFFFFFFFF
-        carrier.ping_out = True
-        carrier.ping_at = now
-        ping = frames.frame(carrier.ping_token, frames.PING)
-        self._effects.append(facts.SendFrame(carrier.number, ping))
+        self._effects.append(carrier.ping(now))
 
     def _drop(self, now: Instant, carrier: Carrier, reason: str) -> None:
         was_active = carrier is self.active
