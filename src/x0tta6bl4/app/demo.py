@@ -136,6 +136,17 @@ class Demo:
             if not self.mesh.pids(hurt, "agent"):
                 self.mesh.start(hurt)
             self.up.wait_ready(hurt)
+        wait_for(self._is_whole, "a standby apart from the path in use")
+
+    def _is_whole(self) -> bool:
+        """Whether every session of the client could lose any one relay again."""
+        try:
+            sessions = [s for s in self.up.status(CLIENT).sessions if s.source == self.up.shop]
+        except X0Error:
+            return False
+        return all(
+            s.path and s.standby and not set(s.path[1:-1]) & set(s.standby[1:-1]) for s in sessions
+        )
 
     def _rotate(self) -> str:
         count = 0
