@@ -94,7 +94,10 @@ def test_a_lost_authority_is_told_and_renewals_are_refused_not_forgotten(tmp_pat
             assert not agent.desk.status().authority.connected
             agent.authority.renew(99, ALPHA)
             await eventually(lambda: len(refused) == 2)
-            assert refused[1] == (99, "authority not connected")
+            assert refused[1][0] == 99
+            agent.authority.renew(100, ALPHA)
+            await eventually(lambda: len(refused) == 3)
+            assert refused[2] == (100, "authority not connected")
 
     play(tmp_path, story)
 
@@ -133,6 +136,19 @@ def test_a_node_that_slept_past_its_svid_attests_by_its_key(tmp_path: Path) -> N
     play(tmp_path, story)
 
 
+def test_a_renewal_waits_for_the_next_connection(tmp_path: Path) -> None:
+    async def story(here: World) -> None:
+        async with agent_of(here) as agent:
+            old = agent.machine.svid(ALPHA)
+            here.process._api.cut("alpha", "test")
+            await eventually(lambda: agent.authority.via == "")
+            assert (await agent.desk.renew(admin.Renew(ALPHA))).text == "1 renewed"
+            assert agent.machine.svid(ALPHA) != old
+            assert agent.desk.renewal_failures == 0
+
+    play(tmp_path, story)
+
+
 class Client:
     """In the place of a client: keeps who asks, or answers less than it was asked for."""
 
@@ -165,6 +181,9 @@ def test_every_token_is_answered(tmp_path: Path, answers: tuple[Issued, ...] | N
             await asyncio.sleep(0)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+            link._lost("hung up")
+            assert refused == ([] if answers is None else [7])
+            link._lost("gone")
             assert refused == [7]
 
     play(tmp_path, story)

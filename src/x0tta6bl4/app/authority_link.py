@@ -46,6 +46,8 @@ class AuthorityLink:
         self._waiting: dict[int, SpiffeId] = {}
         self._wake = asyncio.Event()
         self.via = ""
+        self._hoping = False
+        """The connection is lost just now: what is asked for waits for the next."""
         self._ask_at = 0.0
         self._refusal = ""
         self._offsets_ms: deque[int] = deque(maxlen=OFFSETS)
@@ -59,7 +61,7 @@ class AuthorityLink:
         """Ask for an SVID; answered by `renewed` or `not_renewed` of the agent."""
         if len(self._waiting) >= WAITING_MAX:
             self._refuse_soon(token, id, "too many renewals wait")
-        elif self._client is None:
+        elif self._client is None and not self._hoping:
             self._refuse_soon(token, id, "authority not connected")
         else:
             self._waiting[token] = id
@@ -126,6 +128,9 @@ class AuthorityLink:
     def _connected(self, client: AuthorityClient, via: str) -> None:
         self._client = client
         self.via = via
+        self._hoping = False
+        if self._waiting:
+            self._wake.set()
         self._agent.desk.authority_error = ""
         self._agent.desk.event("authority", f"connected, {via}")
         self._agent.driver.post(words.AuthorityState(True))
@@ -137,6 +142,9 @@ class AuthorityLink:
         if was is not None:
             self._agent.desk.event("authority", f"connection lost: {reason}")
         self._agent.driver.post(words.AuthorityState(False, reason))
+        self._hoping = was is not None
+        if self._hoping:
+            return  # The authority ends each connection with the SVID that opened it.
         waiting, self._waiting = self._waiting, {}
         for token, id in waiting.items():
             self._agent.not_renewed(token, id, reason)
@@ -168,11 +176,12 @@ class AuthorityLink:
             return
         try:
             answers = await client.issue(tuple(wanted))
-        except (X0Error, asyncio.CancelledError) as error:
-            for token, id in batch.items():  # Each token is answered, whatever happens.
-                agent.not_renewed(token, id, str(error) or "connection to the authority lost")
-            if isinstance(error, asyncio.CancelledError):
-                raise
+        except asyncio.CancelledError:
+            self._waiting = {**batch, **self._waiting}  # For the next connection.
+            raise
+        except X0Error as error:
+            for token, id in batch.items():
+                agent.not_renewed(token, id, str(error))
             return
         for (token, id), issued in itertools.zip_longest(batch.items(), answers[: len(batch)]):
             if issued is None:
