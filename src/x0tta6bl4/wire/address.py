@@ -15,11 +15,15 @@ def split_address(text: str) -> tuple[str, int]:
     bracketed = host.startswith("[") and host.endswith("]")
     bare = host[1:-1] if bracketed else host
     number = int(port) if port.isascii() and port.isdigit() and len(port) < 8 else -1
-    well = bool(colon and bare) and bracketed == (":" in bare) and not set("[]") & set(bare)
-    if not well or not 0 <= number < 65536:
-        raise BadConfig(
-            "X0-NET-002", f"{text[:80]!r} is no address", "write host:port or [v6]:port"
-        )
+    problem = ""
+    if not colon or not bare or number < 0 or set("[]") & set(bare):
+        problem = "is not host:port"
+    elif bracketed != (":" in bare):
+        problem = "is not host:port; an IPv6 address, and no other, stands in brackets"
+    elif number > 65535:
+        problem = "has a port above 65535"
+    if problem:
+        raise BadConfig("X0-NET-002", f"{text[:80]!r} {problem}", "write host:port or [v6]:port")
     return bare, number
 
 
