@@ -8,7 +8,7 @@ to n4.  Faults, each `--runs` times, on the path in use: a link that silently dr
 relay SIGKILLed, a link that loses 30 % in each direction.  Then the same hosts with babeld (hellos
 and updates every 20 and 400 ms) route plain TCP and UDP; a relay that dies there takes its packets
 along.  An outage is the longest time between two answers.  CPU: all processes of six nodes under
-the same requests, with hellos every 100 ms and with none to speak of (10 s).
+the same requests, with hellos as calm as they are by default and with none to speak of (10 s).
 """
 
 from __future__ import annotations
@@ -423,7 +423,7 @@ def parser() -> argparse.ArgumentParser:
     words = argparse.ArgumentParser(description="outage of a TCP request stream, beside babeld")
     words.add_argument("--runs", type=int, default=5)
     words.add_argument("--faults", default="control,silent,killed,loss30")
-    words.add_argument("--hello-ms", type=int, default=100)
+    words.add_argument("--hello-ms", type=int, default=cfg.HELLO_MS)
     words.add_argument("--cpu-seconds", type=float, default=30, help="0: leave CPU out")
     words.add_argument("--no-peer", dest="peer", action="store_false", help="leave babeld out")
     return words

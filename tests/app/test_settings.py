@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from x0tta6bl4.app.settings import (
+    HELLO_MS,
     AuthoritySettings,
     NodeSettings,
     dump,
@@ -314,7 +315,7 @@ def test_a_directory(tmp_path: Path) -> None:
 def test_what_is_not_said_has_its_default() -> None:
     settings = parse_node(FULL)
     assert settings.link[1].address == ""
-    assert settings.link[1].hello_ms == 100
+    assert settings.link[1].hello_ms == HELLO_MS
 
 
 def test_what_is_written_reads_back_the_same() -> None:

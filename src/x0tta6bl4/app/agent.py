@@ -359,7 +359,8 @@ class AgentProcess:
                 agent_incarnation=self.started_us,
                 proxy_incarnation=self.ready.incarnation,
                 endpoints=self._endpoints(self.ready),
-                hello_us=min((link.hello_ms for link in self.settings.link), default=100) * 1000,
+                hello_us=min((link.hello_ms for link in self.settings.link), default=cfg.HELLO_MS)
+                * 1000,
                 unix_us=unix_us(),
                 area=self.settings.area,
             ),
@@ -376,7 +377,9 @@ class AgentProcess:
     # -------------------------------------------------------------- links
     def link_up(self, node: NodeName, intro: Intro, keys: LinkKeys) -> None:
         """A link came up or has new keys."""
-        hello_us = next((x.hello_ms for x in self.settings.link if x.node == node), 100) * 1000
+        hello_us = (
+            next((x.hello_ms for x in self.settings.link if x.node == node), cfg.HELLO_MS) * 1000
+        )
         self._linked[node] = item = NeighbourItem(
             node=node,
             link=keys.link,

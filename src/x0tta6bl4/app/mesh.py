@@ -42,7 +42,7 @@ class Plan(msgspec.Struct, frozen=True):
     """The first of each pair dials."""
     listeners: tuple[tuple[str, cfg.Listen], ...] = ()
     svid_ttl_s: int = 3600
-    hello_ms: int = 100
+    hello_ms: int = cfg.HELLO_MS
 
 
 def ring_of_six() -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:

@@ -31,6 +31,8 @@ __all__ = [
 DATA_PORT: Final = 7100
 CONTROL_PORT: Final = 7101
 AUTHORITY_PORT: Final = 7000
+HELLO_MS: Final = 125
+"""Calm: sessions find a dead relay by themselves, in a fifth of the time of three hellos."""
 
 Level = Literal["debug", "info", "warning", "error"]
 HelloMs = Annotated[int, Meta(ge=10, le=10_000)]
@@ -78,7 +80,7 @@ class Link(Section, frozen=True):
     """Name of the neighbour."""
     address: str = ""
     """`host:port` of the neighbour's agent; empty: it dials this node."""
-    hello_ms: HelloMs = 100
+    hello_ms: HelloMs = HELLO_MS
     """Time between hellos; three missed ones are a suspicion.  10 costs about 1 % CPU a link."""
 
 
