@@ -322,12 +322,13 @@ def test_a_path_that_is_no_longer_ours_is_left_without_a_break() -> None:
 
 
 def test_a_standby_over_the_same_relay_is_replaced_once_it_need_not_be_there() -> None:
-    pair = Pair(paths=(R, ("a", "r", "t", "b")))
+    crowded: facts.Path = ("a", "r", "t", "b")
+    pair = Pair(paths=(R, crowded))
     pair.a.give(facts.PathsChanged(pair.client.number, pair.paths))
     pair.run(3 * SECOND)
     assert pair.client.standby is not None
-    assert pair.client.standby.path == ("a", "r", "t", "b")
-    pair.paths = (R, ("a", "r", "t", "b"), S)
+    assert pair.client.standby.path == crowded
+    pair.paths = (R, crowded, S)
     pair.a.give(facts.PathsChanged(pair.client.number, pair.paths))
     moves = pair.client.moves
     pair.run(3 * SECOND)
