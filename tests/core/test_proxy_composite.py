@@ -179,6 +179,41 @@ def test_a_path_that_refuses_does_not_keep_a_session_from_the_others() -> None:
     assert rig.proxy.routes.route(A, B, ()) == dial.path
 
 
+def test_a_dial_over_what_is_no_path_any_more_is_cancelled_and_made_anew_at_once() -> None:
+    rig = ready()
+    _, dial = rig.session()
+    others = tuple(p for p in rig.proxy.routes.paths(A, B) if p != dial.path)
+    effects = rig.delta(PathsItem("b", others))
+    assert facts.CancelDial(dial.token) in effects
+    effects = rig.give(Failed(dial.token, "cancelled"))
+    while not any(type(effect) is Dial for effect in effects):
+        rig.now = rig.proxy.deadline
+        assert rig.now < 2 * SECOND
+        effects = rig.give(Tick())
+    assert next(effect for effect in effects if type(effect) is Dial).path in others
+
+
+def test_a_dial_through_a_neighbour_that_went_down_is_cancelled() -> None:
+    rig = ready()
+    _, dial = rig.session()
+    routes = rig.proxy.routes
+    assert routes.through(dial.path[1]) == [dial.token]
+    assert routes.through("nobody") == []
+    assert routes.way(dial.token) == dial.path
+    assert routes.way(dial.token + 999) == ()
+
+
+def test_a_path_that_comes_back_has_no_failures() -> None:
+    rig = ready()
+    _, dial = rig.session()
+    paths = rig.proxy.routes.paths(A, B)
+    rig.give(Failed(dial.token, "reset"))
+    assert rig.proxy.routes.route(A, B, ()) != dial.path
+    rig.delta(PathsItem("b", tuple(p for p in paths if p != dial.path)))
+    rig.delta(PathsItem("b", paths))
+    assert rig.proxy.routes.route(A, B, ()) == dial.path
+
+
 def test_standby_goes_apart_from_active_and_around_suspects() -> None:
     rig = ready()
     proxy = rig.proxy
