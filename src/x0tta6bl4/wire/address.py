@@ -17,13 +17,15 @@ def split_address(text: str) -> tuple[str, int]:
     number = int(port) if port.isascii() and port.isdigit() and len(port) < 8 else -1
     problem = ""
     if not colon or not bare or number < 0 or set("[]") & set(bare):
-        problem = "is not host:port"
+        problem = "host:port is wanted"
     elif bracketed != (":" in bare):
-        problem = "is not host:port; an IPv6 address, and no other, stands in brackets"
+        problem = "an IPv6 address, and no other, stands in brackets"
     elif number > 65535:
-        problem = "has a port above 65535"
+        problem = "its port is above 65535"
     if problem:
-        raise BadConfig("X0-NET-002", f"{text[:80]!r} {problem}", "write host:port or [v6]:port")
+        raise BadConfig(
+            "X0-NET-002", f"{text[:80]!r} is no address: {problem}", "write host:port or [v6]:port"
+        )
     return bare, number
 
 
