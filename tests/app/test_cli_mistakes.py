@@ -305,6 +305,7 @@ def test_what_another_user_may_not_read(run: Run, tmp_path: Path) -> None:
         )
         for arguments, id, words in cases:
             run(*arguments)  # Imports what it needs while it may read it.
+            heard, told = os.pipe()
             pid = os.fork()
             if pid == 0:
                 code = 9
@@ -313,8 +314,13 @@ def test_what_another_user_may_not_read(run: Run, tmp_path: Path) -> None:
                     os.setuid(65534)
                     ran = run(*arguments)
                     code = 0 if ran.status == 1 and id in ran.err and words in ran.err else 1
+                    if code:
+                        os.write(told, ran.err.encode()[-4000:])
                 os._exit(code)
-            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, arguments
+            os.close(told)
+            with open(heard) as words_heard:
+                said = words_heard.read()
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, said
 
 
 def test_output_that_nobody_reads_and_output_that_has_no_room(authority: Authority) -> None:

@@ -38,14 +38,14 @@ Examples:
 @click.option("--trust-domain", required=True, metavar="NAME", help="For example: example.org")
 @click.option(
     "--config",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(path_type=Path, dir_okay=False, readable=False),
     default=Path("/etc/x0/authority.toml"),
     show_default=True,
     help="Where to write the settings.",
 )
 @click.option(
     "--state-dir",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     default=Path("/var/lib/x0/authority"),
     show_default=True,
     help="Database, CA key, admin socket.",
@@ -97,7 +97,9 @@ def init(
 Examples:
   x0 authority run --config /etc/x0/authority.toml"""
 )
-@click.option("--config", type=click.Path(path_type=Path, dir_okay=False), required=True)
+@click.option(
+    "--config", type=click.Path(path_type=Path, dir_okay=False, readable=False), required=True
+)
 def run(config: Path) -> int:
     """Run the authority in the foreground, as systemd wants it; SIGTERM ends it."""
     from x0tta6bl4.app.settings import read_authority

@@ -37,7 +37,9 @@ def node() -> None:
 Examples:
   x0 node run --config /etc/x0/node.toml"""
 )
-@click.option("--config", type=click.Path(path_type=Path, dir_okay=False), required=True)
+@click.option(
+    "--config", type=click.Path(path_type=Path, dir_okay=False, readable=False), required=True
+)
 def run(config: Path) -> None:
     """Run agent and proxy in the foreground, as systemd wants it; SIGTERM ends both."""
     from x0tta6bl4.app.settings import read_node
@@ -235,7 +237,9 @@ def proxy() -> None:
 Examples:
   x0 proxy run --config /etc/x0/node.toml""",
 )
-@click.option("--config", type=click.Path(path_type=Path, dir_okay=False), required=True)
+@click.option(
+    "--config", type=click.Path(path_type=Path, dir_okay=False, readable=False), required=True
+)
 def run_proxy(config: Path) -> None:
     """Run the proxy alone, in the foreground; it waits for an agent at proxy.sock."""
     from x0tta6bl4.app.settings import read_node

@@ -41,7 +41,7 @@ def node_options(command: F) -> F:
     )(command)
     return click.option(
         "--state-dir",
-        type=click.Path(path_type=Path),
+        type=click.Path(path_type=Path, readable=False),
         envvar="X0_STATE_DIR",
         help="The node's state_dir; else it is looked for.",
     )(command)
@@ -52,7 +52,7 @@ def authority_option(command: F) -> F:
     return click.option(
         "--authority",
         "authority_dir",
-        type=click.Path(path_type=Path),
+        type=click.Path(path_type=Path, readable=False),
         envvar="X0_AUTHORITY_DIR",
         help="The authority's state_dir; else it is looked for.",
     )(command)
