@@ -96,7 +96,8 @@ def test_the_observer_finds_a_connection_that_lives_too_long() -> None:
             ("n2/proxy", "n1/proxy"),
         }
         end = int(time.clock_gettime(time.CLOCK_REALTIME)) + 1
-        observer = Observer(lambda: pids, lambda: (end, {"n1": (0, end), "n2": (0, end)}), 0.1, 0.1)
+        told = (end + 2.0, {"n1": (0, end), "n2": (0, end)})
+        observer = Observer(lambda: pids, lambda: told, 0.1, 0.1)
         wait_for(lambda: bool(observer.late), "the finding", 10)
         observer.stop()
         accepted.close()
