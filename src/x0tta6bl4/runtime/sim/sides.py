@@ -27,7 +27,7 @@ from x0tta6bl4.core.proxy.words import AGENT, Changed
 from x0tta6bl4.core.records.words import Restore, Trust
 from x0tta6bl4.runtime.sim.authority import ANSWER_US, Authority, persisted
 from x0tta6bl4.runtime.sim.identity import DOMAIN, Realm
-from x0tta6bl4.runtime.sim.mesh import Host, Keys, neighbour_item
+from x0tta6bl4.runtime.sim.mesh import CLOCK_LOOK, Host, Keys, neighbour_item
 from x0tta6bl4.runtime.sim.network import Wire
 from x0tta6bl4.runtime.sim.sessions import SessionSide
 from x0tta6bl4.runtime.sim.world import LawBroken, Process
@@ -130,8 +130,12 @@ class ProxySide:
         self.process.give(Received(AGENT, order))
 
     def clock_set(self, _: object) -> None:
-        """Wall time has jumped."""
-        self.process.give(ClockSet(self.host.clock.unix_us(self.host.mesh.world.now)))
+        """Wall time has jumped; a process that stands still looks at the clock when it goes on."""
+        world = self.host.mesh.world
+        if self.process.frozen:
+            world.after(CLOCK_LOOK, self.clock_set, None)
+            return
+        self.process.give(ClockSet(self.host.clock.unix_us(world.now)))
 
     # --------------------------------------------------------------------------- towards the wire
     def perform(self, effects: Effects) -> None:
@@ -374,8 +378,12 @@ class AgentSide:
         self.process.give(agent_words.ProxyGone())
 
     def clock_set(self, _: object) -> None:
-        """Wall time has jumped."""
-        self.process.give(ClockSet(self.host.clock.unix_us(self.host.mesh.world.now)))
+        """Wall time has jumped; a process that stands still looks at the clock when it goes on."""
+        world = self.host.mesh.world
+        if self.process.frozen:
+            world.after(CLOCK_LOOK, self.clock_set, None)
+            return
+        self.process.give(ClockSet(self.host.clock.unix_us(world.now)))
 
     def kill(self) -> None:
         """SIGKILL."""
