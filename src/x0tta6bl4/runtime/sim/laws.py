@@ -293,9 +293,10 @@ def paths_agree(mesh: Mesh) -> int:
             for path in paths:
                 for here, there in itertools.pairwise(path):
                     if not any(
-                        speaks(mesh, name) and name not in mesh.byzantine for name in (here, there)
+                        speaks(mesh, name) and name not in mesh.byzantine and name in sure[source]
+                        for name in (here, there)
                     ):
-                        continue  # Two liars, or a liar and a dead agent: nobody says no.
+                        continue  # Two liars, or a liar and one who is not heard: nobody says no.
                     if (here, there) not in mesh.network or not _alive(mesh, here, there):
                         raise LawBroken(
                             f"two-way: {source} goes to {target} by {path}, but"
