@@ -183,6 +183,8 @@ class ProxyProcess:
         private_dir(self.state_dir)
         self.log = log.logger("proxy", settings.node)
         self.incarnation = secrets.randbits(63)
+        tcp, udp = _data_port(settings.data.listen)  # First of all: it may be taken.
+        self.tcp_port = tcp.getsockname()[1]
         self.loop = loop = Loop()
         self._floor_unix_us = 0
         self.outcomes: dict[tuple[str, str], int] = {}
@@ -193,8 +195,6 @@ class ProxyProcess:
         self._attestor = Attestor()
         self.callers, self.services = Callers(self._attestor), Services(self._attestor)
         self.contexts = Contexts(settings.require_pq, self.unix_us)
-        tcp, udp = _data_port(settings.data.listen)
-        self.tcp_port = tcp.getsockname()[1]
         self.hops = Hops(
             loop,
             tcp,
