@@ -11,7 +11,6 @@ import contextlib
 import os
 import random
 import signal
-import socket
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -334,10 +333,8 @@ class AgentProcess:
                     f" see {self.state_dir / 'out.log'}",
                 )
                 return
-            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
-                probe.settimeout(0.1)
-                if path.exists():
-                    return
+            if path.exists():
+                return
             await asyncio.sleep(0.02)
 
     def _proxy_said(self, fact: ProxyFact) -> None:

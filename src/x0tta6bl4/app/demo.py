@@ -95,11 +95,15 @@ class Demo:
     def _path(self) -> tuple[str, ...]:
         """Path of the client's busiest session, as its own agent sees it; none while it is dead."""
         try:
-            sessions = [s for s in self.up.status(CLIENT).sessions if s.source == self.up.shop]
+            sessions = self._sessions()
         except X0Error:
             return ()
         best = max(sessions, key=lambda s: (s.streams, s.bytes_in), default=None)
         return best.path if best else ()
+
+    def _sessions(self) -> list[admin.SessionView]:
+        """The client's sessions, as its own agent sees them; an X0Error while it is dead."""
+        return [s for s in self.up.status(CLIENT).sessions if s.source == self.up.shop]
 
     def _relay(self) -> str:
         path = self._path()
@@ -141,7 +145,7 @@ class Demo:
     def _is_whole(self) -> bool:
         """Whether every session of the client could lose any one relay again."""
         try:
-            sessions = [s for s in self.up.status(CLIENT).sessions if s.source == self.up.shop]
+            sessions = self._sessions()
         except X0Error:
             return False
         return all(
