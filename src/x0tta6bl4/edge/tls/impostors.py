@@ -10,14 +10,14 @@ Source: X509-SVID.md (SP-020 to SP-036), SPIFFE-ID.md section 2, RFC 5280 sectio
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any, Final, final
 
 import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, padding, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from x0tta6bl4.core.identity.rules import ANYBODY, NODE, WORKLOAD, Expect
@@ -150,7 +150,7 @@ def _namesake(issuer: Issuer, now: int) -> Presented:
 
 
 def _self_signed(issuer: Issuer, now: int) -> Presented:
-    return _bake(Recipe(subject="myself", san_critical=False), issuer, now, None)
+    return bake(Recipe(subject="myself", san_critical=False), issuer.domain, now)
 
 
 def _self_signed_namesake(issuer: Issuer, now: int) -> Presented:
@@ -167,18 +167,10 @@ def _signing_certificate(issuer: Issuer, now: int) -> Presented:
 
 def _below_leaf(issuer: Issuer, now: int) -> Presented:
     """A workload signs for another one with its own SVID."""
-    parent = _bake(
-        Recipe(
-            subject="holder",
-            san_critical=False,
-        ),
-        issuer,
-        now,
-        None,
-        signer=issuer,
-    )
+    holder = Recipe(subject="holder", san_critical=False)
+    parent = bake(holder, issuer.domain, now, (issuer.key, issuer.certificate))
     key = serialization.load_der_private_key(parent.key, None)
-    made = _bake(Recipe(uris=("spiffe://{td}/admin",)), issuer, now, (key, parent.chain[0]))
+    made = bake(Recipe(uris=("spiffe://{td}/admin",)), issuer.domain, now, (key, parent.chain[0]))
     return Presented((*made.chain, *parent.chain), made.key)
 
 
@@ -324,25 +316,25 @@ IMPOSTORS: Final[tuple[Impostor, ...]] = (
 
 # ----------------------------------------------------------------------------------------- details
 def _chain(issuer: Issuer, now: int, cas: tuple[Recipe, ...], leaf: Recipe) -> Presented:
+    return bake_chain((issuer.key, issuer.certificate), issuer.domain, now, (*cas, leaf))
+
+
+def bake_chain(
+    above: tuple[Any, bytes], domain: str, now: int, recipes: Iterable[Recipe]
+) -> Presented:
+    """Make certificates each of which signs the next one; `above` (key, DER) signs the first."""
     chain: tuple[bytes, ...] = ()
-    above: tuple[Any, bytes] = (issuer.key, issuer.certificate)
-    for recipe in (*cas, leaf):
-        made = _bake(recipe, issuer, now, above)
+    for recipe in recipes:
+        made = bake(recipe, domain, now, above)
         chain = (*made.chain, *chain)
         above = (serialization.load_der_private_key(made.key, None), made.chain[0])
     return Presented(chain, made.key)
 
 
-def _bake(
-    recipe: Recipe,
-    issuer: Issuer,
-    now: int,
-    above: tuple[Any, bytes] | None,
-    signer: Issuer | None = None,
+def bake(
+    recipe: Recipe, domain: str, now: int, above: tuple[Any, bytes] | None = None
 ) -> Presented:
-    """Make one certificate, signed by `above` (key, certificate), `signer`, or itself."""
-    if signer is not None:
-        above = (signer.key, signer.certificate)
+    """Make one certificate, signed by `above` (key, DER), or by itself."""
     key: Any = _new_key(recipe.key)
     name = x509.Name(
         [x509.NameAttribute(NameOID.COMMON_NAME, recipe.subject)] if recipe.subject else []
@@ -360,13 +352,13 @@ def _bake(
         .add_extension(x509.BasicConstraints(recipe.ca, recipe.path_length), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )
-    for value, critical in _extensions(recipe, issuer.domain, parent):
+    for value, critical in _extensions(recipe, domain, parent):
         builder = builder.add_extension(value, critical=critical)
     by = key if above is None else above[0]
     weak = recipe.hash in ("md5", "sha1")
     digest = (
         None
-        if isinstance(by, ed25519.Ed25519PrivateKey)
+        if not isinstance(by, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey)
         else _HASHES["sha256" if weak else recipe.hash]
     )
     der = builder.sign(by, digest).public_bytes(serialization.Encoding.DER)
@@ -434,6 +426,14 @@ _HASHES: Final[dict[str, Any]] = {
     "sha1": hashes.SHA1(),
     "sha256": hashes.SHA256(),
     "sha384": hashes.SHA384(),
+    "sha512": hashes.SHA512(),
+}
+
+
+_MLDSA: Final[dict[str, Any]] = {
+    "ML-DSA-44": mldsa.MLDSA44PrivateKey,
+    "ML-DSA-65": mldsa.MLDSA65PrivateKey,
+    "ML-DSA-87": mldsa.MLDSA87PrivateKey,
 }
 
 
@@ -444,10 +444,13 @@ def _new_key(kind: str) -> Any:
         return rsa.generate_private_key(65537, int(kind[4:]))
     if kind == "Ed25519":
         return ed25519.Ed25519PrivateKey.generate()
+    if kind in _MLDSA:
+        return _MLDSA[kind].generate()
     curves: dict[str, type[ec.EllipticCurve]] = {
         "P-224": ec.SECP224R1,
         "P-256": ec.SECP256R1,
         "P-384": ec.SECP384R1,
+        "P-521": ec.SECP521R1,
         "secp256k1": ec.SECP256K1,
     }
     return ec.generate_private_key(curves[kind]())
