@@ -1,0 +1,1 @@
+"""What programs import: identities of workloads, and a plug-in for tests."""
