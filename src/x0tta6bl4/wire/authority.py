@@ -36,6 +36,14 @@ TTL_S_DEFAULT: Final = 3600
 TTL_S_MIN: Final = 10
 TTL_S_MAX: Final = 3600
 TOKEN_TTL_S_MAX: Final = 600
+JWT_TTL_S: Final = 300
+"""Lifetime of a JWT-SVID; shorter where the entry's own is."""
+AUDIENCES_MAX: Final = 16
+AUDIENCE_BYTES_MAX: Final = 1024
+FEDERATIONS_MAX: Final = 64
+"""Most foreign trust domains, of an authority and of one entry."""
+DOCUMENT_BYTES_MAX: Final = 512 * 1024
+"""Longest SPIFFE bundle of a foreign trust domain."""
 CLOCK_SKEW_US_MAX: Final = 30_000_000
 """More than this between the clocks of two ends is refused."""
 BACKDATE_S: Final = 35
@@ -69,6 +77,8 @@ class Entry(Call, frozen=True):
     """Name of the entry itself; the authority chooses one when it is empty at creation."""
     revision: int = 0
     """Set by the authority, grows with each change; an update names the one it was made from."""
+    federates_with: tuple[str, ...] = ()
+    """Trust domains whose bundles this workload is given; at most FEDERATIONS_MAX."""
 
 
 @final
@@ -122,6 +132,29 @@ class CaInfo(Call, frozen=True):
     not_after_unix_s: int
     sha256: str
     record_key: str
+
+
+@final
+class Federation(Call, frozen=True):
+    """A foreign trust domain and where its bundle comes from (SP-132).  Never inferred."""
+
+    trust_domain: str
+    url: str
+    """https, without userinfo (SP-133)."""
+    profile: str
+    """`https_web` or `https_spiffe`."""
+    endpoint_id: str = ""
+    """SPIFFE ID of the endpoint; `https_spiffe` only, and needed there (SP-137)."""
+    bundle: bytes = b""
+    """SPIFFE bundle, JSON.  To create: the bootstrap bundle of `https_spiffe`; else as held."""
+    sequence: int = 0
+    """Of the bundle held."""
+    fetched_unix_s: int = 0
+    """Last poll that succeeded; 0: none has."""
+    next_unix_s: int = 0
+    """When the next poll is due."""
+    failed: str = ""
+    """Why the last poll failed; empty where it did not."""
 
 
 # ------------------------------------------------------------------ before a node has an SVID
@@ -250,6 +283,34 @@ class IssueReply(Call, frozen=True):
 
     issued: tuple[Issued, ...]
     unix_us: int
+
+
+@final
+class MintRequest(Call, frozen=True):
+    """One JWT-SVID asked for."""
+
+    entry: str
+    """`Entry.key`."""
+    audience: tuple[str, ...]
+    """1 to AUDIENCES_MAX, each at most AUDIENCE_BYTES_MAX."""
+    unix_us: int
+
+
+@final
+class Minted(Call, frozen=True):
+    """Answer to a MintRequest: a token, or why not.  `repr` says nothing of the token."""
+
+    unix_us: int
+    token: str = ""
+    """JWT-SVID, compact."""
+    id: str = ""
+    issued_unix_s: int = 0
+    expires_unix_s: int = 0
+    refused: str = ""
+    """Stable lower-case phrase; empty where there is a token."""
+
+    def __repr__(self) -> str:
+        return f"Minted({self.id!r}, expires_unix_s={self.expires_unix_s}, {self.refused!r})"
 
 
 @final
@@ -395,6 +456,14 @@ class Revocations(Call, frozen=True):
 
     revocations: tuple[Revocation, ...]
     bans: tuple[Ban, ...]
+
+
+@final
+class Federations(Call, frozen=True):
+    """A page of federations, by trust domain; without their bundles."""
+
+    federations: tuple[Federation, ...]
+    more: bool = False
 
 
 @final

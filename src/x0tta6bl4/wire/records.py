@@ -109,7 +109,7 @@ class Manifest(Word, frozen=True):
 CHUNKS_MAX: Final = 4096
 CHUNK_BYTES_MAX: Final = 12 * 1024
 SET_BYTES_MAX: Final = CHUNKS_MAX * CHUNK_BYTES_MAX
-SETS: Final = ("bundle", "revocations", "names", "policy", "heartbeat")
+SETS: Final = ("bundle", "revocations", "names", "policy", "heartbeat", "federated")
 
 
 @final
@@ -121,8 +121,21 @@ class RecordKey(Word, frozen=True):
 
 
 @final
+class JwtKey(Word, frozen=True):
+    """A key with which the authority signs JWT-SVIDs.  It is published before its first token."""
+
+    kid: str
+    algorithm: str
+    """JOSE name: `ES256`."""
+    public: bytes
+    """SubjectPublicKeyInfo, DER."""
+    not_after_unix_s: int
+    """No token that it signed is good after this."""
+
+
+@final
 class Bundle(Word, frozen=True):
-    """Set `bundle`: trust anchors and record keys of the trust domain."""
+    """Set `bundle`: trust anchors, record keys and JWT keys of the trust domain."""
 
     trust_domain: str
     sequence: int
@@ -130,6 +143,21 @@ class Bundle(Word, frozen=True):
     """CA certificates, DER."""
     record_keys: tuple[RecordKey, ...]
     refresh_hint_s: int = 300
+    jwt_keys: tuple[JwtKey, ...] = ()
+
+
+@final
+class Federated(Word, frozen=True):
+    """Set `federated` is a tuple of these: bundles of other trust domains, never merged (SP-128).
+
+    The document is the SPIFFE bundle as the authority has verified it, of this domain and no other.
+    """
+
+    trust_domain: str
+    document: bytes
+    """SPIFFE bundle, JSON."""
+    sequence: int
+    """`spiffe_sequence` of the document; 0 where it has none."""
 
 
 @final
@@ -283,6 +311,15 @@ def decode_policy(body: bytes) -> tuple[Rule, ...]:
     return _decoded(_POLICY, body)
 
 
+def decode_federated(body: bytes) -> tuple[Federated, ...]:
+    """Decode set `federated`.
+
+    Raises:
+        BadMessage: not federated bundles.
+    """
+    return _decoded(_FEDERATED, body)
+
+
 def decode_heartbeat(body: bytes) -> Heartbeat:
     """Decode set `heartbeat`.
 
@@ -318,4 +355,7 @@ _REVOCATIONS: msgspec.msgpack.Decoder[tuple[Revocation, ...]] = msgspec.msgpack.
 )
 _NAMES: msgspec.msgpack.Decoder[tuple[Name, ...]] = msgspec.msgpack.Decoder(tuple[Name, ...])
 _POLICY: msgspec.msgpack.Decoder[tuple[Rule, ...]] = msgspec.msgpack.Decoder(tuple[Rule, ...])
+_FEDERATED: msgspec.msgpack.Decoder[tuple[Federated, ...]] = msgspec.msgpack.Decoder(
+    tuple[Federated, ...]
+)
 _HEARTBEAT = msgspec.msgpack.Decoder(Heartbeat)

@@ -19,7 +19,9 @@ from x0tta6bl4.wire.ids import SpiffeId, node_of
 from x0tta6bl4.wire.messages import BundleItem, ClockItem, NameItem, RevokedItem, RuleItem
 from x0tta6bl4.wire.records import (
     Bundle,
+    Federated,
     decode_bundle,
+    decode_federated,
     decode_heartbeat,
     decode_names,
     decode_policy,
@@ -47,7 +49,7 @@ class Sets:
         snapshot: of the proxy.
     """
 
-    __slots__ = ("_policy", "_snapshot", "banned", "bundle", "headers", "heartbeat_us")
+    __slots__ = ("_policy", "_snapshot", "banned", "bundle", "federated", "headers", "heartbeat_us")
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
@@ -58,6 +60,8 @@ class Sets:
         self.headers: frozenset[str] = frozenset()
         """IDs of services that want a PROXY header."""
         self.heartbeat_us = 0
+        self.federated: tuple[Federated, ...] = ()
+        """Bundles of other trust domains, as the authority has verified them."""
 
     def changed(self, fact: SetChanged) -> Told | None:
         """Take a new set in.
@@ -74,6 +78,8 @@ class Sets:
                 self._on_names(fact.body)
             elif fact.set == "policy":
                 self._on_policy(fact.body)
+            elif fact.set == "federated":
+                self.federated = decode_federated(fact.body)
             else:
                 self.heartbeat_us = max(self.heartbeat_us, decode_heartbeat(fact.body).unix_us)
                 self._snapshot.put(ClockItem(self.heartbeat_us))
@@ -87,6 +93,8 @@ class Sets:
             self._on_names(_EMPTY)
         elif set == "policy":
             self._on_policy(_EMPTY)
+        elif set == "federated":
+            self.federated = ()
         return set in ("names", "policy")
 
     def heartbeat_age_s(self, unix_s: int) -> int:

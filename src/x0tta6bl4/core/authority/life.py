@@ -34,6 +34,7 @@ from x0tta6bl4.wire.ids import TrustDomain
 from x0tta6bl4.wire.records import (
     SETS,
     Bundle,
+    Federated,
     Heartbeat,
     RecordKey,
     encode_body,
@@ -41,6 +42,7 @@ from x0tta6bl4.wire.records import (
 
 BUNDLE: Final = "bundle"
 HEARTBEAT: Final = "heartbeat"
+FEDERATED: Final = "federated"
 AHEAD_S_MAX: Final = 30
 """Generations may run ahead of the clock by this (nodes refuse 60 s); then changes coalesce."""
 _BUNDLES_MAX: Final = 256
@@ -107,6 +109,11 @@ def _body(desk: Desk, name: str, sequence: int) -> bytes:
     if name == HEARTBEAT:
         revocations = state.sets.get("revocations")
         return encode_body(Heartbeat(desk.unix_us, revocations.sequence if revocations else 0))
+    if name == FEDERATED:
+        held = (state.federations[key] for key in sorted(state.federations))
+        return encode_body(
+            tuple(Federated(f.trust_domain, f.bundle, f.sequence) for f in held if f.bundle)
+        )
     tables: dict[str, dict[str, Any]] = {
         "revocations": state.revocations,
         "names": state.names,

@@ -25,7 +25,7 @@ from x0tta6bl4.core.authority.state import ENTRIES_PER_NODE_MAX
 from x0tta6bl4.core.identity.selectors import parse_all
 from x0tta6bl4.wire import authority as words
 from x0tta6bl4.wire.errors import BadInput, Conflict, NotFound, Refused
-from x0tta6bl4.wire.ids import SpiffeId, node_of, spiffe_id
+from x0tta6bl4.wire.ids import SpiffeId, node_of, spiffe_id, trust_domain
 from x0tta6bl4.wire.records import Name, Revocation, Rule
 from x0tta6bl4.wire.token import Token, token_digest, write_token
 
@@ -127,7 +127,25 @@ def _checked_entry(desk: Desk, entry: words.Entry, key: str, revision: int) -> w
         hint=entry.hint,
         key=key,
         revision=revision,
+        federates_with=_federates_with(desk, entry.federates_with),
     )
+
+
+def _federates_with(desk: Desk, domains: tuple[str, ...]) -> tuple[str, ...]:
+    if len(domains) > words.FEDERATIONS_MAX:
+        raise BadInput(
+            "X0-AUT-077",
+            f"an entry federates with {len(domains)} trust domains",
+            f"at most {words.FEDERATIONS_MAX}",
+        )
+    names = tuple(sorted({trust_domain(domain) for domain in domains}))
+    if desk.domain in names:
+        raise BadInput(
+            "X0-AUT-077",
+            f"{desk.domain} can't federate with itself",
+            "name other trust domains",
+        )
+    return names
 
 
 def _check_address(text: str) -> None:

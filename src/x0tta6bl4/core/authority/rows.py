@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol, final
 import msgspec
 
 from x0tta6bl4.core.machine import Value
-from x0tta6bl4.wire.authority import Ban, Entry
+from x0tta6bl4.wire.authority import Ban, Entry, Federation
 from x0tta6bl4.wire.ids import NodeName, SpiffeId
 from x0tta6bl4.wire.records import Name, Revocation, Rule
 
@@ -38,7 +38,10 @@ class DomainRow(Value, frozen=True):
 
 @final
 class CaRow(Value, frozen=True):
-    """A CA with the record key that lives and dies with it.  `repr` says nothing of the keys."""
+    """A CA with the record key and the JWT key that live and die with it.
+
+    `repr` says nothing of the keys.
+    """
 
     id: str
     state: str
@@ -51,6 +54,11 @@ class CaRow(Value, frozen=True):
     not_before_unix_s: int
     not_after_unix_s: int
     prepared_unix_s: int
+    jwt_key: str = ""
+    """`kid` of the key for JWT-SVIDs; empty in a CA of an older release, until it is given one."""
+    jwt_public: bytes = b""
+    """SubjectPublicKeyInfo, DER."""
+    jwt_private: bytes = b""
 
     def __repr__(self) -> str:
         """Without the keys."""
@@ -130,6 +138,7 @@ Row = (
     | SetRow
     | BundleRow
     | Entry
+    | Federation
     | Name
     | Rule
     | Ban
@@ -176,6 +185,7 @@ _KEYS: Final[dict[type, Callable[[Any], str]]] = {
     SetRow: lambda row: row.name,
     BundleRow: lambda row: str(row.sequence),
     Entry: lambda row: row.key,
+    Federation: lambda row: row.trust_domain,
     Name: lambda row: row.name,
     Rule: lambda row: row.id,
     Ban: lambda row: row.subject,

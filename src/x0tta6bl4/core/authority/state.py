@@ -26,12 +26,13 @@ from x0tta6bl4.core.authority.rows import (
     TokenRow,
     row_key,
 )
-from x0tta6bl4.wire.authority import Ban, Entry
+from x0tta6bl4.wire.authority import FEDERATIONS_MAX, Ban, Entry, Federation
 from x0tta6bl4.wire.errors import Unavailable
 from x0tta6bl4.wire.records import Name, Revocation, Rule
 
 LIMITS: Final[dict[type, int]] = {
     Entry: 100_000,
+    Federation: FEDERATIONS_MAX,
     Name: 65_536,
     Rule: 4_096,
     NodeRow: 10_000,
@@ -39,7 +40,7 @@ LIMITS: Final[dict[type, int]] = {
     Revocation: 100_000,
     Ban: 100_000,
     CaRow: 8,
-    SetRow: 5,
+    SetRow: 6,
     BundleRow: 257,
     DomainRow: 1,
 }
@@ -61,6 +62,7 @@ class State:
         "cas",
         "domain",
         "entries",
+        "federations",
         "names",
         "nodes",
         "revocations",
@@ -78,6 +80,7 @@ class State:
         self.sets: dict[str, SetRow] = {}
         self.bundles: dict[str, BundleRow] = {}
         self.entries: dict[str, Entry] = {}
+        self.federations: dict[str, Federation] = {}
         self.names: dict[str, Name] = {}
         self.rules: dict[str, Rule] = {}
         self.bans: dict[str, Ban] = {}
@@ -93,6 +96,7 @@ class State:
             SetRow: self.sets,
             BundleRow: self.bundles,
             Entry: self.entries,
+            Federation: self.federations,
             Name: self.names,
             Rule: self.rules,
             Ban: self.bans,

@@ -83,7 +83,7 @@ class _Set:
 class Sets:
     """Knows of each set what is in force and what is still missing; the store holds the bytes.
 
-    Bounded by the number of sets (5) times 4,096 chunks.
+    Bounded by the number of sets times 4,096 chunks.
 
     Args:
         body_of: (set, index) -> body of the chunk record held by the store.

@@ -102,7 +102,7 @@ class Watcher:
 
     def take(self, unix_us: int, draining: bool) -> words.Update:
         """What waits, as one update; afterwards nothing waits."""
-        order = ("bundle", "revocations", "policy", "names", "heartbeat")
+        order = ("bundle", "revocations", "policy", "names", "federated", "heartbeat")
         update = words.Update(
             unix_us=unix_us,
             entries=tuple(self._entries.values()),

@@ -21,9 +21,10 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    text,
 )
 
-REVISION: Final = "0001"
+REVISION: Final = "0002"
 """Newest migration; a store of another revision is migrated when it is opened."""
 
 METADATA: Final = MetaData(
@@ -44,8 +45,8 @@ def _int(name: str) -> Column[int]:
     return Column(name, Integer, nullable=False)
 
 
-def _blob(name: str) -> Column[bytes]:
-    return Column(name, LargeBinary, nullable=False)
+def _blob(name: str, **options: object) -> Column[bytes]:
+    return Column(name, LargeBinary, nullable=False, **options)  # type: ignore[arg-type]
 
 
 def _flag(name: str) -> Column[bool]:
@@ -73,6 +74,9 @@ CA_KEYS = Table(
     _int("not_before_unix_s"),
     _int("not_after_unix_s"),
     _int("prepared_unix_s"),
+    _text("jwt_key", server_default=""),
+    _blob("jwt_public", server_default=text("x''")),
+    _blob("jwt_private", server_default=text("x''")),
 )
 RECORD_KEYS = Table(
     "record_keys",
@@ -148,7 +152,21 @@ ENTRIES = Table(
     _flag("proxy_header"),
     _text("hint"),
     _int("revision"),
+    _text("federates_with", server_default="[]"),
     Index("ix_entries_node", "node"),
+)
+FEDERATIONS = Table(
+    "federations",
+    METADATA,
+    Column("trust_domain", String, primary_key=True),
+    _text("url"),
+    _text("profile"),
+    _text("endpoint_id"),
+    _blob("bundle"),
+    _int("sequence"),
+    _int("fetched_unix_s"),
+    _int("next_unix_s"),
+    _text("failed"),
 )
 NAMES = Table(
     "names",

@@ -35,7 +35,7 @@ from x0tta6bl4.core.authority.rows import (
     TokenRow,
 )
 from x0tta6bl4.edge.store import schema
-from x0tta6bl4.wire.authority import Ban, Entry
+from x0tta6bl4.wire.authority import Ban, Entry, Federation
 from x0tta6bl4.wire.errors import BadConfig, Conflict, NotFound, Unavailable
 from x0tta6bl4.wire.records import Name, Revocation, Rule
 
@@ -44,7 +44,7 @@ BUSY_S: Final = 5.0
 """Waits so long for another process that has the file open, e.g. a backup."""
 _APPLICATION_ID: Final = 0x78307474
 
-_JSON_LISTS: Final = frozenset({"selectors", "callers", "targets", "keys"})
+_JSON_LISTS: Final = frozenset({"selectors", "callers", "targets", "keys", "federates_with"})
 _NULLS: Final = frozenset({"used_by", "node"})
 _TABLES: Final[dict[type, Table]] = {
     DomainRow: schema.TRUST_DOMAIN,
@@ -55,6 +55,7 @@ _TABLES: Final[dict[type, Table]] = {
     SetRow: schema.SETS,
     BundleRow: schema.BUNDLES,
     Entry: schema.ENTRIES,
+    Federation: schema.FEDERATIONS,
     Name: schema.NAMES,
     Rule: schema.RULES,
     Ban: schema.BANS,
