@@ -1,9 +1,9 @@
 """The SPIFFE rules for X.509-SVIDs, over fields that somebody else has parsed.
 
 Source: X509-SVID.md sections 2 to 5 (SP-020 to SP-036), SPIFFE-ID.md section 2, and the project's
-own: short lives, strong keys, names in normal form, reserved names only in their roles.  Stricter
-than the specification in two points, both on the safe side: a SPIFFE ID in a certificate must be
-in lower case where case has no meaning (SP-005), and key usage must be critical (SP-028).
+own: short lives, strong keys, names in normal form, reserved names only in their roles.  `MESH` is
+stricter than the specification, `SPIFFE` takes every SVID that the specification calls valid:
+what differs are the fields of `Rules`, never the code.
 
 Nothing here looks at a signature; `edge.tls.judge` does, and joins both.
 """
@@ -44,6 +44,7 @@ KEYS: Final = frozenset(
         "ML-DSA-87",
     }
 )
+RSA_BITS_MIN: Final = 2_048
 HASHES: Final = frozenset({"sha256", "sha384", "sha512", "ML-DSA"})
 SERVER_AUTH: Final = "1.3.6.1.5.5.7.3.1"
 CLIENT_AUTH: Final = "1.3.6.1.5.5.7.3.2"
@@ -78,6 +79,31 @@ class CertificateFields(Value, frozen=True):
 
 
 @final
+class Rules(Value, frozen=True):
+    """How strict the one judge is, where the specification leaves room."""
+
+    lifetime_s_max: int = LIFETIME_S_MAX
+    """Longest notAfter - notBefore of a leaf, seconds; 0: any."""
+    left_us_min: int = LEFT_US_MIN
+    """What a certificate must have left, microseconds; 0: valid up to notAfter itself."""
+    normal_form: bool = True
+    """Whether an ID must stand in lower case where case has no meaning (SP-005); if not, it is
+    normalised (SP-016)."""
+    own_signers: bool = True
+    """Whether a signing certificate's URI must be its trust domain's own ID (SP-025: should)."""
+    rsa_any: bool = False
+    """RSA keys of 2048 bits and more, whatever their size; if not, those of `KEYS`."""
+    intermediates_max: int = 3
+    """Signing certificates between leaf and anchor."""
+
+
+MESH: Final = Rules()
+"""Between our own processes."""
+SPIFFE: Final = Rules(0, 0, normal_form=False, own_signers=False, rsa_any=True, intermediates_max=6)
+"""For services that meet SVIDs of any issuer."""
+
+
+@final
 class Expect(Value, frozen=True):
     """Who the peer has to be.  All that is set must hold."""
 
@@ -99,7 +125,7 @@ def judge_leaf(
     fields: CertificateFields,
     domain: TrustDomain,
     now_unix_us: int,
-    lifetime_s_max: int = LIFETIME_S_MAX,
+    rules: Rules = MESH,
 ) -> Verdict:
     """Whether these fields make an X.509-SVID of this trust domain that is good now.
 
@@ -107,41 +133,44 @@ def judge_leaf(
         fields: the leaf, parsed.
         domain: the one trust domain whose bundle is in use (SP-076).
         now_unix_us: wall time, microseconds.
-        lifetime_s_max: longest notAfter - notBefore, seconds.
+        rules: how strict.
     Returns:
-        Allowed with the SVID's ID, or Denied with the first reason found.
+        Allowed with the SVID's ID, in normal form, or Denied with the first reason found.
     """
-    reason = _usage_wrong(fields) or _name_wrong(fields)
+    reason = _usage_wrong(fields, rules) or _name_wrong(fields)
     if reason:
         return Denied(reason)
     try:
         id = spiffe_id(fields.uris[0])
     except BadId:
         return Denied("not a SPIFFE ID")
-    if id != fields.uris[0]:
+    if rules.normal_form and id != fields.uris[0]:
         return Denied("ID not in normal form")  # SP-005
     if not path_of(id):
         return Denied("ID without a path")  # SP-023, SP-036
     if domain_of(id) != domain:
         return Denied("foreign trust domain")  # SP-076
-    reason = judge_time(fields.not_before_unix_s, fields.not_after_unix_s, now_unix_us)
+    reason = judge_time(
+        fields.not_before_unix_s, fields.not_after_unix_s, now_unix_us, rules.left_us_min
+    )
     if reason:
         return Denied(reason)
-    if fields.not_after_unix_s - fields.not_before_unix_s > lifetime_s_max:
+    life_s = fields.not_after_unix_s - fields.not_before_unix_s
+    if rules.lifetime_s_max and life_s > rules.lifetime_s_max:
         return Denied("lifetime too long")
     return Allowed(id)
 
 
-def judge_signer(fields: CertificateFields, domain: TrustDomain) -> Verdict:
+def judge_signer(fields: CertificateFields, domain: TrustDomain, rules: Rules = MESH) -> Verdict:
     """Whether these fields make a signing certificate of this trust domain.
 
-    A URI is not required of it (an upstream CA may have none); where there is one it has to be the
-    trust domain's own ID (SP-025).
+    A URI is not required of it (an upstream CA may have none); where there is one `rules` may ask
+    that it be the trust domain's own ID (SP-025).
 
     Returns:
         Allowed with the trust domain's ID, or Denied with the first reason found.
     """
-    if fields.key not in KEYS:
+    if not _strong(fields.key, rules):
         return Denied("weak key")
     if fields.signature not in HASHES:
         return Denied("weak signature")
@@ -152,16 +181,21 @@ def judge_signer(fields: CertificateFields, domain: TrustDomain) -> Verdict:
     if fields.unknown_critical:
         return Denied("unknown critical extension")
     own = SpiffeId(f"spiffe://{domain}")
-    if fields.uris and fields.uris != (own,):
+    if rules.own_signers and fields.uris and fields.uris != (own,):
         return Denied("issuer of a foreign trust domain")
     return Allowed(own)
 
 
-def judge_time(not_before_unix_s: int, not_after_unix_s: int, now_unix_us: int) -> str:
+def judge_time(
+    not_before_unix_s: int,
+    not_after_unix_s: int,
+    now_unix_us: int,
+    left_us_min: int = LEFT_US_MIN,
+) -> str:
     """Reason why a validity period is not good now; empty if it is."""
     if now_unix_us < not_before_unix_s * SECOND:
         return "not yet valid"
-    if now_unix_us > not_after_unix_s * SECOND - LEFT_US_MIN:
+    if now_unix_us > not_after_unix_s * SECOND - left_us_min:
         return "expired"
     return ""
 
@@ -187,7 +221,13 @@ def judge_expected(id: SpiffeId, expect: Expect) -> Verdict:
     return Allowed(id)
 
 
-def _usage_wrong(fields: CertificateFields) -> str:
+def _strong(key: str, rules: Rules) -> bool:
+    if rules.rsa_any and key.startswith("RSA-"):
+        return int(key[4:]) >= RSA_BITS_MIN
+    return key in KEYS
+
+
+def _usage_wrong(fields: CertificateFields, rules: Rules) -> str:
     if fields.ca:
         return "leaf is a CA"  # SP-027, SP-033
     usage = fields.key_usage
@@ -204,7 +244,7 @@ def _usage_wrong(fields: CertificateFields) -> str:
         return "wrong extended key usage"  # SP-031
     if fields.unknown_critical:
         return "unknown critical extension"  # RFC 5280 section 4.2
-    if fields.key not in KEYS:
+    if not _strong(fields.key, rules):
         return "weak key"
     if fields.signature not in HASHES:
         return "weak signature"

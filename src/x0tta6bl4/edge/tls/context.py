@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from typing import Any, Final, final
 
 from cryptography import x509
-from OpenSSL import SSL
+from OpenSSL import SSL, crypto
 
 from x0tta6bl4.core.identity.rules import Expect
 from x0tta6bl4.edge.tls.binding import lib
 from x0tta6bl4.edge.tls.judge import Judging
-from x0tta6bl4.edge.tls.x509 import Svid, load_key
+from x0tta6bl4.edge.tls.x509 import Svid, load_any_key
 from x0tta6bl4.wire.errors import BadInput
 
 ALPN_LINK: Final = "x0-link/1"
@@ -43,17 +43,19 @@ class TlsContext:
     Args:
         svid: what is presented; None: nothing (a client that enrols).
         judge: decides about the peer's chain.
-        alpn: names offered, or accepted, in order of preference; at least one.
+        alpn: names offered, or accepted, in order of preference.
         expect: who the peer has to be.
         groups: key exchange, in order of preference.
         demand: server role: refuse a client without a certificate; if False, such a client gets
             the verdict Denied("no certificate") and the caller decides what it may do.  One that
             presents a certificate is judged in any case.
+        demand_alpn: whether both ends must agree on a name, so that at least one is needed here
+            (between our own processes); if not, a peer without ALPN is taken too.
     Raises:
         BadInput: a chain and key that don't fit, or an unknown group.
     """
 
-    __slots__ = ("_ssl", "alpn", "demand", "expect", "judge", "svid")
+    __slots__ = ("_ssl", "alpn", "demand", "demand_alpn", "expect", "judge", "svid")
 
     def __init__(
         self,
@@ -64,19 +66,22 @@ class TlsContext:
         groups: Sequence[str] = GROUPS,
         *,
         demand: bool = True,
+        demand_alpn: bool = True,
     ) -> None:
-        if not alpn:
+        if not alpn and demand_alpn:
             raise BadInput("X0-TLS-011", "no ALPN name given")
         self.svid = svid
         self.judge = judge
         self.alpn = tuple(name.encode() for name in alpn)
         self.expect = expect
         self.demand = demand
+        self.demand_alpn = demand_alpn
         self._ssl = context = SSL.Context(SSL.TLS_METHOD)
         context.set_min_proto_version(SSL.TLS1_3_VERSION)
         context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
         context.set_options(SSL.OP_NO_TICKET)
-        context.set_alpn_protos(list(self.alpn))
+        if self.alpn:
+            context.set_alpn_protos(list(self.alpn))
         handle: Any = context._context
         lib.SSL_CTX_clear_mode(handle, _PARTIAL_WRITE)
         lib.SSL_CTX_set_mode(handle, lib.SSL_MODE_RELEASE_BUFFERS)
@@ -92,9 +97,10 @@ class TlsContext:
             self._ssl.use_certificate(leaf)
             for other in others:
                 self._ssl.add_extra_chain_cert(other)
-            self._ssl.use_privatekey(load_key(svid.key))
+            load_any_key(svid.key)  # Refuses what is not in the list of kinds.
+            self._ssl.use_privatekey(crypto.load_privatekey(crypto.FILETYPE_ASN1, svid.key))
             self._ssl.check_privatekey()
-        except (SSL.Error, ValueError) as error:
+        except (SSL.Error, crypto.Error, ValueError) as error:
             lib.ERR_clear_error()
             raise BadInput(
                 "X0-TLS-013", "chain and key of the SVID don't fit", str(error)[:80]

@@ -66,6 +66,7 @@ class Engine:
         peer_not_after_unix_s: end of the peer's certificates; 0 without one.
         peer_issued_unix_s: notBefore of the peer's leaf.
         peer_via: node through which the peer's SVID was issued, or "".
+        peer_key: kind of the peer's key, e.g. `P-256`; "" without a certificate.
         peer_chain: the peer's certificates, DER, leaf first, as they were judged.
         group: key exchange that was negotiated, e.g. `X25519MLKEM768`.
         alpn: protocol that was negotiated.
@@ -88,6 +89,7 @@ class Engine:
         "peer",
         "peer_chain",
         "peer_issued_unix_s",
+        "peer_key",
         "peer_not_after_unix_s",
         "peer_via",
         "server",
@@ -107,7 +109,8 @@ class Engine:
             if context.demand:
                 mode |= lib.SSL_VERIFY_FAIL_IF_NO_PEER_CERT
             lib.SSL_set_accept_state(self._ssl)
-            lib.SSL_CTX_set_alpn_select_cb(context.ssl._context, _ALPN_CALLBACK, ffi.NULL)
+            if context.alpn:
+                lib.SSL_CTX_set_alpn_select_cb(context.ssl._context, _ALPN_CALLBACK, ffi.NULL)
         else:
             lib.SSL_set_connect_state(self._ssl)
         lib.SSL_set_verify(self._ssl, mode, _VERIFY_CALLBACK)
@@ -120,6 +123,7 @@ class Engine:
         self.peer_not_after_unix_s = 0
         self.peer_issued_unix_s = 0
         self.peer_via = ""
+        self.peer_key = ""
         self.peer_chain: tuple[bytes, ...] = ()
         self.group = ""
         self.alpn = ""
@@ -173,7 +177,7 @@ class Engine:
         lib.SSL_get0_alpn_selected(self._ssl, data, length)
         name = bytes(ffi.buffer(data[0], length[0])) if length[0] else b""
         self.alpn = name.decode("ascii", "replace")
-        return name in self.context.alpn
+        return name in self.context.alpn or not (name or self.context.demand_alpn)
 
     def _judge(self, chain: tuple[bytes, ...]) -> Verdict:
         """Called from within the handshake, once, with what the peer presented."""
@@ -187,6 +191,7 @@ class Engine:
         self.peer_not_after_unix_s = judgement.not_after_unix_s
         self.peer_issued_unix_s = judgement.issued_unix_s
         self.peer_via = judgement.via
+        self.peer_key = judgement.key
         return self.peer
 
     # -------------------------------------------------------------------------------- byte path
@@ -400,6 +405,8 @@ def _on_alpn(ssl: Any, out: Any, out_length: Any, offered: Any, length: int, _: 
                 out_length[0] = names[at]
                 return int(lib.SSL_TLSEXT_ERR_OK)
             at += 1 + names[at]
+    if not engine.context.demand_alpn:
+        return int(lib.SSL_TLSEXT_ERR_NOACK)
     return int(lib.SSL_TLSEXT_ERR_ALERT_FATAL)
 
 

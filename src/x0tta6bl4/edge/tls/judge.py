@@ -10,7 +10,8 @@ URIs, or none (measured), hence this.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime, timedelta
 from typing import Final, Protocol, final
 
@@ -20,20 +21,19 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import verification
 
 from x0tta6bl4.core.identity.rules import (
-    LIFETIME_S_MAX,
+    MESH,
     Expect,
+    Rules,
     judge_expected,
     judge_leaf,
     judge_signer,
     judge_time,
 )
 from x0tta6bl4.core.machine import Allowed, Denied, Value, Verdict
-from x0tta6bl4.edge.tls.x509 import CHAIN_MAX, Parsed, parse, parse_chain, verify
-from x0tta6bl4.wire.errors import BadInput
-from x0tta6bl4.wire.ids import NodeName, SpiffeId, TrustDomain, node_of
+from x0tta6bl4.edge.tls.x509 import CHAIN_MAX, Parsed, parse, parse_chain, public_bytes, verify
+from x0tta6bl4.wire.errors import BadId, BadInput
+from x0tta6bl4.wire.ids import NodeName, SpiffeId, TrustDomain, domain_of, node_of, spiffe_id
 
-PATH_INTERMEDIATES_MAX: Final = 3
-"""Signing certificates between leaf and anchor."""
 CACHE_MAX: Final = 1024
 """Chains whose path was validated, kept per judge; the oldest goes first."""
 
@@ -54,6 +54,8 @@ class Judgement(Value, frozen=True):
     """notBefore of the leaf; 0 if denied."""
     via: str = ""
     """Node through which it was issued; the node itself for a node's SVID; else empty."""
+    key: str = ""
+    """Kind of the leaf's key, e.g. `P-256`; empty if denied."""
 
 
 class Judging(Protocol):
@@ -73,6 +75,8 @@ class _Path(Value, frozen=True):
     leaf: Parsed
     not_before_unix_s: int
     not_after_unix_s: int
+    serials: tuple[tuple[bytes, int], ...]
+    """(issuer's public key, serial number) of each certificate below the anchor, leaf first."""
 
 
 def allow_all(id: SpiffeId, issued_unix_s: int, via: NodeName | None) -> Verdict:
@@ -88,7 +92,8 @@ class Judge:
         anchors: its CA certificates, DER; with none everybody is denied (SP-082).
         revoked: asked for every allowed leaf, each time.
         clock: wall time, microseconds.
-        lifetime_s_max: longest life of a leaf, seconds.
+        rules: how strict.
+        withdrawn: (issuer's public key, serial number) of revoked certificates (`edge.tls.crl`).
     Raises:
         BadInput: an anchor that is not a certificate.
     """
@@ -96,10 +101,11 @@ class Judge:
     __slots__ = (
         "_anchors",
         "_cache",
-        "_lifetime_s_max",
         "_parsed",
         "_revoked",
+        "_rules",
         "_store",
+        "_withdrawn",
         "clock",
         "trust_domain",
     )
@@ -110,18 +116,20 @@ class Judge:
         anchors: Sequence[bytes],
         revoked: Revoked,
         clock: Clock,
-        lifetime_s_max: int = LIFETIME_S_MAX,
+        rules: Rules = MESH,
+        withdrawn: AbstractSet[tuple[bytes, int]] = frozenset(),
     ) -> None:
         self.trust_domain = trust_domain
         self.clock = clock
         self._revoked = revoked
-        self._lifetime_s_max = lifetime_s_max
+        self._rules = rules
+        self._withdrawn = withdrawn
         self._anchors = tuple(anchors)
         self._parsed = [parse(anchor) for anchor in anchors]
         usable = [
             anchor.certificate
             for anchor in self._parsed
-            if type(judge_signer(anchor.fields, trust_domain)) is Allowed
+            if type(judge_signer(anchor.fields, trust_domain, rules)) is Allowed
         ]
         self._store = verification.Store(usable) if usable else None
         self._cache: dict[tuple[bytes, ...], _Path] = {}
@@ -170,13 +178,16 @@ class Judge:
     # ------------------------------------------------------------------------------- details
     def _path(self, chain: tuple[bytes, ...], now: int) -> _Path | Denied:
         path = self._cache.get(chain)
-        if path is None or judge_time(path.not_before_unix_s, path.not_after_unix_s, now):
+        if path is None or self._judge_time(path.not_before_unix_s, path.not_after_unix_s, now):
             return self._validate(chain, now)
         return path
 
+    def _judge_time(self, not_before_unix_s: int, not_after_unix_s: int, now: int) -> str:
+        return judge_time(not_before_unix_s, not_after_unix_s, now, self._rules.left_us_min)
+
     def _judge_validated(self, path: _Path, expect: Expect, now: int) -> Judgement:
         fields = path.leaf.fields
-        verdict = judge_leaf(fields, self.trust_domain, now, self._lifetime_s_max)
+        verdict = judge_leaf(fields, self.trust_domain, now, self._rules)
         if type(verdict) is not Allowed:
             return Judgement(verdict)
         id = verdict.peer
@@ -187,14 +198,18 @@ class Judge:
         verdict = self._revoked(id, fields.not_before_unix_s, via)
         if type(verdict) is not Allowed:
             return Judgement(verdict)
-        return Judgement(Allowed(id), path.not_after_unix_s, fields.not_before_unix_s, via or "")
+        if self._withdrawn and not self._withdrawn.isdisjoint(path.serials):
+            return Judgement(Denied("revoked"))
+        return Judgement(
+            Allowed(id), path.not_after_unix_s, fields.not_before_unix_s, via or "", fields.key
+        )
 
     def _validate(self, chain: tuple[bytes, ...], now: int) -> _Path | Denied:
         try:
             leaf, *others = parse_chain(chain)
         except BadInput as error:
             return Denied(_PARSE_REASONS.get(error.id, "malformed certificate"))
-        verdict = judge_leaf(leaf.fields, self.trust_domain, now, self._lifetime_s_max)
+        verdict = judge_leaf(leaf.fields, self.trust_domain, now, self._rules)
         if type(verdict) is Denied:
             return verdict
         if self._store is None:
@@ -204,7 +219,7 @@ class Judge:
             verification.PolicyBuilder()
             .store(self._store)
             .time(_EPOCH + timedelta(microseconds=now))
-            .max_chain_depth(PATH_INTERMEDIATES_MAX)
+            .max_chain_depth(self._rules.intermediates_max)
             .extension_policies(ca_policy=_CA_POLICY, ee_policy=_LEAF_POLICY)
             .build_client_verifier()  # For both directions: names are judged by our rules.
         )
@@ -212,19 +227,22 @@ class Judge:
             verified = verifier.verify(leaf.certificate, [other.certificate for other in others])
         except (verification.VerificationError, ValueError):
             return Denied(self._why(leaf, others, now))
-        signers = [
-            Parsed(certificate.public_bytes(_DER)).fields for certificate in verified.chain[1:]
-        ]
+        above = [Parsed(certificate.public_bytes(_DER)) for certificate in verified.chain[1:]]
+        signers = [signer.fields for signer in above]
         for signer in signers:
-            verdict = judge_signer(signer, self.trust_domain)
+            verdict = judge_signer(signer, self.trust_domain, self._rules)
             if type(verdict) is Denied:
                 return verdict
         path = _Path(
             leaf,
             max([leaf.fields.not_before_unix_s, *(s.not_before_unix_s for s in signers)]),
             min([leaf.fields.not_after_unix_s, *(s.not_after_unix_s for s in signers)]),
+            tuple(
+                (public_bytes(upper), lower.certificate.serial_number)
+                for lower, upper in zip([leaf, *above], above, strict=False)
+            ),
         )
-        if judge_time(path.not_before_unix_s, path.not_after_unix_s, now):
+        if self._judge_time(path.not_before_unix_s, path.not_after_unix_s, now):
             return Denied("issuer expired")
         self._cache[chain] = path
         if len(self._cache) > CACHE_MAX:
@@ -245,10 +263,10 @@ class Judge:
                 named = any(_names_key(below, c) for c in issuers)
                 return "bad signature" if named else "untrusted issuer"
             above = signed[0]
-            verdict = judge_signer(above.fields, self.trust_domain)
+            verdict = judge_signer(above.fields, self.trust_domain, self._rules)
             if type(verdict) is Denied:
                 return verdict.reason
-            if judge_time(above.fields.not_before_unix_s, above.fields.not_after_unix_s, now):
+            if self._judge_time(above.fields.not_before_unix_s, above.fields.not_after_unix_s, now):
                 return "issuer expired"
             length = above.fields.path_length
             if length is not None and depth > length:
@@ -258,7 +276,43 @@ class Judge:
             if above.der in self._anchors:
                 break
             below = above
-        return "chain too long" if depth > PATH_INTERMEDIATES_MAX else "path not valid"
+        return "chain too long" if depth > self._rules.intermediates_max else "path not valid"
+
+
+@final
+class Judges:
+    """The judges of several trust domains: a peer goes to that of its own, never to another's.
+
+    Bundles are not merged (SP-076, SP-128): who says that it is of a trust domain is judged by
+    that domain's bundle alone, and by nobody where there is none (SP-111).
+
+    Args:
+        judges: one per trust domain.
+    """
+
+    __slots__ = ("_judges",)
+
+    def __init__(self, judges: Mapping[TrustDomain, Judge]) -> None:
+        self._judges = dict(judges)
+
+    def judge(
+        self, chain: Sequence[bytes], expect: Expect, now_unix_us: int | None = None
+    ) -> Judgement:
+        """See `Judge.judge`; a trust domain without a judge is Denied("foreign trust domain")."""
+        try:
+            leaf = parse_chain(chain)[0]
+        except BadInput as error:
+            return Judgement(Denied(_PARSE_REASONS.get(error.id, "malformed certificate")))
+        if not leaf.fields.uris:
+            return Judgement(Denied("no URI"))
+        try:
+            domain = domain_of(spiffe_id(leaf.fields.uris[0]))
+        except BadId:
+            return Judgement(Denied("not a SPIFFE ID"))
+        judge = self._judges.get(domain)
+        if judge is None:
+            return Judgement(Denied("foreign trust domain"))
+        return judge.judge(chain, expect, now_unix_us)
 
 
 def _self_signed(certificate: Parsed) -> bool:

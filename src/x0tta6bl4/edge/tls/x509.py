@@ -54,6 +54,13 @@ _USAGES: Final = (
 )
 
 PrivateKey = ec.EllipticCurvePrivateKey
+AnyPrivateKey = (
+    ec.EllipticCurvePrivateKey
+    | rsa.RSAPrivateKey
+    | mldsa.MLDSA44PrivateKey
+    | mldsa.MLDSA65PrivateKey
+    | mldsa.MLDSA87PrivateKey
+)
 PublicKey = ec.EllipticCurvePublicKey
 
 
@@ -67,6 +74,8 @@ class Svid(msgspec.Struct, frozen=True, gc=False):
     key: bytes
     """PKCS#8 DER, unencrypted."""
     not_after_unix_s: int
+    hint: str = ""
+    """What the issuer says it is for (Workload API); empty: nothing."""
 
     def __repr__(self) -> str:
         return f"Svid({self.id!r}, not_after_unix_s={self.not_after_unix_s})"
@@ -181,6 +190,29 @@ def load_key(data: bytes) -> PrivateKey:
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name not in _NAMES:
         raise BadInput("X0-TLS-006", "not a P-256 or P-384 key")
     return key
+
+
+def load_any_key(data: bytes) -> AnyPrivateKey:
+    """Read a private key of any kind that TLS 1.3 can present an SVID with.
+
+    Raises:
+        BadInput: not an RSA, NIST curve or ML-DSA key in unencrypted PKCS#8 DER (SP-112).
+    """
+    try:
+        key = serialization.load_der_private_key(data, None)
+    except _BAD:
+        raise BadInput("X0-TLS-006", "not a private key in PKCS#8 DER") from None
+    if not isinstance(key, _ANY):
+        raise BadInput("X0-TLS-006", "not an RSA, NIST curve or ML-DSA key")
+    return key
+
+
+def public_bytes(holder: AnyPrivateKey | Parsed) -> bytes:
+    """Public key as SubjectPublicKeyInfo, DER; of a private key, or of a certificate."""
+    key = holder.certificate if isinstance(holder, Parsed) else holder
+    return key.public_key().public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
 
 
 def public_point(key: PrivateKey) -> bytes:
@@ -353,6 +385,13 @@ _CURVES: Final[dict[str, type[ec.SECP256R1] | type[ec.SECP384R1]]] = {
 _NAMES: Final = {"secp256r1": "P-256", "secp384r1": "P-384"}
 _BOTH: Final = x509.ExtendedKeyUsage(
     [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+)
+_ANY: Final = (
+    ec.EllipticCurvePrivateKey,
+    rsa.RSAPrivateKey,
+    mldsa.MLDSA44PrivateKey,
+    mldsa.MLDSA65PrivateKey,
+    mldsa.MLDSA87PrivateKey,
 )
 _NAME_CONSTRAINTS: Final = "2.5.29.30"
 
