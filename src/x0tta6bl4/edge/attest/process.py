@@ -78,7 +78,9 @@ class Processes:
         self._proc = proc
         self._hashes: OrderedDict[tuple[int, ...], str] = OrderedDict()
 
-    def holders(self, inode: int, wanted: Needs, caller: bool) -> ProcessFacts | Denied:
+    def holders(
+        self, inode: int, wanted: Needs, caller: bool, pid: int = 0
+    ) -> ProcessFacts | Denied:
         """What holds the socket with this inode; several holders must agree on what is asked for.
 
         Args:
@@ -86,13 +88,14 @@ class Processes:
             wanted: what to find out; a hash is cached by the file's inode and times.
             caller: refuse a socket that a program before the present one may have opened, where
                 it matters what program it is.
+            pid: look at this process only; 0: at all.
         """
         link = f"socket:[{inode}]"
         agreed: _Seen | None = None
         pids: list[int] = []
         digest = ""
-        for pid, number in self._find(link):
-            seen = self._look(pid, number, link, wanted, caller)
+        for found, number in self._find(link, [str(pid)] if pid else os.listdir(self._proc)):
+            seen = self._look(found, number, link, wanted, caller)
             if seen is None:
                 continue  # It ended, or closed the socket, meanwhile.
             if isinstance(seen, Denied):
@@ -100,8 +103,8 @@ class Processes:
             if agreed is not None and seen != agreed:
                 return Denied("several processes hold the socket and differ")
             agreed = seen
-            if pid not in pids:
-                pids.append(pid)
+            if found not in pids:
+                pids.append(found)
             if len(pids) > OWNERS_MAX:
                 return Denied("too many processes hold the socket")
         if agreed is None:
@@ -113,10 +116,10 @@ class Processes:
             digest = hashed
         return ProcessFacts(tuple(pids), agreed.gids, agreed.path, digest, agreed.cgroup)
 
-    def _find(self, link: str) -> list[tuple[int, str]]:
-        """(pid, descriptor) of every hold on a socket that we may see."""
+    def _find(self, link: str, processes: list[str]) -> list[tuple[int, str]]:
+        """(pid, descriptor) of every hold of these on a socket that we may see."""
         found: list[tuple[int, str]] = []
-        for name in os.listdir(self._proc):
+        for name in processes:
             if not name.isdecimal():
                 continue
             base = f"{self._proc}/{name}/fd"
@@ -149,7 +152,7 @@ class Processes:
             if strict and not _flags(f"{base}/fdinfo/{number}") & _CLOSE_ON_EXEC:
                 return Denied("socket may have been opened by a program before an exec")
             seen = _seen(base, wanted)
-            if os.readlink(descriptor) != link or select.select([pidfd], [], [], 0)[0]:
+            if os.readlink(descriptor) != link or ended(pidfd):
                 return None
             if _seen(base, wanted) != seen:
                 return Denied("process changed while it was looked at")
@@ -218,6 +221,24 @@ class Cgroups:
             self._paths[_file(base)[1]] = base[len(self._root) :] or "/"
             if len(self._paths) >= self.CGROUPS_MAX:
                 names.clear()
+
+
+def ended(pidfd: int) -> bool:
+    """Whether a process has ended; not `select.select`, which knows no descriptor above 1023."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def started_ticks(pid: int, proc: str = "/proc") -> int:
+    """When a process started, in clock ticks of CLOCK_BOOTTIME; an exec does not change it.
+
+    Raises:
+        OSError: there is none.
+    """
+    with open(f"{proc}/{pid}/stat", "rb") as file:
+        # Its name stands in parentheses and may hold any of them, and spaces.
+        return int(file.read().rpartition(b")")[2].split()[19])
 
 
 def _mounted() -> str:

@@ -103,12 +103,18 @@ class Pool:
         )
 
     def file_of(self, symbol: str) -> str:
-        """Name of the file that has a message, service or method.
+        """Name of the file that has a message, a service, or a method or field of these.
 
         Raises:
             KeyError: nobody has.
         """
-        return str(self._pool.FindFileContainingSymbol(symbol).name)
+        try:
+            return str(self._pool.FindFileContainingSymbol(symbol).name)
+        except KeyError:
+            of, dot, _ = symbol.rpartition(".")
+            if not dot:
+                raise
+            return str(self._pool.FindFileContainingSymbol(of).name)
 
 
 def _add_field(
