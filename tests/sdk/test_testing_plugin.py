@@ -72,7 +72,7 @@ class Client:
 
 def against(api: WorkloadApi, story: Callable[[Client], Awaitable[None]]) -> None:
     async def main() -> None:
-        channel = Channel(path=api.endpoint.removeprefix("unix:"))
+        channel = Channel(path=api.endpoint.removeprefix("unix://"))
         try:
             await story(Client(channel))
         finally:
@@ -96,7 +96,9 @@ def test_what_it_serves_is_proper_and_pushed(api: WorkloadApi) -> None:
             (renewed,) = api.rotate()
             assert (await read()).svids[0].x509_svid == renewed.chain[0] != svid.x509_svid
             api.federate(other)
-            assert dict((await read()).federated_bundles) == {"other.test": other.anchors[0]}
+            assert dict((await read()).federated_bundles) == {
+                "spiffe://other.test": other.anchors[0]
+            }
             api.revoke(renewed)
             (crl,) = (await read()).crl
             parsed = x509.load_der_x509_crl(crl)
@@ -123,8 +125,8 @@ def test_tokens_and_their_bundles(api: WorkloadApi) -> None:
 
     async def story(client: Client) -> None:
         bundles = dict((await client.ask("FetchJWTBundles")).bundles)
-        assert set(bundles) == {"example.org", "other.test"}
-        (key,) = json.loads(bundles["example.org"])["keys"]
+        assert set(bundles) == {"spiffe://example.org", "spiffe://other.test"}
+        (key,) = json.loads(bundles["spiffe://example.org"])["keys"]
         assert key["use"] == "jwt-svid"
         assert key["kid"] == api.domain.token_keys[0][1]
         (made,) = (await client.ask("FetchJWTSVID", audience=["db"])).svids
@@ -263,8 +265,8 @@ def test_bundles_as_a_test_writes_them(api: WorkloadApi) -> None:
     api.write_bundle("example.org", jwks=b"{", x509=b"\x30")
 
     async def story(client: Client) -> None:
-        assert (await client.ask("FetchJWTBundles")).bundles["example.org"] == b"{"
-        assert (await client.ask("FetchX509Bundles")).bundles["example.org"] == b"\x30"
+        assert (await client.ask("FetchJWTBundles")).bundles["spiffe://example.org"] == b"{"
+        assert (await client.ask("FetchX509Bundles")).bundles["spiffe://example.org"] == b"\x30"
         assert (await client.ask("FetchX509SVID")).svids[0].bundle == b"\x30"
 
     against(api, story)

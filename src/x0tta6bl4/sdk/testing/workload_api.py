@@ -64,13 +64,13 @@ class WorkloadApi:
 
     Args:
         domain: the workload's trust domain; a new `example.org` if left out.
-        endpoint: `unix:/path` or `tcp:IP:port`; a socket in a directory of its own if left out.
+        endpoint: `unix:///path` or `tcp://IP:port`; a socket in a directory of its own if left out.
     """
 
     def __init__(self, domain: Domain | None = None, endpoint: str | None = None) -> None:
         self.domain = domain or Domain()
         self._folder = tempfile.mkdtemp(prefix="x0-api-") if endpoint is None else ""
-        self.endpoint = endpoint or f"unix:{self._folder}/api.sock"
+        self.endpoint = endpoint or f"unix://{self._folder}/api.sock"
         """For `SPIFFE_ENDPOINT_SOCKET`."""
         self._issued: tuple[_Issued, ...] = ()
         self._federated: tuple[Domain, ...] = ()
@@ -320,10 +320,10 @@ class WorkloadApi:
         if method == "FetchX509SVID":
             return self._x509_svids()
         if method == "FetchX509Bundles":
-            bundles = {domain.name: self._x509_bundle(domain) for domain in self._domains()}
+            bundles = {domain.id(""): self._x509_bundle(domain) for domain in self._domains()}
             return schema.X509BundlesResponse(crl=list(self._crl), bundles=bundles)
         if method == "FetchJWTBundles":
-            bundles = {domain.name: self._jwks(domain) for domain in self._domains()}
+            bundles = {domain.id(""): self._jwks(domain) for domain in self._domains()}
             return schema.JWTBundlesResponse(bundles=bundles)
         if method == "FetchJWTSVID":
             return self._tokens(request)
@@ -342,7 +342,7 @@ class WorkloadApi:
                 for svid in self.svids
             ],
             crl=list(self._crl),
-            federated_bundles={d.name: self._x509_bundle(d) for d in self._federated},
+            federated_bundles={d.id(""): self._x509_bundle(d) for d in self._federated},
         )
 
     def _tokens(self, request: Any) -> Any:
@@ -399,6 +399,7 @@ class _Running:
         self.changed = asyncio.Event()
         self._server = _Server(self._api)
         scheme, _, where = self._api.endpoint.partition(":")
+        where = where.removeprefix("//")
         if scheme == "unix":
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(where)
