@@ -1,0 +1,1 @@
+"""SPIFFE bundles: what a trust domain publishes about its keys."""

@@ -1,0 +1,1 @@
+"""JWT-SVIDs and WIT-SVIDs: signed sentences about a workload, judged strictly."""
