@@ -101,7 +101,8 @@ def test_SP_045_every_algorithm_of_the_list_is_accepted(algorithm: str) -> None:
 def test_SP_047_typ_is_jwt_or_jose_or_absent() -> None:
     for typ in ("JWT", "JOSE", None):
         accepted(token(header={"typ": typ}))
-    for wrong in ("jwt", "at+jwt", "wit+jwt", "", 7, [], False):
+    odd: list[Any] = ["jwt", "at+jwt", "wit+jwt", "", 7, [], False]
+    for wrong in odd:
         assert reason(token(header={"typ": wrong})) == "wrong type of token", wrong
     null = forge(b'{"alg":"ES256","typ":null}', {"sub": WEB, "aud": "web", "exp": NOW + 9}, KEY)
     assert reason(null) == "wrong type of token"
@@ -158,9 +159,10 @@ def test_SP_045_an_algorithm_outside_the_list_is_refused_before_anything_else() 
     body = {"sub": WEB, "aud": ["web"], "exp": NOW + 60}
     for alg in ("HS256", "HS384", "HS512"):
         assert reason(forge({"alg": alg, "kid": KID}, body, secret)) == "algorithm not allowed"
-    for alg in ("none", "None", "nOnE", "EdDSA", "ES256K", "es256", "", None, 7, ["ES256"]):
-        made = forge({"alg": alg, "jku": "u", "typ": 7}, b"no json", KEY, algorithm="ES256")
-        assert reason(made) == "algorithm not allowed", alg
+    others: list[Any] = ["none", "None", "nOnE", "EdDSA", "ES256K", "es256", "", None, 7, ["ES256"]]
+    for other in others:
+        made = forge({"alg": other, "jku": "u", "typ": 7}, b"no json", KEY, algorithm="ES256")
+        assert reason(made) == "algorithm not allowed", other
     assert reason(forge({"kid": KID}, body, KEY, algorithm="ES256")) == "algorithm not allowed"
     unsigned = forge({"alg": "none"}, body, None)
     assert reason(unsigned) == "algorithm not allowed"
@@ -170,7 +172,7 @@ def test_a_signature_that_is_missing_or_broken_or_another_is_refused() -> None:
     head, body, signature = token().split(".")
     assert reason(f"{head}.{body}.") == "malformed signature"
     assert reason(f"{head}.{body}.{signature}=") == "malformed signature"
-    assert reason(f"{head}.{body}.{signature[:-4]}") == "bad signature"
+    assert reason(f"{head}.{body}.{b64(bytes(63))}") == "bad signature"
     assert reason(f"{head}.{body}.{b64(bytes(64))}") == "bad signature"
     flipped = "B" if signature[0] == "A" else "A"
     assert reason(f"{head}.{body}.{flipped}{signature[1:]}") == "bad signature"
@@ -217,13 +219,15 @@ def test_SP_049_without_own_audience_it_is_refused() -> None:
     assert reason(token(), "db") == "meant for another audience"
     assert reason(token(), "") == "meant for another audience"
     assert reason(token(), "WEB") == "meant for another audience"
-    for none in (None, "", [], [""], ["web", 7], {"web": 1}, 7, ["web"] * 65):
+    nobody: list[Any] = [None, "", [], [""], ["web", 7], {"web": 1}, 7, ["web"] * 65]
+    for none in nobody:
         assert reason(token(audience=none)) == "no audience", none
 
 
 def test_SP_051_without_expiry_it_is_refused() -> None:
     assert reason(token(claims={"exp": None})) == "no expiry"
-    for wrong in ("soon", True, [NOW + 9], {}, 10**400, 1e300):
+    odd: list[Any] = ["soon", True, [NOW + 9], {}, 10**400, 1e300]
+    for wrong in odd:
         assert reason(token(claims={"exp": wrong})) == "malformed exp", wrong
     endless = forge({"alg": "ES256"}, b'{"sub":"%s","aud":"web","exp":1e999}' % WEB.encode(), KEY)
     assert reason(endless) == "malformed exp"
@@ -240,7 +244,8 @@ def test_SP_048_a_subject_that_is_no_workload_is_refused() -> None:
     assert reason(token(claims={"sub": [WEB]})) == "no subject"
     for wrong in ("", "web", "https://example.org/web", "spiffe://example.org/a//b",
                   "spiffe://example.org/web/", "spiffe://u@example.org/w",
-                  "spiffe://example.org/%41", "spiffe://example.org:1/w", "spiffe://example.org/web?a", "spiffe:///web"):  # fmt: skip
+                  "spiffe://example.org/%41", "spiffe://example.org:1/w",
+                  "spiffe://example.org/web?a", "spiffe:///web"):  # fmt: skip
         assert reason(token(claims={"sub": wrong})) == "subject is no SPIFFE ID", wrong
     assert reason(token(claims={"sub": "spiffe://example.org"})) == "subject without a path"
 
@@ -273,7 +278,8 @@ def test_a_token_too_large_is_refused_unread() -> None:
 def test_a_kid_that_is_unknown_or_no_text_is_refused() -> None:
     assert reason(token(header={"kid": "another"})) == "unknown key"
     assert reason(token(header={"kid": KID.swapcase()})) == "unknown key"
-    for wrong in (7, [KID], {}, True):
+    odd: list[Any] = [7, [KID], {}, True]
+    for wrong in odd:
         assert reason(token(header={"kid": wrong})) == "malformed header"
 
 
