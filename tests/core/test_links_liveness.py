@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Callable
 from random import Random
 
@@ -10,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from x0tta6bl4.core.links.liveness import (
+from x0tta6bl4.core.links.liveness import Links
+from x0tta6bl4.core.links.words import (
     NEIGHBOURS_MAX,
     AgentAlive,
     Config,
     Counted,
     LinkDown,
     LinkQuality,
-    Links,
     LinkSuspected,
     LinkUp,
     NeighbourGone,
@@ -479,3 +480,28 @@ def test_laws_hold_for_any_events(data: st.DataObject) -> None:
 def test_an_interval_out_of_range_is_our_bug(interval: int) -> None:
     with pytest.raises(AssertionError):
         links().handle(Instant(0), NeighbourSet("b", 7, 1, interval))
+
+
+def test_hellos_to_several_neighbours_go_in_one_wakeup() -> None:
+    for seed in range(20):
+        machine = links(str(seed))
+        draw = Random(seed)
+        now = Instant(SECOND)
+        went: dict[str, list[int]] = {}
+        for number in range(5):
+            machine.handle(now, NeighbourSet(f"n{number}", 7, number, H))
+            now = Instant(now + draw.randrange(H))
+        wakeups = set()
+        while (now := Instant(max(now, machine.deadline))) < 8 * SECOND:
+            for effect in machine.handle(now, Tick()):
+                assert type(effect) is Send
+                went.setdefault(effect.dst, []).append(now)
+                wakeups.add(now)
+        for times in went.values():  # Jitter as in RFC 5880 section 6.8.7.
+            gaps = {b - a for a, b in itertools.pairwise(times[1:])}
+            assert min(gaps) >= H * 3 // 4
+            assert max(gaps) <= H
+            assert len(gaps) > 20
+        late = [at for at in wakeups if at > 5 * SECOND]
+        hellos = sum(at > 5 * SECOND for times in went.values() for at in times)
+        assert len(late) * 4 < hellos, (seed, len(late), hellos)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.fakes.circuit import CLOCK_US, FOREVER, mac, memory
-from x0tta6bl4.core.links.liveness import LinkSuspected
+from x0tta6bl4.core.links.words import LinkSuspected
 from x0tta6bl4.core.machine import (
     NEVER,
     SECOND,

@@ -23,7 +23,8 @@ import msgspec
 from x0tta6bl4.app.mesh import Mesh, wait_for
 from x0tta6bl4.app.trust import Trusts
 from x0tta6bl4.app.wallet import Wallet
-from x0tta6bl4.core.links.liveness import AgentAlive, Links, NeighbourSet
+from x0tta6bl4.core.links.liveness import Links
+from x0tta6bl4.core.links.words import AgentAlive, NeighbourSet
 from x0tta6bl4.core.machine import NEVER, Effects, Event, Instant, Received, Send, Tick
 from x0tta6bl4.edge.authority_api.client import AuthorityClient
 from x0tta6bl4.edge.hop.setup import LinkSeal

@@ -22,7 +22,7 @@ from x0tta6bl4.app import settings as cfg
 from x0tta6bl4.app.sums import proxy_sums
 from x0tta6bl4.app.wallet import private_dir
 from x0tta6bl4.core.identity.rules import WORKLOAD, Expect
-from x0tta6bl4.core.links.liveness import AgentAlive
+from x0tta6bl4.core.links.words import AgentAlive
 from x0tta6bl4.core.machine import SECOND, Allowed, Denied, Effect, Received, Send, Verdict
 from x0tta6bl4.core.proxy.words import AGENT, Changed
 from x0tta6bl4.edge.attest.entries import Callers, Services

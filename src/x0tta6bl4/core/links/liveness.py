@@ -15,14 +15,26 @@ from __future__ import annotations
 
 import heapq
 from random import Random
-from typing import Final, final
+from typing import Final
 
 from x0tta6bl4.core.links.quality import Quality, Window
+from x0tta6bl4.core.links.slots import Slots
+from x0tta6bl4.core.links.words import (
+    NEIGHBOURS_MAX,
+    AgentAlive,
+    Config,
+    Counted,
+    LinkDown,
+    LinkQuality,
+    LinkStatistics,
+    LinkSuspected,
+    LinkUp,
+    NeighbourGone,
+    NeighbourSet,
+)
 from x0tta6bl4.core.machine import (
-    MS,
     NEVER,
     NOTHING,
-    SECOND,
     Effect,
     Effects,
     Event,
@@ -30,7 +42,6 @@ from x0tta6bl4.core.machine import (
     Received,
     Send,
     Tick,
-    Value,
 )
 from x0tta6bl4.wire.hello import (
     ADMIN_DOWN,
@@ -45,125 +56,6 @@ from x0tta6bl4.wire.hello import (
     Hello,
 )
 
-NEIGHBOURS_MAX: Final = 256
-"""Further ones are refused with `LinkDown(node, "too many neighbours")`."""
-
-
-# ------------------------------------------------------------------------------- events, effects
-@final
-class NeighbourSet(Value, frozen=True):
-    """Watch this neighbour, or go on watching it with new keys or a new start of its proxy."""
-
-    node: str
-    incarnation: int
-    """Of the neighbour's proxy; hellos of any other are ignored.  A new one starts anew."""
-    link: int
-    """Key id for our hellos from now on; new keys alone disturb nothing."""
-    hello_us: int = 100 * MS
-    """Calm interval, both what we send and the least we want; the greater of both ends counts."""
-
-
-@final
-class NeighbourGone(Value, frozen=True):
-    """Watch this neighbour no longer; it is told so once."""
-
-    node: str
-
-
-@final
-class AgentAlive(Value, frozen=True):
-    """Whether the agent of this node is connected to the proxy; every hello says so."""
-
-    alive: bool
-
-
-@final
-class Counted(Value, frozen=True):
-    """Traffic to a neighbour has been counted: packets sent and resent, e.g. from TCP_INFO."""
-
-    node: str
-    good: int
-    lost: int
-
-
-@final
-class LinkUp(Value, frozen=True):
-    """The link can be used; also said when a suspicion turned out to be wrong."""
-
-    node: str
-    rtt_us: int
-    loss_ppm: int
-    """Of a round trip: ETX is 1 / (1 − loss)."""
-    gray: bool
-    """Loses too much to be trusted: its cost is to be multiplied by 4; it is not down."""
-    agent_alive: bool
-
-
-@final
-class LinkQuality(Value, frozen=True):
-    """A link that is up has changed; at most once a second, at once for the two flags."""
-
-    node: str
-    rtt_us: int
-    loss_ppm: int
-    gray: bool
-    agent_alive: bool
-
-
-@final
-class LinkSuspected(Value, frozen=True):
-    """Nothing heard for 1.4 intervals: nothing new over this link; LinkUp or LinkDown follows."""
-
-    node: str
-
-
-@final
-class LinkDown(Value, frozen=True):
-    """The link cannot be used.
-
-    `reason` is one of: silent, neighbour down, neighbour shut, neighbour restarted, removed,
-    too many neighbours.
-    """
-
-    node: str
-    reason: str
-
-
-@final
-class Config(Value, frozen=True):
-    """How calmly links are judged."""
-
-    multiplier: int = 3
-    """Intervals in silence after which the *other* end declares this one down (RFC 5880)."""
-    good_hellos: int = 10
-    """Hellos in a row before a link that has failed is used again."""
-    hold_us: int = 2 * SECOND
-    """Time before a link that has failed is used again; both must hold."""
-    idle_after_us: int = 10 * SECOND
-    """A neighbour that is down and unheard for this long gets a hello every `idle_us`."""
-    idle_us: int = 1 * SECOND
-    quality_us: int = 1 * SECOND
-    """Least time between two LinkQuality of one link."""
-
-
-@final
-class LinkStatistics(Value, frozen=True):
-    """One link as it stands, for status views."""
-
-    node: str
-    state: str
-    """down, init, up, held (up, but not yet trusted again) or suspected."""
-    rtt_us: int
-    loss_ppm: int
-    gray: bool
-    agent_alive: bool
-    sent: int
-    received: int
-    refused: int
-    """Hellos of another start, repeated or too old."""
-    downs: int
-
-
 # ----------------------------------------------------------------------------------- the machine
 _NAMES: Final = ("shut", "down", "init", "up")
 _TOLD_DOWN: Final = 0
@@ -175,6 +67,7 @@ class _Neighbour:
     __slots__ = (
         "agent_alive",
         "base_us",
+        "calm",
         "config",
         "detect_us",
         "downs",
@@ -187,6 +80,7 @@ class _Neighbour:
         "judge_at",
         "multiplier",
         "next_send",
+        "patience_us",
         "quality",
         "received",
         "refused",
@@ -235,6 +129,33 @@ class _Neighbour:
         self.up_at = 0
         self.agree(self.config.hello_us, 3)
 
+    def settle(self) -> None:
+        """Find out whether the next hello can be taken by `Links._on_calm`.
+
+        `calm` is what it must be like: from a link that is up in all respects, with nothing lost
+        that is remembered.  Whoever changes something of that sets `calm` to ().
+        """
+        quality = self.quality
+        # Silence that is no reason for suspicion: 1.4 intervals, and up to one for jitter.
+        slack = quality.deviation_us << 2
+        self.patience_us = self.suspect_us + (slack if slack < self.base_us else self.base_us)
+        self.calm = (
+            (
+                self.config.incarnation,
+                UP,
+                AGENT_ALIVE if self.agent_alive else 0,
+                self.interval_us,
+                self.multiplier,
+                quality.seen_lost,
+            )
+            if self.state == UP
+            and self.told == _TOLD_UP
+            and quality.clean
+            and self.window.whole
+            and quality.seen_lost >= 0
+            else ()
+        )
+
     def agree(self, interval_us: int, multiplier: int) -> None:
         """Timers from both ends' intervals (RFC 5880 section 6.8.4)."""
         self.interval_us = interval_us
@@ -242,11 +163,7 @@ class _Neighbour:
         self.base_us = base = max(self.config.hello_us, interval_us)
         self.detect_us = multiplier * base
         self.suspect_us = base * 7 // 5
-
-    def patience_us(self) -> int:
-        """Silence that is no reason for suspicion: 1.4 intervals, and up to one for jitter."""
-        slack = self.quality.deviation_us << 2
-        return self.suspect_us + (slack if slack < self.base_us else self.base_us)
+        self.settle()
 
 
 class Links:
@@ -261,7 +178,7 @@ class Links:
 
     Args:
         incarnation: of this proxy, 63 random bits.
-        random: named stream, e.g. `Random(f"{seed}/links/{me}")`; only for jitter.
+        random: named stream, e.g. `Random(f"{seed}/links/{me}")`; only seeds the jitter.
         config: how calmly links are judged.
     """
 
@@ -271,15 +188,15 @@ class Links:
         "_heap",
         "_incarnation",
         "_neighbours",
-        "_random",
         "_serial",
+        "_slots",
         "deadline",
     )
 
     def __init__(self, incarnation: int, random: Random, config: Config | None = None) -> None:
         self.deadline: Instant = NEVER
         self._incarnation = incarnation
-        self._random = random.random
+        self._slots = Slots(random.getrandbits(32))
         self._config = config or Config()
         self._agent_alive = False
         self._neighbours: dict[str, _Neighbour] = {}
@@ -301,6 +218,7 @@ class Links:
             neighbour = self._neighbours.get(event.node)
             if neighbour is not None:
                 neighbour.quality.counted(event.good, event.lost)
+                neighbour.calm = ()
         elif type(event) is AgentAlive:
             self._agent_alive = event.alive
         return NOTHING
@@ -356,7 +274,7 @@ class Links:
         n.scheduled = -1
         n.state = ADMIN_DOWN
         out: list[Effect] = []
-        self._say(n, now, 0, out)
+        out.append(self._say(n, now, 0))
         self._tell_down(n, "removed", out)
         self._settle()
         return tuple(out)
@@ -368,6 +286,15 @@ class Links:
             return NOTHING
         window = n.window
         sequence = hello.sequence
+        if sequence == window.top + 1 and n.calm == (
+            hello.incarnation,
+            hello.state,
+            hello.flags,
+            hello.interval_us,
+            hello.multiplier,
+            hello.lost,
+        ):
+            return self._on_calm(n, now, hello)
         if hello.incarnation != n.config.incarnation or not window.fresh(sequence):
             n.refused += 1
             return NOTHING
@@ -407,16 +334,46 @@ class Links:
                 or n.agent_alive != last.agent_alive
             ):
                 self._tell_up(n, now, out)
-        n.judge_at = now + n.patience_us() if n.state != DOWN else NEVER
+        n.settle()
+        n.judge_at = now + n.patience_us if n.state != DOWN else NEVER
         # A change of state is news, and a poll wants an answer, but not more than 16 an interval.
         if n.state != before or (hello.flags & POLL and now - n.sent_at >= max(n.base_us >> 4, 1)):
-            self._say(n, now, FINAL if hello.flags & POLL else 0, out)
+            out.append(self._say(n, now, FINAL if hello.flags & POLL else 0))
         elif quality.watched:
             n.next_send = min(n.next_send, n.sent_at + (n.base_us >> 2))
             if n.next_send <= now:
-                self._say(n, now, 0, out)
+                out.append(self._say(n, now, 0))
         self._schedule(n)
         return tuple(out) if out else NOTHING
+
+    def _on_calm(self, n: _Neighbour, now: Instant, hello: Hello) -> Effects:
+        """What `_on_hello` comes to for nearly every hello of nearly every link.
+
+        It follows the one before, says nothing new, and nothing lost is remembered.
+        """
+        quality = n.quality
+        n.window.top = hello.sequence
+        n.received += 1
+        n.run += 1
+        quality.good = quality.good + 1 & 0xFFFFFFFF
+        quality.seen_good = hello.good
+        echo_us = hello.echo_us
+        if echo_us > n.echo_seen:
+            n.echo_seen = echo_us
+            sample_us = now - echo_us - hello.dwell_us
+            if sample_us != quality.settled_us:
+                quality.sample_rtt(sample_us)
+                n.settle()
+        n.echo_us = hello.sent_us
+        n.heard_at = n.echo_at = now
+        n.judge_at = now + n.patience_us
+        if n.scheduled < n.next_send:
+            self._schedule(n)
+        if now - n.told_at < self._config.quality_us:
+            return NOTHING
+        out: list[Effect] = []
+        self._tell_up(n, now, out)
+        return tuple(out)
 
     def _step(self, n: _Neighbour, theirs: int, out: list[Effect]) -> None:
         """Session state, RFC 5880 section 6.8.6."""
@@ -439,6 +396,7 @@ class Links:
         n.suspect = False
         n.judge_at = NEVER
         n.quality = Quality(n.quality.rtt_us, n.quality.deviation_us)
+        n.calm = ()
         self._tell_down(n, reason, out)
 
     # ---------------------------------------------------------------------------------------- time
@@ -448,15 +406,16 @@ class Links:
         out: list[Effect] = []
         heap = self._heap
         while heap and heap[0][0] <= now:
-            due, _, n = heapq.heappop(heap)
+            due, serial, n = heap[0]
             if due != n.scheduled:
+                heapq.heappop(heap)
                 continue
-            n.scheduled = NEVER
             if n.judge_at <= now:
                 self._judge(n, now, out)
             if n.next_send <= now:
-                self._say(n, now, 0, out)
-            self._schedule(n)
+                out.append(self._say(n, now, 0))
+            n.scheduled = due = n.next_send if n.next_send < n.judge_at else n.judge_at
+            heapq.heapreplace(heap, (due, serial, n))
         self._settle()
         return tuple(out) if out else NOTHING
 
@@ -468,21 +427,23 @@ class Links:
         if silence >= n.detect_us:
             self._fail(n, "silent", out)
             n.next_send = now
-        elif silence < (patience := n.patience_us()):
-            n.judge_at = n.heard_at + patience
+        elif silence < n.patience_us:
+            n.judge_at = n.heard_at + n.patience_us
         else:
             n.judge_at = n.heard_at + n.detect_us
             n.suspect = True
+            n.calm = ()
             n.next_send = now
             if n.told == _TOLD_UP:
                 n.told = _TOLD_SUSPECTED
                 out.append(LinkSuspected(n.config.node))
 
-    def _say(self, n: _Neighbour, now: Instant, flags: int, out: list[Effect]) -> None:
-        """Send a hello and choose the time of the next one (jitter: RFC 5880 section 6.8.7)."""
+    def _say(self, n: _Neighbour, now: Instant, flags: int) -> Send:
+        """Make a hello, and choose the time of the next one."""
         config = self._config
         interval = n.base_us
-        if n.suspect or n.quality.watched:
+        quality = n.quality
+        if n.suspect or quality.watched:
             flags |= POLL
             interval >>= 2
         elif n.state == DOWN and now - n.heard_at > config.idle_after_us:
@@ -491,26 +452,30 @@ class Links:
             flags |= AGENT_ALIVE
         n.sequence += 1
         n.sent_at = now
-        n.next_send = now + max(1, interval - int(self._random() * (interval >> 2)))
-        quality = n.quality
-        out.append(
-            Send(
-                n.config.node,
-                Hello(
-                    n.config.link,
-                    self._incarnation,
-                    n.sequence,
-                    n.state,
-                    flags,
-                    n.config.hello_us,
-                    config.multiplier,
-                    now,
-                    n.echo_us,
-                    now - n.echo_at if n.echo_us else 0,
-                    quality.good,
-                    quality.lost,
-                ),
-            )
+        slots = self._slots
+        n.next_send = (
+            slots.at
+            if slots.after <= now < slots.at and slots.interval_us == interval
+            else slots.next(interval, now)
+        )
+        mine = n.config
+        echo_us = n.echo_us
+        return Send(
+            mine.node,
+            Hello(
+                mine.link,
+                self._incarnation,
+                n.sequence,
+                n.state,
+                flags,
+                mine.hello_us,
+                config.multiplier,
+                now,
+                echo_us,
+                now - n.echo_at if echo_us else 0,
+                quality.good,
+                quality.lost,
+            ),
         )
 
     def _schedule(self, n: _Neighbour) -> None:
@@ -526,7 +491,8 @@ class Links:
         heap = self._heap
         while heap and heap[0][0] != heap[0][2].scheduled:
             heapq.heappop(heap)
-        self.deadline = Instant(heap[0][0]) if heap else NEVER
+        # (A call of Instant would be a tenth of a hello.)
+        self.deadline = heap[0][0] if heap else NEVER  # type: ignore[assignment]
 
     def _rebuild(self) -> None:
         self._heap = [

@@ -14,6 +14,7 @@ from typing import Final
 WINDOW: Final = 64
 """Sequences below the newest by this much or more are refused."""
 
+_ALL: Final = (1 << WINDOW) - 1
 _REORDER: Final = 3
 _GOOD_MILLI: Final = -36
 """1000 · ln((1 − 0.04) / (1 − 0.005))."""
@@ -37,14 +38,17 @@ class Window:
 
     Attributes:
         top: newest sequence accepted, 0 before the first.
+        whole: nothing below `top` is missing: one that follows it changes nothing but `top`, and
+            one more is judged received.
     """
 
-    __slots__ = ("_bits", "_judged", "top")
+    __slots__ = ("_bits", "_open", "top", "whole")
 
     def __init__(self) -> None:
         self.top = 0
+        self.whole = False
         self._bits = 0
-        self._judged = -1  # Nothing has come yet.
+        self._open = -1  # How many up to `top` are not judged yet; -1: nothing has come yet.
 
     def fresh(self, sequence: int) -> bool:
         """Whether `sequence` has not been accepted before and is not too old to tell."""
@@ -61,23 +65,28 @@ class Window:
         ahead = sequence - self.top
         if ahead <= 0:
             self._bits |= 1 << -ahead
+            self.whole = self._bits == _ALL and self._open == _REORDER
             return 0, 0
         self.top = sequence
-        if ahead >= WINDOW or self._judged < 0:
+        if ahead >= WINDOW or self._open < 0:
             self._bits = 1
-            self._judged = sequence - 1
+            self._open = 1
+            self.whole = False
             return 0, 0
-        self._bits = (self._bits << ahead | 1) & ((1 << WINDOW) - 1)
-        count = sequence - _REORDER - self._judged
+        bits = self._bits = (self._bits << ahead | 1) & _ALL
+        self._open += ahead
+        count = self._open - _REORDER
         if count <= 0:
             return 0, 0
-        self._judged += count
-        good = (self._bits >> _REORDER & ((1 << count) - 1)).bit_count()
+        self._open = _REORDER
+        self.whole = bits == _ALL
+        good = (bits >> _REORDER & ((1 << count) - 1)).bit_count()
         return good, count - good
 
     def forgive(self) -> None:
         """Judge nothing that was sent before the newest: the link was down."""
-        self._judged = self.top
+        self._open = 0
+        self.whole = False
 
 
 class Loss:
@@ -131,21 +140,25 @@ class Quality:
     Attributes:
         rtt_us: smoothed round-trip time, 0 before the first sample.
         deviation_us: smoothed mean deviation of the samples.
+        settled_us: a sample that would leave both as they are, -1 if none is known.
         good, lost: hellos of the other end judged here, modulo 2**32: the reports we send.
+        seen_good, seen_lost: the newest report of the other end; `seen_lost` -1 before the first.
         gray: either direction loses too much.
         watched: either direction is under suspicion of loss.
+        clean: no loss is remembered of either direction.
     """
 
     __slots__ = (
-        "_seen_good",
-        "_seen_lost",
-        "_started",
+        "clean",
         "deviation_us",
         "good",
         "gray",
         "lost",
         "rtt_us",
         "rx",
+        "seen_good",
+        "seen_lost",
+        "settled_us",
         "tx",
         "watched",
     )
@@ -153,15 +166,16 @@ class Quality:
     def __init__(self, rtt_us: int = 0, deviation_us: int = 0) -> None:
         self.rtt_us = rtt_us
         self.deviation_us = deviation_us
+        self.settled_us = -1
         self.rx = Loss()
         self.tx = Loss()
+        self.clean = True
         self.good = 0
         self.lost = 0
         self.gray = False
         self.watched = False
-        self._seen_good = 0
-        self._seen_lost = 0
-        self._started = False
+        self.seen_good = 0
+        self.seen_lost = -1
 
     @property
     def loss_ppm(self) -> int:
@@ -178,9 +192,12 @@ class Quality:
             self.rtt_us = sample_us
             self.deviation_us = sample_us // 2
             return
-        self.deviation_us += (abs(sample_us - self.rtt_us) - self.deviation_us) >> 2
         step = sample_us - self.rtt_us
-        self.rtt_us += (step >> 4) if step >= 0 else -(-step >> 4)
+        more = (abs(step) - self.deviation_us) >> 2
+        nearer = (step >> 4) if step >= 0 else -(-step >> 4)
+        self.deviation_us += more
+        self.rtt_us += nearer
+        self.settled_us = -1 if more or nearer else sample_us
 
     def judged(self, good: int, lost: int) -> None:
         """Take in what the window says of hellos received here."""
@@ -191,15 +208,14 @@ class Quality:
 
     def reported(self, good: int, lost: int) -> None:
         """Take in the other end's sums of hellos it judged; both are modulo 2**32."""
-        if self._started:
-            more_good = good - self._seen_good & _MASK32
-            more_lost = lost - self._seen_lost & _MASK32
+        if self.seen_lost >= 0:
+            more_good = good - self.seen_good & _MASK32
+            more_lost = lost - self.seen_lost & _MASK32
             if more_good > _MASK32 >> 1 or more_lost > _MASK32 >> 1:
                 return  # An older report that was overtaken.
             if more_lost or not self.tx.clean:
                 self._count(self.tx, more_good, more_lost)
-        self._started = True
-        self._seen_good, self._seen_lost = good, lost
+        self.seen_good, self.seen_lost = good, lost
 
     def counted(self, good: int, lost: int) -> None:
         """Take in packets of the link's own traffic, counted where they were sent."""
@@ -209,3 +225,4 @@ class Quality:
         direction.count(good, lost)
         self.gray = self.rx.gray or self.tx.gray
         self.watched = self.rx.watched or self.tx.watched
+        self.clean = self.rx.clean and self.tx.clean

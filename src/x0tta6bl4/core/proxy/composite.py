@@ -13,12 +13,12 @@ from random import Random
 from typing import Final
 
 from x0tta6bl4.core.identity.revocation import Revocations
-from x0tta6bl4.core.links.liveness import (
+from x0tta6bl4.core.links.liveness import Links
+from x0tta6bl4.core.links.words import (
     AgentAlive,
     Counted,
     LinkDown,
     LinkQuality,
-    Links,
     LinkSuspected,
     LinkUp,
     NeighbourGone,
@@ -171,7 +171,7 @@ class Proxy:
         self.link_states: dict[str, LinkState] = {}
         self._due: list[tuple[int, int]] = []
         self._floor_unix_us = 0
-        self._others_at: int = NEVER
+        self._others_at: Instant = NEVER
         """Deadline of everything but links."""
         self._stale_at: int = NEVER
         self._svid_at: int = NEVER
@@ -226,17 +226,21 @@ class Proxy:
     # ------------------------------------------------------------------ entrance
     def handle(self, now: Instant, event: Event) -> Effects:
         """See `core.machine.Machine`."""
-        hello = type(event) is Received and type(event.message) is Hello
-        if type(event) is Tick and now < self.deadline:
+        kind = type(event)
+        if kind is Tick and now < self.deadline:
             return NOTHING
-        if hello or (type(event) is Tick and self._others_at > now):
+        hello = type(event) is Received and type(event.message) is Hello
+        if hello or (kind is Tick and self._others_at > now):
             effects = self.links.handle(now, event)
-            if not [effect for effect in effects if type(effect) is not Send]:
-                # Nearly always: nothing but hellos, nobody else has anything to do.
-                self.deadline = Instant(min(self._others_at, self.links.deadline))
+            for effect in effects:
+                if type(effect) is not Send:
+                    break
+            else:  # Nearly always: nothing but hellos, nobody else has anything to do.
+                due, others = self.links.deadline, self._others_at
+                self.deadline = due if due < others else others
                 return effects
             self._out += effects
-        elif type(event) is Tick:
+        elif kind is Tick:
             self._tick(now)
         else:
             self._give(now, event)
@@ -248,10 +252,9 @@ class Proxy:
             at += 1
         effects = tuple([effect for effect in self._out if effect is not NONE])
         self._out = []
-        self._others_at = min(
-            self._soonest(), self.server.deadline, self._stale_at or NEVER, self._svid_at
-        )
-        self.deadline = Instant(min(self._others_at, self.links.deadline))
+        dues = (self._soonest(), self.server.deadline, self._stale_at or NEVER, self._svid_at)
+        self._others_at = Instant(min(dues))
+        self.deadline = min(self._others_at, self.links.deadline)
         return effects
 
     def _tick(self, now: Instant) -> None:

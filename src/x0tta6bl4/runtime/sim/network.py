@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from x0tta6bl4.core.machine import MS, SECOND
-from x0tta6bl4.runtime.sim.world import World
+from x0tta6bl4.runtime.sim.world import HELLOS, World
 
 _RTO_MIN: Final = 200 * MS
 """Least retransmission time of TCP in Linux."""
@@ -51,6 +51,7 @@ class Wire:
     __slots__ = (
         "_cuts",
         "_free_at",
+        "_order",
         "_random",
         "_world",
         "cut_since",
@@ -70,6 +71,7 @@ class Wire:
         self._random = world.random(f"net/{source}>{target}").random
         self._free_at = 0
         self._cuts = 0
+        self._order = world.rank(HELLOS)
 
     def cut(self) -> None:
         """Let nothing pass, until as many `mend` have come."""
@@ -117,7 +119,7 @@ class Wire:
         if shape.corrupt_ppm and random() * 1_000_000 < shape.corrupt_ppm:
             deliver = corrupted
         world = self._world
-        world.at(world.now + delay, deliver, message)
+        world.at(world.now + delay, deliver, message, self._order + self.sent)
 
     def _queued(self, size: int) -> int:
         """Queue a packet; how long until it has left, or more than `queue_us`: it is dropped."""

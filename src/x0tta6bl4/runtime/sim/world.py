@@ -32,6 +32,10 @@ INBOX_MAX: Final = 4096
 
 _TICK: Final = Tick()
 _TURN_SHIFT: Final = 10
+_RANK_SHIFT: Final = 32
+HELLOS: Final = -(1 << 62)
+TICKS: Final = -(1 << 61)
+"""Kinds of orders (see `World.rank`), each with room for 2**29 wires or processes."""
 _Entry = tuple[int, int, Callable[[Any], None], Any]
 _EARLY_SHARE: Final = 1 / 16
 
@@ -99,10 +103,12 @@ class Process:
     """
 
     __slots__ = (
+        "_armed",
         "_due",
         "_early",
         "_inbox",
         "_late_us",
+        "_order",
         "_random",
         "alive",
         "clock",
@@ -132,6 +138,8 @@ class Process:
         self.handled = 0
         self._inbox: list[Event] = []
         self._due: int = NEVER
+        self._armed: int = NEVER  # The deadline that `_due` was set for.
+        self._order = world.rank(TICKS)
         self._random = world.random(f"ticks/{name}")
         self._early = world.nervous
         self._late_us = world.tick_late_us
@@ -158,11 +166,12 @@ class Process:
             world.record(self, event, effects)
         if effects:
             self.perform(effects)
-        self.arm()
+        if self.machine.deadline != self._armed:
+            self.arm()
 
     def arm(self) -> None:
         """Have the machine woken at its deadline."""
-        deadline = self.machine.deadline
+        self._armed = deadline = self.machine.deadline
         clock = self.clock
         due = clock.virtual(deadline) if clock.drifts else deadline - clock.boot_us
         if self._late_us:
@@ -173,7 +182,8 @@ class Process:
         if due < world.now:
             due = world.now
         self._due = due
-        world.at(due, self._tick, due)
+        self._order += 1
+        world.at(due, self._tick, due, self._order)
         if self._early and self._random.random() < _EARLY_SHARE:
             early = world.now + int((due - world.now) * self._random.random())
             world.at(early, self._nervous, due)
@@ -181,22 +191,20 @@ class Process:
     def _tick(self, due: int) -> None:
         if due != self._due:
             return
-        self._due = NEVER
-        now = self.clock.local(self.world.now)
-        if now < self.machine.deadline:
+        self._due = self._armed = NEVER
+        machine, clock = self.machine, self.clock
+        now = clock.local(due) if clock.drifts else due + clock.boot_us
+        if now < machine.deadline:
             if self._early:
                 self._nervous(due)
             self.arm()
         elif self.alive and not self.frozen:
             self.give(_TICK)
-            self._progressed(now)
-
-    def _progressed(self, now: Instant) -> None:
-        if self.alive and self.machine.deadline <= now:
-            raise LawBroken(
-                f"progress: {self.name} at {self.world.now}: "
-                f"deadline {self.machine.deadline} after a tick at {now}"
-            )
+            if machine.deadline <= now and self.alive:
+                raise LawBroken(
+                    f"progress: {self.name} at {due}: "
+                    f"deadline {machine.deadline} after a tick at {now}"
+                )
 
     def _nervous(self, _: int) -> None:
         if not self.alive or self.frozen:
@@ -250,6 +258,7 @@ class World:
         "_observers",
         "_open",
         "_open_until",
+        "_ranks",
         "_recording",
         "_serial",
         "_turns",
@@ -284,6 +293,7 @@ class World:
         self._open_until = 0
         self._next = 0
         self._serial = 0
+        self._ranks = 0
         self._digest = blake2b(digest_size=16)
         self._encode = msgspec.msgpack.Encoder(enc_hook=_opaque).encode
 
@@ -291,19 +301,29 @@ class World:
         """The stream of this name."""
         return Random(f"{self.seed}/{name}")
 
-    def at(self, at: int, call: Callable[[Any], None], argument: Any) -> None:
-        """Have `call(argument)` done at virtual time `at`; equal times in the order asked."""
-        self._serial = serial = self._serial + 1
+    def rank(self, kind: int) -> int:
+        """Where the orders of a new wire (HELLOS) or process (TICKS) begin."""
+        self._ranks += 1
+        return kind + (self._ranks << _RANK_SHIFT)
+
+    def at(self, at: int, call: Callable[[Any], None], argument: Any, order: int = 0) -> None:
+        """Have `call(argument)` done at virtual time `at`.
+
+        In the same microsecond hellos come before ticks, by `order`, no two of which are equal;
+        and both before everything else, which happens in the order asked.
+        """
+        if not order:
+            self._serial = order = self._serial + 1
         if at < self._open_until:
-            insort(self._open, (max(at, self.now), serial, call, argument), lo=self._next)
+            insort(self._open, (max(at, self.now), order, call, argument), lo=self._next)
             return
         turn = at >> _TURN_SHIFT
         entries = self._lists.get(turn)
         if entries is None:
-            self._lists[turn] = [(at, serial, call, argument)]
+            self._lists[turn] = [(at, order, call, argument)]
             heapq.heappush(self._turns, turn)
         else:
-            entries.append((at, serial, call, argument))
+            entries.append((at, order, call, argument))
 
     def after(self, delay: int, call: Callable[[Any], None], argument: Any = None) -> None:
         """Have `call(argument)` done `delay` microseconds from now."""
