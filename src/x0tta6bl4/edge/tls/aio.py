@@ -44,7 +44,8 @@ class SslContext(ssl.SSLContext):
 
     Args:
         source: the context, or what gives the one in use now (asked for each connection, so that
-            a listener goes on over rotations).
+            a listener goes on over rotations); where it raises TlsRefused, having none to give,
+            the handshake is refused with that reason.
         on_refused: told the reason of each refused handshake.
     """
 
@@ -68,7 +69,12 @@ class SslContext(ssl.SSLContext):
     ) -> Any:
         """Called by the event loop, once per connection; host names play no part."""
         source = self._source
-        context = source if isinstance(source, TlsContext) else source()
+        try:
+            context = source if isinstance(source, TlsContext) else source()
+        except TlsRefused as error:
+            if self._on_refused is not None:
+                self._on_refused(error.reason)
+            return _Refusing(error.reason)
         made = SslObject(Engine(context, server_side), incoming, outgoing, self, self._on_refused)
         if context.svid is not None:
             made.own_not_after_unix_s = context.svid.not_after_unix_s
@@ -77,6 +83,27 @@ class SslContext(ssl.SSLContext):
     def wrap_socket(self, *args: Any, **kwargs: Any) -> Any:
         """Not offered: it would bypass the judge."""
         raise NotImplementedError("asyncio only")
+
+
+class _Refusing:
+    """Stands where there is nothing to present: its handshake fails before the first byte.
+
+    An exception within `wrap_bio` would leave the socket open.
+    """
+
+    __slots__ = ("_reason",)
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def do_handshake(self) -> None:
+        raise SslRefused(self._reason)
+
+    def unwrap(self) -> None:
+        raise SslRefused(self._reason)
+
+    def pending(self) -> int:
+        return 0
 
 
 class SslObject:

@@ -98,7 +98,10 @@ class TlsContext:
             for other in others:
                 self._ssl.add_extra_chain_cert(other)
             load_any_key(svid.key)  # Refuses what is not in the list of kinds.
-            self._ssl.use_privatekey(crypto.load_privatekey(crypto.FILETYPE_ASN1, svid.key))
+            key = crypto.load_privatekey(crypto.FILETYPE_ASN1, svid.key)
+            # pyOpenSSL's own call knows no ML-DSA keys.
+            if lib.SSL_CTX_use_PrivateKey(self._ssl._context, key._pkey) != 1:
+                raise ValueError("key of another kind than the certificate's")
             self._ssl.check_privatekey()
         except (SSL.Error, crypto.Error, ValueError) as error:
             lib.ERR_clear_error()

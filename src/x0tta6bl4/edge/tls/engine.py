@@ -33,6 +33,11 @@ NO_CERTIFICATE: Final = Denied("no certificate")
 
 Buffer = bytes | bytearray | memoryview
 
+_bio_read, _bio_write, _bio_rest = lib.BIO_read, lib.BIO_write, lib.BIO_get_mem_data
+_ssl_read, _ssl_write = lib.SSL_read, lib.SSL_write
+_from_buffer = ffi.from_buffer
+"""Calls of the byte path, one look-up each."""
+
 
 class TlsRefused(Refused):
     """The connection is refused, by us or by the peer, or broken; it is of no more use.
@@ -74,14 +79,20 @@ class Engine:
 
     __slots__ = (
         "_bug",
+        "_cipher",
+        "_cipher_at",
         "_closed",
         "_complete",
         "_connection",
         "_due",
+        "_eof",
         "_failed",
         "_in",
         "_key",
         "_out",
+        "_plain",
+        "_plain_at",
+        "_rest",
         "_ssl",
         "alpn",
         "context",
@@ -117,7 +128,12 @@ class Engine:
         self._complete = False
         self._failed = ""
         self._closed = False
-        self._due = False
+        self._due = self._eof = False
+        self._cipher: memoryview | None = None
+        self._plain: memoryview | None = None
+        self._cipher_at: Any = None
+        self._plain_at: Any = None
+        self._rest: Any = ffi.new("char **")
         self._bug: BaseException | None = None
         self.peer: Verdict = NO_CERTIFICATE
         self.peer_not_after_unix_s = 0
@@ -203,13 +219,12 @@ class Engine:
 
     def feed_eof(self) -> None:
         """The stream has ended.  `shake` and `read` will tell whether that was proper."""
+        self._eof = True
         lib.BIO_set_mem_eof_return(self._in, 0)
 
     def take(self, into: bytearray | memoryview) -> int:
         """Move ciphertext out into the caller's buffer; returns its length, 0 when none waits."""
-        taken: int = lib.BIO_read(
-            self._out, ffi.from_buffer("char[]", into, require_writable=True), len(into)
-        )
+        taken: int = _bio_read(self._out, _from_buffer("char[]", into, True), len(into))
         return taken if taken > 0 else 0
 
     def write(self, view: Buffer) -> None:
@@ -225,7 +240,7 @@ class Engine:
             raise TlsRefused(self._failed)
         assert self._complete, "write before the peer was judged"
         assert size <= WRITE_BYTES_MAX
-        if size and lib.SSL_write(self._ssl, ffi.from_buffer(view), size) != size:
+        if size and _ssl_write(self._ssl, _from_buffer(view), size) != size:
             raise self._fail()
 
     def read(self, into: bytearray | memoryview) -> int:
@@ -242,14 +257,43 @@ class Engine:
         if self._failed:
             raise TlsRefused(self._failed)
         assert self._complete, "read before the peer was judged"
-        ssl, size, got = self._ssl, len(into), 0
         at = ffi.from_buffer("char[]", into, require_writable=True)
+        try:
+            return self._read(at, len(into))
+        finally:
+            # A pointer into a buffer must not live on in a traceback: CPython crashes when
+            # it collects the two as garbage (measured).
+            ffi.release(at)
+
+    def decrypt(self, cipher: memoryview, count: int, into: memoryview) -> int:
+        """`feed` the first `count` bytes of a buffer, and `read`.
+
+        Args:
+            cipher: ciphertext; a view of a whole buffer, the same one each time, as `into`:
+                pointers into both are kept.
+            count: bytes of it, at least one.
+            into: for plaintext.
+        Returns:
+            As `read`.
+        Raises:
+            TlsClosed, TlsRefused: as `read`.
+        """
+        if self._failed:
+            raise TlsRefused(self._failed)
+        assert self._complete, "read before the peer was judged"
+        if cipher is not self._cipher:
+            self._cipher, self._cipher_at = cipher, _pointer(cipher)
+        if into is not self._plain:
+            self._plain, self._plain_at = into, _pointer(into)
+        if _bio_write(self._in, self._cipher_at, count) != count:
+            raise self._fail()
+        return self._read(self._plain_at, len(into))
+
+    def _read(self, at: Any, size: int) -> int:
+        ssl, got = self._ssl, 0
         while got < size:
-            n: int = lib.SSL_read(ssl, at + got, size - got)
+            n: int = _ssl_read(ssl, at + got if got else at, size - got)
             if n <= 0:
-                # A pointer into a buffer must not live on in a traceback: CPython crashes when
-                # it collects the two as garbage (measured).
-                ffi.release(at)
                 if lib.SSL_get_error(ssl, n) == lib.SSL_ERROR_WANT_READ:
                     return got
                 failure = self._fail()
@@ -258,6 +302,8 @@ class Engine:
                     return got  # What came before it; the next call raises.
                 raise failure
             got += n
+            if not _bio_rest(self._in, self._rest) and not self._eof:
+                break  # OpenSSL keeps no whole record back: it need not be asked in vain.
         return got
 
     def close(self) -> None:
@@ -285,8 +331,7 @@ class Engine:
 
         1 where there are none but the next `read` is going to raise.
         """
-        data = ffi.new("char **")
-        waiting = int(lib.SSL_pending(self._ssl)) or int(lib.BIO_get_mem_data(self._in, data))
+        waiting = int(lib.SSL_pending(self._ssl)) or int(_bio_rest(self._in, self._rest))
         return waiting or int(self._due)
 
     def exporter(self, label: bytes, context: bytes, length: int) -> bytes:
@@ -327,6 +372,17 @@ class Engine:
         if not self._complete and type(self.peer) is Denied and self.peer is not NO_CERTIFICATE:
             return self._refuse(self.peer.reason)
         return self._refuse(_reason(code))
+
+
+def _pointer(view: memoryview) -> Any:
+    """A pointer that may be kept.
+
+    It holds what the view is of, never the view: CPython crashes when it collects a view and a
+    pointer that holds it as garbage of one cycle (measured).
+    """
+    assert view.obj is not None
+    assert len(view.obj) == len(view), "a view of a part"  # type: ignore[arg-type]
+    return ffi.from_buffer("char[]", view.obj, require_writable=True)
 
 
 _SHAKING: Final[dict[int, Engine]] = {}

@@ -1,0 +1,140 @@
+"""Live connections, and when each has to end.
+
+A handshake proves an identity for that moment.  A connection ends when the certificates of its
+handshake expire, when its own identity is withdrawn, and when the peer would be refused if it came
+now: revoked, or its bundle is gone.
+
+Source: SPIFFE_Workload_API.md section 4.4 (SP-109, SP-116); RFC 5280 section 4.1.2.5.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection
+from typing import Final, final
+
+from x0tta6bl4.core.identity.rules import Expect
+from x0tta6bl4.core.machine import SECOND, Denied
+from x0tta6bl4.edge.tls.judge import Clock, Judging
+from x0tta6bl4.wire.errors import Unavailable
+from x0tta6bl4.wire.ids import SpiffeId
+
+CONNECTIONS_MAX: Final = 65_536
+
+
+@final
+class Live:
+    """One connection, as the registry sees it.
+
+    Args:
+        own_id: whom we presented; None: nobody.
+        own_not_after_unix_s: end of that certificate; 0: none was presented.
+        peer_id: who the peer has proven to be.
+        peer_chain: as it was judged, DER.
+        peer_not_after_unix_s: end of the peer's certificates.
+        expect: what was asked of the peer.
+        group: key exchange, e.g. `X25519MLKEM768`.
+        end: ends the connection at once, with a reason.
+    """
+
+    __slots__ = (
+        "end",
+        "expect",
+        "group",
+        "not_after_unix_s",
+        "own_id",
+        "own_is_first",
+        "peer_chain",
+        "peer_id",
+    )
+
+    def __init__(
+        self,
+        own_id: SpiffeId | None,
+        own_not_after_unix_s: int,
+        peer_id: SpiffeId,
+        peer_chain: tuple[bytes, ...],
+        peer_not_after_unix_s: int,
+        expect: Expect,
+        group: str,
+        end: Callable[[str], None],
+    ) -> None:
+        self.own_id = own_id
+        self.own_is_first = 0 < own_not_after_unix_s <= peer_not_after_unix_s
+        """Whose certificate ends first: ours, or the peer's."""
+        self.not_after_unix_s = own_not_after_unix_s if self.own_is_first else peer_not_after_unix_s
+        self.peer_id = peer_id
+        self.peer_chain = peer_chain
+        self.expect = expect
+        self.group = group
+        self.end = end
+
+    @property
+    def expired_reason(self) -> str:
+        """What to say when `not_after_unix_s` has come."""
+        return "own SVID expired" if self.own_is_first else "SVID of the peer expired"
+
+
+class Connections:
+    """Registry of live connections.
+
+    Args:
+        clock: wall time, microseconds.
+    """
+
+    __slots__ = ("_clock", "_live", "ended", "groups")
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._live: dict[Live, None] = {}
+        self.ended: Counter[str] = Counter()
+        """Reason -> connections that were ended here; bounded by the number of reasons."""
+        self.groups: Counter[str] = Counter()
+        """Key exchange -> connections since the start."""
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def __iter__(self) -> object:
+        return iter(tuple(self._live))
+
+    def add(self, live: Live) -> None:
+        """Take a connection in; it is ended as soon as it must be.
+
+        Raises:
+            Unavailable: there are too many; the connection has to be closed.
+        """
+        if len(self._live) >= CONNECTIONS_MAX:
+            raise Unavailable("X0-SDK-020", "too many connections", f"at most {CONNECTIONS_MAX}")
+        self._live[live] = None
+        self.groups[live.group] += 1
+
+    def remove(self, live: Live) -> None:
+        """It was closed; unknown ones are ignored."""
+        self._live.pop(live, None)
+
+    def expire(self) -> None:
+        """End those whose certificates have expired."""
+        now = self._clock()
+        for live in [one for one in self._live if one.not_after_unix_s * SECOND <= now]:
+            self._end(live, live.expired_reason)
+
+    def judge(self, judging: Judging, own: Collection[SpiffeId]) -> None:
+        """End those that would be refused now.
+
+        Args:
+            judging: the newest judges.
+            own: the identities that are still ours.
+        """
+        for live in tuple(self._live):
+            if live.own_id is not None and live.own_id not in own:
+                self._end(live, "own identity withdrawn")
+                continue
+            verdict = judging.judge(live.peer_chain, live.expect).verdict
+            if type(verdict) is Denied:
+                self._end(live, f"peer refused: {verdict.reason}")
+
+    def _end(self, live: Live, reason: str) -> None:
+        self.remove(live)
+        self.ended[reason] += 1
+        live.end(reason)
