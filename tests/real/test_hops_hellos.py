@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from tests.fakes.hop_mesh import HopMesh
-from x0tta6bl4.core.machine import Instant
+from x0tta6bl4.core.machine import NEVER, Instant
 from x0tta6bl4.runtime.clocks import clock
 from x0tta6bl4.runtime.loop.hellos import Hellos
 from x0tta6bl4.wire.hello import UP, Hello, pack
@@ -234,3 +234,22 @@ def test_one_data_port_takes_both_families(host: str) -> None:
     end.send(b"x")
     mesh.run(lambda: end.received == b"x")
     mesh.close()
+
+
+def test_all_that_has_come_is_heard_before_a_tick(two: Two) -> None:
+    two.mesh.link("a", "b")
+    two.beat(3)
+    two.clear()
+    loop, heard = two.mesh.loop, two.heard["b"]
+    loop.drop(two.hellos["a"]._sock.fileno())
+    at_tick: list[int] = []
+    alarm = loop.alarm(lambda: at_tick.append(len(heard)))
+    for _ in range(9):
+        two.hellos["a"].send(B, two.hello("a", "b"))
+    while len(heard) < 2:
+        loop.once(Instant(clock() + 100_000))
+    assert len(heard) == 2  # One a wake-up while nobody is judged ...
+    alarm.at = clock()
+    loop.once(Instant(clock() + 100_000))
+    assert at_tick == [9]  # ... but all before somebody is.
+    alarm.at = NEVER

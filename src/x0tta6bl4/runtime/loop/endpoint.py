@@ -30,7 +30,6 @@ import msgspec
 
 from x0tta6bl4.core.machine import (
     MS,
-    NEVER,
     SECOND,
     Allowed,
     ClockSet,
@@ -39,7 +38,6 @@ from x0tta6bl4.core.machine import (
     Effect,
     Event,
     Failed,
-    Instant,
     Tick,
 )
 from x0tta6bl4.core.proxy.composite import Proxy
@@ -53,7 +51,7 @@ from x0tta6bl4.runtime.clocks import clock
 from x0tta6bl4.runtime.loop.calls import Calls
 from x0tta6bl4.runtime.loop.carry import Cancellable
 from x0tta6bl4.runtime.loop.circuits import Buffers, Tls, TlsCircuit, allocate
-from x0tta6bl4.runtime.loop.poll import Loop, Timer
+from x0tta6bl4.runtime.loop.poll import Loop
 from x0tta6bl4.runtime.loop.serving import Confirm, Listener, ProxyHeader, Serving
 from x0tta6bl4.runtime.loop.sessions import (
     Reply,
@@ -75,6 +73,7 @@ STREAMS_MAX: Final = 16_384
 """Application connections of one proxy."""
 SHAKING_MAX: Final = 1024
 """Accepted circuits whose TLS is not done."""
+_TICK: Final = Tick()
 
 
 class Tune(Protocol):
@@ -178,8 +177,7 @@ class Endpoint:
         self._streams = 0
         self._counts = dict.fromkeys(_COUNTS, 0)
         self.closings: dict[str, int] = {}  # Circuits that were closed here, by the fixed reasons.
-        self._timer: Timer | None = None
-        self._armed: Instant = NEVER
+        self._alarm = loop.alarm(self._tick)
         self._clock_us = unix_us() - clock()
         self.proxy = Proxy(
             incarnation=incarnation,
@@ -204,20 +202,12 @@ class Endpoint:
                 self._perform(effect)
             else:
                 act(self, effect)
-        deadline = proxy.deadline
-        if deadline < self._armed:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._armed = deadline
-            self._timer = self.loop.at(deadline, self._tick)
+        self._alarm.at = proxy.deadline
 
     def _tick(self) -> None:
-        # A deadline that moved away is met by an early tick, which does nothing.
-        if clock() - self._armed > 12 * MS:
+        if clock() - self._alarm.at > 12 * MS:
             self._counts["ticks_late"] += 1
-        self._armed = NEVER
-        self._timer = None
-        self.give(Tick())
+        self.give(_TICK)
 
     def _after_batch(self, event: Event) -> None:
         """Tell the machine at the end of this batch: never from within `pump` or `feed`."""
@@ -438,13 +428,13 @@ class Endpoint:
         """See `CircuitOwner`."""
         core = circuit.circuit
         pipe = core.pipe
-        if pipe is None:
+        if pipe is None or (core.offset <= core.told and not pipe.broken):
             return
         session = session_of(pipe)
         if pipe.broken:
             if session.number in self.sessions:
                 self._after_batch(facts.Broken(session.number, pipe.broken))
-        elif core.offset > core.told and not session.control.owing:
+        elif not session.control.owing:
             self.give(facts.Owing(session.number))
 
     def on_lost(self, circuit: TlsCircuit, reason: str) -> None:

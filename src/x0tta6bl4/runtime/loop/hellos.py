@@ -32,7 +32,7 @@ from x0tta6bl4.wire.ids import NodeName
 from x0tta6bl4.wire.messages import NeighbourItem
 
 BATCH_MAX: Final = 256
-"""Datagrams taken per wake-up; the rest waits in the socket's buffer for the next."""
+"""Datagrams taken before a tick; the rest waits in the socket's buffer for the next wake-up."""
 DEAF_US_MIN: Final = SECOND // 2
 DEAF_HELLOS: Final = 8
 """Hello intervals without one by UDP after which a neighbour counts as not heard."""
@@ -84,7 +84,6 @@ class Hellos:
     """
 
     __slots__ = (
-        "_buffer",
         "_forged",
         "_foreign",
         "_hops",
@@ -113,7 +112,6 @@ class Hellos:
         self._ways: dict[NodeName, _Way] = {}
         self._sent_udp = self._sent_channel = self._received_udp = self._received_channel = 0
         self._foreign = self._forged = self._unsent = 0
-        self._buffer = bytearray(_DATAGRAM_MAX)
         hops.on_hello = self._from_channel
         sock.setblocking(False)
         loop.add(sock.fileno(), READ, self._ready)
@@ -170,19 +168,21 @@ class Hellos:
         self._sock.close()
 
     def _ready(self, mask: int) -> None:
-        buffer, view = self._buffer, memoryview(self._buffer)
-        for _ in range(BATCH_MAX):
+        # Hellos come one by one: to ask for a second is in vain, and epoll tells of it anyway.  But
+        # all that is there is heard before a tick, which judges who was silent.
+        for _ in range(BATCH_MAX if self._loop.rings() else 1):
             try:
-                count, address = self._sock.recvfrom_into(buffer)
+                data, address = self._sock.recvfrom(_DATAGRAM_MAX)
             except BlockingIOError:
                 return
             except OSError:
                 continue  # An ICMP error of something sent earlier.
-            found = self._open(bytes(view[:count]))
+            found = self._open(data)
             if found is not None:
+                neighbour, hello = found
                 self._received_udp += 1
-                self._heard(*found, address)
-                self._on_hello(found[0].node, found[1])
+                self._heard(neighbour, hello, address)
+                self._on_hello(neighbour.node, hello)
 
     def _from_channel(self, node: NodeName, body: bytes) -> None:
         """A HELLO message of a neighbour's channel."""

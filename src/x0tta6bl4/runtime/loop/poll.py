@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import heapq
 import select
+import time
 from collections.abc import Callable
 
 from x0tta6bl4.core.machine import NEVER, Instant
 from x0tta6bl4.runtime.clocks import clock
+
+_clock_ns = time.clock_gettime_ns
+_BOOTTIME = time.CLOCK_BOOTTIME
 
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
@@ -19,6 +23,8 @@ HANGUP = select.EPOLLHUP
 ERROR = select.EPOLLERR
 
 _EVENTS_MAX = 1024
+_BUSY_EVENTS = 8
+"""A batch of more may have lasted: the clock is read again before the next wait."""
 
 
 class Timer:
@@ -35,23 +41,39 @@ class Timer:
         self.call = None
 
 
+class Alarm:
+    """A call whose instant may be moved at any time, both ways, for nothing.
+
+    Attributes:
+        at: when it is due; the call moves it, or it is called again in every batch.
+        call: what to call.
+    """
+
+    __slots__ = ("at", "call")
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self.at: Instant = NEVER
+        self.call = call
+
+
 class Loop:
     """Single-threaded epoll loop.
 
     Attributes:
         now: the instant at which the current batch of events began.
-        late_us: how much later than wanted the last timed wake-up came (0 if woken by I/O).
+        after_batch: `after_batch(call)` calls once when all events of this batch were handled.
     """
 
     __slots__ = (
         "_added",
         "_after",
+        "_alarms",
         "_epoll",
         "_handlers",
         "_heap",
         "_running",
         "_serial",
-        "late_us",
+        "after_batch",
         "now",
     )
 
@@ -60,10 +82,11 @@ class Loop:
         self._handlers: dict[int, Callable[[int], None]] = {}
         self._heap: list[tuple[int, int, Timer]] = []
         self._after: list[Callable[[], None]] = []
+        self.after_batch: Callable[[Callable[[], None]], None] = self._after.append
         self._added: set[int] = set()
+        self._alarms: list[Alarm] = []
         self._serial = 0
         self._running = True
-        self.late_us = 0
         self.now = clock()
 
     def add(self, fd: int, mask: int, handler: Callable[[int], None]) -> None:
@@ -81,6 +104,17 @@ class Loop:
         if self._handlers.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
+    def alarm(self, call: Callable[[], None]) -> Alarm:
+        """An alarm, one per machine, for as long as the loop lives."""
+        alarm = Alarm(call)
+        self._alarms.append(alarm)
+        return alarm
+
+    def rings(self) -> bool:
+        """Whether an alarm will be called in this batch, after what is ready."""
+        now = self.now
+        return any(alarm.at <= now for alarm in self._alarms)
+
     def at(self, instant: Instant, call: Callable[[], None]) -> Timer:
         """Call once at `instant` or soon after."""
         timer = Timer(instant, call)
@@ -91,10 +125,6 @@ class Loop:
     def after(self, delay_us: int, call: Callable[[], None]) -> Timer:
         """Call once, `delay_us` from this very moment (`now` may be as old as its batch)."""
         return self.at(Instant(clock() + delay_us), call)
-
-    def after_batch(self, call: Callable[[], None]) -> None:
-        """Call once when all events of this batch have been handled."""
-        self._after.append(call)
 
     def stop(self) -> None:
         """Leave `run` at the end of this batch."""
@@ -107,39 +137,62 @@ class Loop:
 
     def run(self) -> None:
         """Handle events until `stop`."""
+        turn = self._turn
         while self._running:
-            self.once(NEVER)
+            turn(NEVER)
 
     def once(self, until: Instant) -> None:
         """Wait for one batch, at most until `until`, and handle it with all timers due."""
-        heap = self._heap
+        self.now = clock()
+        self._turn(until)
+
+    def _turn(self, until: Instant) -> None:
+        """One batch; `now` may be as old as the batch before, and a timer as much late."""
+        heap, after = self._heap, self._after
         while heap and heap[0][2].call is None:
             heapq.heappop(heap)
-        wake = min(heap[0][0], until) if heap else until
-        if self._after:
+        wake: int = until
+        if heap and heap[0][0] < wake:
+            wake = heap[0][0]
+        for alarm in self._alarms:
+            if alarm.at < wake:
+                wake = alarm.at
+        if after:
             timeout = 0.0
         elif wake == NEVER:
             timeout = -1.0
         else:
-            timeout = max(0.0, (wake - clock()) / 1e6)
+            left = wake - self.now
+            timeout = left / 1e6 if left > 0 else 0.0
         ready = self._epoll.poll(timeout, _EVENTS_MAX)
-        self.now = now = clock()
-        self.late_us = 0 if ready or now < wake else now - wake
-        handlers = self._handlers
-        added = self._added
-        added.clear()
+        now = self.now = Instant(_clock_ns(_BOOTTIME) // 1000)  # As `clock`, without its frame.
+        handlers, added = self._handlers, self._added
+        if added:
+            added.clear()
         for fd, mask in ready:
             handler = handlers.get(fd)
             # An earlier event of this batch may have closed it, and its number may even be a new
             # descriptor's already: that one is asked for anew, epoll repeats what still holds.
             if handler is not None and fd not in added:
                 handler(mask)
+        if heap and heap[0][0] <= now:
+            self._call_due(now)
+        for alarm in self._alarms:
+            if alarm.at <= now:
+                alarm.call()
+        if after:
+            for call in after:  # It may grow meanwhile.
+                call()
+            after.clear()
+        if len(ready) > _BUSY_EVENTS:
+            self.now = clock()
+
+    def _call_due(self, now: Instant) -> None:
+        """Call the timers that are due, and look at the clock again: that may have lasted."""
+        heap = self._heap
         while heap and heap[0][0] <= now:
             timer = heapq.heappop(heap)[2]
             call, timer.call = timer.call, None
             if call is not None:
                 call()
-        while self._after:
-            calls, self._after = self._after, []
-            for call in calls:
-                call()
+        self.now = clock()
