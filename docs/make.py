@@ -47,6 +47,7 @@ FAMILIES: Final = {
     "REC": "Records",
     "REN": "Renewal",
     "RUN": "Running a node",
+    "SDK": "SDK: identities, Workload API client",
     "SEL": "Selectors",
     "SES": "Sessions",
     "SIM": "Simulator",
