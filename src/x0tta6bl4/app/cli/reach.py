@@ -7,16 +7,19 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 import msgspec
 
-from x0tta6bl4.app.admin import SOCKET_NAME, AdminClient
 from x0tta6bl4.wire.errors import NotFound, Refused
+
+if TYPE_CHECKING:
+    from x0tta6bl4.app.admin import AdminClient
 
 SYSTEM_STATE: Final = Path("/var/lib/x0")
 AUTHORITY_SOCKET: Final = "admin.sock"
+NODE_SOCKET: Final = "agent.sock"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -78,7 +81,7 @@ def node_dirs(state_dir: Path | None, name: str) -> list[Path]:
     found: list[Path] = []
     for root in (mesh_root(), SYSTEM_STATE):
         try:
-            found += sorted(path.parent for path in root.glob(f"*/{SOCKET_NAME}"))
+            found += sorted(path.parent for path in root.glob(f"*/{NODE_SOCKET}"))
             if root.is_dir() and not os.access(root, os.R_OK | os.X_OK):
                 raise Refused("X0-CLI-022", f"this user may not look into {root}", "use sudo")
         except PermissionError:
@@ -101,6 +104,8 @@ def node_dirs(state_dir: Path | None, name: str) -> list[Path]:
 
 def one_node(state_dir: Path | None, name: str, timeout_s: float = 10.0) -> AdminClient:
     """A connection to one node; with several and no name, the first that answers."""
+    from x0tta6bl4.app.admin import AdminClient
+
     return AdminClient(node_dirs(state_dir, name)[0], timeout_s)
 
 
