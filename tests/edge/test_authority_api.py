@@ -31,6 +31,8 @@ from x0tta6bl4.core.identity.rules import ANYBODY
 from x0tta6bl4.edge.authority_api import service as service_module
 from x0tta6bl4.edge.authority_api.client import AuthorityClient
 from x0tta6bl4.edge.authority_api.service import Watcher
+from x0tta6bl4.edge.bundle.document import of_bundle
+from x0tta6bl4.edge.jwt.svid import JwtSvid, judge_token
 from x0tta6bl4.edge.tls import x509
 from x0tta6bl4.edge.tls.aio import SslContext
 from x0tta6bl4.edge.tls.context import ALPN_AUTHORITY, TlsContext
@@ -54,7 +56,7 @@ def test_a_node_enrols_watches_and_is_told_what_changes(tmp_path: Path) -> None:
             updates = connection.watch()
             update = await anext(updates)
             assert (update.full, update.entries) == (True, (first,))
-            assert len(update.records) == 5
+            assert len(update.records) == 6
             await here.entry("beta", "other")
             second = await here.entry("alpha", "db")
             update = await anext(updates)
@@ -75,6 +77,27 @@ def test_a_node_enrols_watches_and_is_told_what_changes(tmp_path: Path) -> None:
             (issued,) = await connection.issue(wanted(second.key))
             assert issued.id == second.id
             assert connection.peer().group == "X25519MLKEM768"
+
+    play(tmp_path, story)
+
+
+def test_a_node_mints_tokens_that_the_bundle_verifies(tmp_path: Path) -> None:
+    async def story(here: World) -> None:
+        alpha, beta = await here.enrol("alpha"), await here.enrol("beta")
+        entry = await here.entry("alpha")
+        bundle = of_bundle(decode_bundle(alpha.bundle))
+        async with here.client(alpha) as mine, here.client(beta) as others:
+            made = await mine.mint(entry.key, ("db", "cache"))
+            svid = judge_token(made.token, "db", {DOMAIN: bundle}, unix_us())
+            assert isinstance(svid, JwtSvid)
+            assert (svid.id, svid.audience) == (entry.id, ("db", "cache"))
+            assert svid.expires_unix_s - svid.issued_unix_s == 300
+            assert svid.expires_unix_s == made.expires_unix_s
+            assert (await others.mint(entry.key, ("db",))).refused == "entry of another node"
+            assert (await refusal(mine.mint(entry.key, ()))).id == "X0-AUT-048"
+            await here.admin.revoke(words.Revoke(subject=entry.id))
+            assert (await mine.mint(entry.key, ("db",))).refused == "subject is banned"
+        assert here.process.statistics()["minted"] == 1
 
     play(tmp_path, story)
 

@@ -10,8 +10,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
@@ -32,7 +35,7 @@ from x0tta6bl4.core.authority.rows import (
 )
 from x0tta6bl4.edge.store import schema
 from x0tta6bl4.edge.store.store import FILE, Store
-from x0tta6bl4.wire.authority import Ban, Entry
+from x0tta6bl4.wire.authority import Ban, Entry, Federation
 from x0tta6bl4.wire.errors import X0Error
 from x0tta6bl4.wire.ids import trust_domain
 from x0tta6bl4.wire.records import Name, Revocation, Rule
@@ -64,6 +67,7 @@ def entry(key: str, node: str = "alpha") -> Entry:
     return Entry(
         id="spiffe://example.org/web", node=node, selectors=("unix:uid:1", "unix:path:/ü x"),
         ttl_s=60, address="[::1]:80", proxy_header=True, hint="an 'odd'; hint", key=key, revision=3,
+        federates_with=("a.test", "b.test"),
     )  # fmt: skip
 
 
@@ -73,6 +77,16 @@ ROWS: tuple[Row, ...] = (
     TokenRow("t2", b"digest", "alpha", NOW, NOW + 600, NOW + 5, "alpha"),
     entry("e-1"),
     entry("e-2", "beta"),
+    Federation(
+        trust_domain="other.test",
+        url="https://o/",
+        profile="https_web",
+        bundle=b"\x00{}",
+        sequence=2**64 - 1,
+        fetched_unix_s=NOW,
+        next_unix_s=NOW + 1,
+        failed="no",
+    ),
     Name("web", "spiffe://example.org/web", ("spiffe://example.org/*",), True),
     Rule("r", "deny", ("spiffe://a/x",), ("spiffe://b/y", "spiffe://b/z")),
     Ban(subject="spiffe://example.org/bad", reason="", since_unix_s=NOW),
@@ -115,9 +129,10 @@ def test_drop_by_every_kind_of_key(store: Store) -> None:
         Drop("Entry", "e-1"), Drop("Name", "web"), Drop("TokenRow", "t1"), Drop("Rule", "r"),
         Drop("Ban", "spiffe://example.org/bad"), Drop("BundleRow", "1"),
         Drop("Revocation", f"spiffe://example.org/bad {NOW}"), Drop("NodeRow", "alpha"),
+        Drop("Federation", "other.test"),
     ])  # fmt: skip
     left = [row for row in store.load(NOW) if row in ROWS]
-    assert left == [ROWS[4], ROWS[8]]
+    assert left == [ROWS[4], ROWS[9]]
 
 
 def test_issued_svids_are_summed_up_and_forgotten_after_their_end(store: Store) -> None:
@@ -239,6 +254,30 @@ def test_migrations_lead_to_the_schema(place: Path) -> None:
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), schema.METADATA) == []
     engine.dispose()
+
+
+def test_a_store_of_the_first_revision_is_migrated_and_its_ca_kept(place: Path) -> None:
+    store = Store(place)
+    store.commit([Put(entry("e-1"))])
+    store.close()
+    engine = create_engine(f"sqlite:///{place / FILE}")
+    with engine.connect() as connection:
+        config = Config()
+        config.set_main_option("script_location", str(Path(module.__file__).parent / "migrations"))
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0001")
+        connection.commit()
+        names = {row[1] for row in connection.exec_driver_sql("PRAGMA table_info(ca_keys)")}
+        assert "jwt_key" not in names
+    engine.dispose()
+    again = Store(place)
+    rows = list(again.load(NOW))
+    again.close()
+    (ca,) = (row for row in rows if type(row) is CaRow)
+    (before,) = (row for row in first_rows() if type(row) is CaRow)
+    assert ca == msgspec.structs.replace(before, jwt_key="", jwt_public=b"", jwt_private=b"")
+    (kept,) = (row for row in rows if type(row) is Entry)
+    assert kept == msgspec.structs.replace(entry("e-1"), federates_with=())
 
 
 # ------------------------------------------------------------------ full disk

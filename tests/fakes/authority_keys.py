@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from random import Random
 
-from x0tta6bl4.core.authority.rows import CaRow, Leaf, NewCa
+from x0tta6bl4.core.authority.rows import CaRow, Leaf, NewCa, NewJwtKey, ReadBundle
 from x0tta6bl4.wire.errors import BadInput
-from x0tta6bl4.wire.ids import NodeName, SpiffeId
+from x0tta6bl4.wire.ids import NodeName, SpiffeId, TrustDomain
 
 
 class FakeKeys:
@@ -40,6 +40,28 @@ class FakeKeys:
             point(name.encode()),
             name.encode(),
         )
+
+    def new_jwt_key(self) -> NewJwtKey:
+        name = self.random(8)
+        return NewJwtKey(point(name), name)
+
+    def mint(
+        self,
+        ca: CaRow,
+        id: SpiffeId,
+        audience: tuple[str, ...],
+        issued_unix_s: int,
+        end_unix_s: int,
+    ) -> str:
+        said = f"{id} {','.join(audience)} {issued_unix_s} {end_unix_s} {ca.jwt_key}"
+        return f"{said} {sign(ca.jwt_private, said.encode()).hex()}"
+
+    def read_bundle(self, document: bytes, trust_domain: TrustDomain) -> ReadBundle:
+        """A bundle is `bundle <domain> <sequence> <hint>`."""
+        word, domain, sequence, hint = (*document.decode().split(), "", "", "", "")[:4]
+        if word != "bundle" or domain != trust_domain:
+            raise BadInput("X0-BUN-006", "not a SPIFFE bundle")
+        return ReadBundle(int(sequence), int(hint))
 
     def sign(self, ca: CaRow, data: bytes) -> bytes:
         return sign(ca.record_private, data)

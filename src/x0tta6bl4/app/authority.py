@@ -27,11 +27,23 @@ from x0tta6bl4.app.settings import AuthoritySettings
 from x0tta6bl4.core.authority.desk import AuthorityConfig
 from x0tta6bl4.core.authority.life import genesis
 from x0tta6bl4.core.authority.machine import Authority
-from x0tta6bl4.core.authority.rows import Caller, CaRow, Leaf, NewCa, NodeCut, OwnSvid, Published
+from x0tta6bl4.core.authority.rows import (
+    Caller,
+    CaRow,
+    Leaf,
+    NewCa,
+    NewJwtKey,
+    NodeCut,
+    OwnSvid,
+    Published,
+    ReadBundle,
+)
 from x0tta6bl4.core.identity.rules import NODE
 from x0tta6bl4.core.machine import Allowed, Denied, Effect, Verdict
 from x0tta6bl4.edge.authority_api.server import ApiServer, bind_tcp
 from x0tta6bl4.edge.authority_api.service import Service
+from x0tta6bl4.edge.bundle.document import parse
+from x0tta6bl4.edge.jwt.svid import Signer
 from x0tta6bl4.edge.store.store import FILE, Store
 from x0tta6bl4.edge.tls import x509
 from x0tta6bl4.edge.tls.aio import SslContext
@@ -68,6 +80,7 @@ class Keys:
         self._domain = domain
         self._issuers: dict[str, x509.Issuer] = {}
         self._record_keys: dict[str, x509.PrivateKey] = {}
+        self._signers: dict[str, Signer] = {}
 
     def issue(
         self,
@@ -109,6 +122,31 @@ class Keys:
             x509.public_point(record),
             x509.key_bytes(record),
         )
+
+    def new_jwt_key(self) -> NewJwtKey:
+        """Make a key for ES256."""
+        key = x509.new_key("P-256")
+        return NewJwtKey(x509.public_bytes(key), x509.key_bytes(key))
+
+    def mint(
+        self,
+        ca: CaRow,
+        id: SpiffeId,
+        audience: tuple[str, ...],
+        issued_unix_s: int,
+        end_unix_s: int,
+    ) -> str:
+        """Write a JWT-SVID, signed with the CA's JWT key."""
+        signer = self._signers.get(ca.jwt_key)
+        if signer is None:
+            _bound(self._signers)
+            signer = self._signers[ca.jwt_key] = Signer(ca.jwt_private, ca.jwt_key)
+        return signer.mint(id, audience, end_unix_s - issued_unix_s, issued_unix_s)
+
+    def read_bundle(self, document: bytes, trust_domain: TrustDomain) -> ReadBundle:
+        """Read a SPIFFE bundle; raises BadInput."""
+        found = parse(document, trust_domain)
+        return ReadBundle(found.sequence or 0, found.refresh_hint_s or 0)
 
     def sign(self, ca: CaRow, data: bytes) -> bytes:
         """Sign with the CA's record key."""

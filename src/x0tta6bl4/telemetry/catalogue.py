@@ -148,6 +148,23 @@ NODE: Final = (
     _g("svid_not_after_seconds", "identity", "End of each SVID, seconds since 1970.", "id"),
     _c("svid_renewals_total", "identity", "SVIDs renewed."),
     _c("svid_renewal_failures_total", "identity", "Renewals that failed."),
+    # --- Workload API
+    _g("workload_api_connections", "edge/workload_api", "Connections of workloads now."),
+    _g("workload_api_calls", "edge/workload_api", "Calls open now, streams among them."),
+    _c(
+        "workload_api_calls_total",
+        "edge/workload_api",
+        "Calls that have ended, by method and gRPC status.",
+        "method",
+        "code",
+    ),
+    _c("workload_api_pushes_total", "edge/workload_api", "Messages of streams.", "method"),
+    _c(
+        "workload_api_refused_total",
+        "edge/workload_api",
+        "Connections and callers refused: attestation failed, or a bound was met.",
+        "reason",
+    ),
     # --- authority, as the node sees it
     _g("authority_connected", "app", "1 while there is a connection to the authority."),
     _g(
@@ -234,6 +251,7 @@ AUTHORITY: Final = (
         process="authority",
     ),
     _c("authority_issued_total", "edge/authority_api", "SVIDs issued.", process="authority"),
+    _c("authority_minted_total", "edge/authority_api", "JWT-SVIDs signed.", process="authority"),
     _c(
         "authority_issue_cpu_seconds_total",
         "edge/authority_api",

@@ -515,6 +515,7 @@ METHODS: Final[dict[str, tuple[type[msgspec.Struct], type[msgspec.Struct]]]] = {
     "Enrol": (EnrolRequest, Admission),
     "Attest": (AttestRequest, Admission),
     "Issue": (IssueRequest, IssueReply),
+    "Mint": (MintRequest, Minted),
     "Watch": (WatchRequest, Update),
 }
 """Methods of SERVICE: name -> request, reply.  Watch answers a stream."""
@@ -547,6 +548,12 @@ ADMIN_METHODS: Final[dict[str, tuple[type[msgspec.Struct], type[msgspec.Struct]]
     "BundleShow": (Nothing, BundleInfo),
     "BundleRotate": (BundleRotate, BundleInfo),
     "RenewAll": (Nothing, Nothing),
+    "FederationList": (Page, Federations),
+    "FederationShow": (Key, Federation),
+    "FederationCreate": (Federation, Federation),
+    "FederationUpdate": (Federation, Federation),
+    "FederationDelete": (Key, Federation),
+    "FederationRefresh": (Key, Federation),
 }
 """Methods of ADMIN: name -> request, reply."""
 

@@ -177,7 +177,7 @@ def issue(desk: Desk, caller: Caller, request: IssueRequest) -> IssueReply:
         BadInput: too many at once.
     """
     compare_clocks(desk, request.unix_us)
-    name = _the_node(desk, caller)
+    name = the_node(desk, caller)
     if len(request.wanted) > ISSUE_MAX:
         raise BadInput(
             "X0-AUT-045", f"{len(request.wanted)} SVIDs asked for at once", f"at most {ISSUE_MAX}"
@@ -211,7 +211,7 @@ def watch(desk: Desk, caller: Caller, request: WatchRequest) -> Update:
         Refused: the node may not watch; its clock is off.
     """
     compare_clocks(desk, request.unix_us)
-    return full_update(desk, _the_node(desk, caller))
+    return full_update(desk, the_node(desk, caller))
 
 
 def full_update(desk: Desk, name: str) -> Update:
@@ -287,7 +287,12 @@ def compare_clocks(desk: Desk, peer_unix_us: int) -> None:
         )
 
 
-def _the_node(desk: Desk, caller: Caller) -> NodeName:
+def the_node(desk: Desk, caller: Caller) -> NodeName:
+    """The node that asks.
+
+    Raises:
+        Refused: X0-AUT-042 it may not.
+    """
     _refuse_denied(may_talk(desk, caller))
     assert caller.node is not None
     return caller.node

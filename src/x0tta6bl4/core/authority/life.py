@@ -1,16 +1,18 @@
-"""The life of CAs and record keys, and the publication of signed sets.
+"""The life of CAs with their record and JWT keys, and the publication of signed sets.
 
     (none) --1/2 of the active one's life--> prepared --5/6--> active
            --successor active--> retired --expired--> (none)
 
-A prepared CA and its record key stand in the bundle before anything is signed with them, so who
-follows the bundle knows them in time; a retired one stays until it has expired.
+A prepared CA and its keys stand in the bundle before anything is signed with them, so who follows
+the bundle knows them in time (SP-126); a retired one stays until it has expired.
 """
 
 from __future__ import annotations
 
 import hashlib
 from typing import Any, Final
+
+import msgspec
 
 from x0tta6bl4.core.authority.desk import AuthorityConfig, Desk
 from x0tta6bl4.core.authority.rows import (
@@ -36,6 +38,7 @@ from x0tta6bl4.wire.records import (
     Bundle,
     Federated,
     Heartbeat,
+    JwtKey,
     RecordKey,
     encode_body,
 )
@@ -132,6 +135,11 @@ def bundle_of(state: State, sequence: int) -> Bundle:
         sequence,
         tuple(ca.certificate for ca in cas),
         tuple(RecordKey(ca.record_key, ca.record_point) for ca in cas),
+        jwt_keys=tuple(
+            JwtKey(ca.jwt_key, "ES256", ca.jwt_public, ca.not_after_unix_s)
+            for ca in cas
+            if ca.jwt_key
+        ),
     )
 
 
@@ -169,6 +177,9 @@ def turn(desk: Desk) -> None:
     ):
         _activate(desk, active, prepared)
     for ca in list(state.cas.values()):
+        if not ca.jwt_key:  # Made by a release that knew no JWT-SVIDs.
+            desk.put(_with_jwt_key(desk, ca))
+            desk.dirty.add(BUNDLE)
         if ca.state == RETIRED and ca.not_after_unix_s <= now:
             _retire(desk, ca)
 
@@ -246,39 +257,35 @@ def _prepare(desk: Desk, state: str) -> None:
     now = desk.unix_s
     start, end = now - words.BACKDATE_S, now - words.BACKDATE_S + desk.config.ca_ttl_s
     made = desk.crypto.new_ca(desk.domain, start, end)
-    desk.put(
-        CaRow(
-            id=hashlib.sha256(made.certificate).hexdigest()[:16],
-            state=state,
-            certificate=made.certificate,
-            private=made.private,
-            record_key="r-" + hashlib.sha256(made.record_point).hexdigest()[:16],
-            record_point=made.record_point,
-            record_private=made.record_private,
-            not_before_unix_s=start,
-            not_after_unix_s=end,
-            prepared_unix_s=now,
-        )
+    row = CaRow(
+        id=hashlib.sha256(made.certificate).hexdigest()[:16],
+        state=state,
+        certificate=made.certificate,
+        private=made.private,
+        record_key="r-" + hashlib.sha256(made.record_point).hexdigest()[:16],
+        record_point=made.record_point,
+        record_private=made.record_private,
+        not_before_unix_s=start,
+        not_after_unix_s=end,
+        prepared_unix_s=now,
     )
+    desk.put(_with_jwt_key(desk, row))
     desk.dirty.add(BUNDLE)
+
+
+def _with_jwt_key(desk: Desk, ca: CaRow) -> CaRow:
+    made = desk.crypto.new_jwt_key()
+    return msgspec.structs.replace(
+        ca,
+        jwt_key="j-" + hashlib.sha256(made.public).hexdigest()[:16],
+        jwt_public=made.public,
+        jwt_private=made.private,
+    )
 
 
 def _activate(desk: Desk, active: CaRow, prepared: CaRow) -> None:
     for ca, state in ((active, RETIRED), (prepared, ACTIVE)):
-        desk.put(
-            CaRow(
-                ca.id,
-                state,
-                ca.certificate,
-                ca.private,
-                ca.record_key,
-                ca.record_point,
-                ca.record_private,
-                ca.not_before_unix_s,
-                ca.not_after_unix_s,
-                ca.prepared_unix_s,
-            )
-        )
+        desk.put(msgspec.structs.replace(ca, state=state))
     desk.dirty.add(BUNDLE)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from x0tta6bl4.core.authority import issuing, life, operating
+from x0tta6bl4.core.authority import federating, issuing, life, minting, operating
 from x0tta6bl4.core.authority.desk import AuthorityConfig, Desk
 from x0tta6bl4.core.authority.rows import (
     Answer,
@@ -80,6 +80,7 @@ _NODES: Final[dict[str, _Handler]] = {
     "Enrol": issuing.enrol,
     "Attest": issuing.attest,
     "Issue": issuing.issue,
+    "Mint": minting.mint,
     "Watch": issuing.watch,
 }
 _OPERATORS: Final[dict[str, _Handler]] = {
@@ -110,8 +111,17 @@ _OPERATORS: Final[dict[str, _Handler]] = {
     "BundleShow": life.show,
     "BundleRotate": life.rotate,
     "RenewAll": operating.renew_all,
+    "FederationList": federating.federation_list,
+    "FederationShow": federating.federation_show,
+    "FederationCreate": federating.federation_create,
+    "FederationUpdate": federating.federation_update,
+    "FederationDelete": federating.federation_delete,
+    "FederationRefresh": federating.federation_refresh,
 }
-_OWN: Final[dict[str, _Handler]] = {"OwnSvid": issuing.own_svid}
+_OWN: Final[dict[str, _Handler]] = {
+    "OwnSvid": issuing.own_svid,
+    "Polled": federating.polled,
+}
 
 
 class Authority:

@@ -41,14 +41,14 @@ REVOKED_S_MIN: Final = 60
 def entry_list(desk: Desk, caller: Caller, page: words.Page) -> words.Entries:
     """A page of entries, by key."""
     table = desk.state.by_node.get(page.node, {}) if page.node else desk.state.entries
-    entries, more = _page(table, page, lambda e: e.id)
+    entries, more = page_of(table, page, lambda e: e.id)
     return words.Entries(entries=entries, more=more)
 
 
 def entry_show(desk: Desk, caller: Caller, request: words.Key) -> words.Entry:
     """One entry."""
-    found: words.Entry = _found(desk.state.entries, request.key, "entry")
-    return found
+    row: words.Entry = found(desk.state.entries, request.key, "entry")
+    return row
 
 
 def entry_create(desk: Desk, caller: Caller, entry: words.Entry) -> words.Entry:
@@ -66,7 +66,7 @@ def entry_create(desk: Desk, caller: Caller, entry: words.Entry) -> words.Entry:
 
 def entry_update(desk: Desk, caller: Caller, entry: words.Entry) -> words.Entry:
     """Replace an entry; `revision` 0 means: whatever is there."""
-    old: words.Entry = _found(desk.state.entries, entry.key, "entry")
+    old: words.Entry = found(desk.state.entries, entry.key, "entry")
     if entry.revision not in (0, old.revision):
         raise Conflict(
             "X0-AUT-052",
@@ -83,7 +83,7 @@ def entry_update(desk: Desk, caller: Caller, entry: words.Entry) -> words.Entry:
 
 def entry_delete(desk: Desk, caller: Caller, request: words.Key) -> words.Entry:
     """Delete an entry."""
-    old: words.Entry = _found(desk.state.entries, request.key, "entry")
+    old: words.Entry = found(desk.state.entries, request.key, "entry")
     desk.drop("Entry", old.key)
     desk.tell(EntriesChanged(old.node, (), (old.key,)))
     return old
@@ -172,14 +172,14 @@ def _check_address(text: str) -> None:
 # ------------------------------------------------------------------ names
 def name_list(desk: Desk, caller: Caller, page: words.Page) -> words.Names:
     """A page of service names."""
-    names, more = _page(desk.state.names, page, lambda n: n.id)
+    names, more = page_of(desk.state.names, page, lambda n: n.id)
     return words.Names(names=names, more=more)
 
 
 def name_show(desk: Desk, caller: Caller, request: words.Key) -> Name:
     """One service name."""
-    found: Name = _found(desk.state.names, request.key, "name")
-    return found
+    row: Name = found(desk.state.names, request.key, "name")
+    return row
 
 
 def name_create(desk: Desk, caller: Caller, name: Name) -> Name:
@@ -191,13 +191,13 @@ def name_create(desk: Desk, caller: Caller, name: Name) -> Name:
 
 def name_update(desk: Desk, caller: Caller, name: Name) -> Name:
     """Replace a service name."""
-    _found(desk.state.names, name.name, "name")
+    found(desk.state.names, name.name, "name")
     return _put_name(desk, name)
 
 
 def name_delete(desk: Desk, caller: Caller, request: words.Key) -> Name:
     """Delete a service name."""
-    old: Name = _found(desk.state.names, request.key, "name")
+    old: Name = found(desk.state.names, request.key, "name")
     desk.drop("Name", old.name)
     desk.dirty.add("names")
     return old
@@ -316,13 +316,13 @@ def token_list(desk: Desk, caller: Caller, page: words.Page) -> words.Tokens:
     table = {
         key: row for key, row in desk.state.tokens.items() if not page.node or row.node == page.node
     }
-    rows, more = _page(table, page, lambda t: t.node)
+    rows, more = page_of(table, page, lambda t: t.node)
     return words.Tokens(tokens=tuple(_token_info(row) for row in rows), more=more)
 
 
 def token_delete(desk: Desk, caller: Caller, request: words.Key) -> words.TokenInfo:
     """Make a token worthless."""
-    old: TokenRow = _found(desk.state.tokens, request.key, "token")
+    old: TokenRow = found(desk.state.tokens, request.key, "token")
     desk.drop("TokenRow", old.id)
     return _token_info(old)
 
@@ -346,18 +346,18 @@ def _token_info(row: TokenRow) -> words.TokenInfo:
 # ------------------------------------------------------------------ nodes
 def node_list(desk: Desk, caller: Caller, page: words.Page) -> words.Nodes:
     """A page of nodes; whether one is connected is filled in by the edge."""
-    rows, more = _page(desk.state.nodes, page, lambda n: n.name)
+    rows, more = page_of(desk.state.nodes, page, lambda n: n.name)
     return words.Nodes(nodes=tuple(node_view(desk, row) for row in rows), more=more)
 
 
 def node_show(desk: Desk, caller: Caller, request: words.Key) -> words.Node:
     """One node."""
-    return node_view(desk, _found(desk.state.nodes, request.key, "node"))
+    return node_view(desk, found(desk.state.nodes, request.key, "node"))
 
 
 def node_evict(desk: Desk, caller: Caller, request: words.NodeEvict) -> words.Node:
     """Ban a node; revoke what was issued to it and through it; its key no longer counts."""
-    old: NodeRow = _found(desk.state.nodes, request.node, "node")
+    old: NodeRow = found(desk.state.nodes, request.node, "node")
     reason = _reason(request.reason or "evicted")
     new = words_replace(old, evicted_unix_s=old.evicted_unix_s or desk.unix_s, reason=reason)
     desk.put(new)
@@ -372,7 +372,7 @@ def node_evict(desk: Desk, caller: Caller, request: words.NodeEvict) -> words.No
 
 def node_drain(desk: Desk, caller: Caller, request: words.NodeDrain) -> words.Node:
     """Ask a node to drain, or to stop draining."""
-    old: NodeRow = _found(desk.state.nodes, request.node, "node")
+    old: NodeRow = found(desk.state.nodes, request.node, "node")
     new = words_replace(old, draining=request.on)
     desk.put(new)
     desk.tell(NodeTold(old.name, request.on))
@@ -381,7 +381,7 @@ def node_drain(desk: Desk, caller: Caller, request: words.NodeDrain) -> words.No
 
 def node_delete(desk: Desk, caller: Caller, request: words.Key) -> words.Node:
     """Forget an evicted node; its revocation stays until its last SVID has expired."""
-    old: NodeRow = _found(desk.state.nodes, request.key, "node")
+    old: NodeRow = found(desk.state.nodes, request.key, "node")
     if not old.evicted_unix_s:
         raise Conflict(
             "X0-AUT-066", f"node {old.name!r} is not evicted", f"`x0 node evict {old.name}` first"
@@ -440,7 +440,7 @@ def revocation_list(desk: Desk, caller: Caller, request: words.Nothing) -> words
 
 def unban(desk: Desk, caller: Caller, request: words.Key) -> words.Nothing:
     """Let a subject have SVIDs again; those revoked stay revoked, by their notBefore."""
-    ban: words.Ban = _found(desk.state.bans, request.key, "ban")
+    ban: words.Ban = found(desk.state.bans, request.key, "ban")
     desk.drop("Ban", ban.subject)
     key = f"{ban.subject} 0"
     total = desk.state.revocations.get(key)
@@ -490,7 +490,12 @@ def _reason(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)[:_REASON_CHARS_MAX]
 
 
-def _found(table: dict[str, Any], key: str, what: str) -> Any:
+def found(table: dict[str, Any], key: str, what: str) -> Any:
+    """The row with this key.
+
+    Raises:
+        NotFound: X0-AUT-068.
+    """
     row = table.get(key)
     if row is None:
         raise NotFound(
@@ -501,7 +506,16 @@ def _found(table: dict[str, Any], key: str, what: str) -> Any:
     return row
 
 
-def _page(table: dict[str, Any], page: words.Page, id: Any) -> tuple[tuple[Any, ...], bool]:
+def page_of(table: dict[str, Any], page: words.Page, id: Any) -> tuple[tuple[Any, ...], bool]:
+    """The rows of a page, and whether there are more after it.
+
+    Args:
+        table: rows by key.
+        page: which part.
+        id: gives of a row what else `match` may stand in.
+    Raises:
+        BadInput: X0-AUT-069.
+    """
     if not 1 <= page.limit <= words.LIST_MAX:
         raise BadInput("X0-AUT-069", f"limit is {page.limit}", f"1 to {words.LIST_MAX}")
     keys = sorted(

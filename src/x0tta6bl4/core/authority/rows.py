@@ -13,7 +13,7 @@ import msgspec
 
 from x0tta6bl4.core.machine import Value
 from x0tta6bl4.wire.authority import Ban, Entry, Federation
-from x0tta6bl4.wire.ids import NodeName, SpiffeId
+from x0tta6bl4.wire.ids import NodeName, SpiffeId, TrustDomain
 from x0tta6bl4.wire.records import Name, Revocation, Rule
 
 PREPARED: Final = "prepared"
@@ -301,6 +301,11 @@ class NodeTold(Value, frozen=True):
 
 
 @final
+class PollWanted(Value, frozen=True):
+    """Which bundles of foreign trust domains are due has changed."""
+
+
+@final
 class RenewWanted(Value, frozen=True):
     """All nodes are to renew SVIDs with an earlier notBefore."""
 
@@ -324,6 +329,30 @@ class NewCa(Value, frozen=True):
     private: bytes
     record_point: bytes
     record_private: bytes
+
+
+@final
+class NewJwtKey(Value, frozen=True):
+    """A key for JWT-SVIDs.  `repr` says nothing of its private half."""
+
+    public: bytes
+    """SubjectPublicKeyInfo, DER."""
+    private: bytes
+    """PKCS#8 DER."""
+
+    def __repr__(self) -> str:
+        """Without the key."""
+        return "NewJwtKey()"
+
+
+@final
+class ReadBundle(Value, frozen=True):
+    """What there is to know of a SPIFFE bundle."""
+
+    sequence: int
+    """0 where it has none."""
+    refresh_hint_s: int
+    """0 where it has none."""
 
 
 class Crypto(Protocol):
@@ -351,6 +380,25 @@ class Crypto(Protocol):
 
     def verify(self, point: bytes, data: bytes, signature: bytes) -> bool:
         """Whether the P-256 key signed this."""
+        ...
+
+    def new_jwt_key(self) -> NewJwtKey:
+        """Make a key for ES256."""
+        ...
+
+    def mint(
+        self,
+        ca: CaRow,
+        id: SpiffeId,
+        audience: tuple[str, ...],
+        issued_unix_s: int,
+        end_unix_s: int,
+    ) -> str:
+        """Write a JWT-SVID, signed with the CA's JWT key."""
+        ...
+
+    def read_bundle(self, document: bytes, trust_domain: TrustDomain) -> ReadBundle:
+        """Read a SPIFFE bundle; raises BadInput."""
         ...
 
     def random(self, size_bytes: int) -> bytes:

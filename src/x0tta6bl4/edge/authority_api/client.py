@@ -189,6 +189,19 @@ class AuthorityClient:
         self._compare(reply.unix_us)
         return reply.issued
 
+    async def mint(self, entry: str, audience: tuple[str, ...]) -> words.Minted:
+        """A JWT-SVID for one of this node's entries; `refused` says why there is none.
+
+        Raises:
+            Refused: this node may not ask (evicted, revoked, clocks differ).
+            BadInput: no audience, too many, or one too long.
+            Unavailable: no answer within the deadline.
+        """
+        request = words.MintRequest(entry=entry, audience=audience, unix_us=self._unix_us())
+        reply = await self._connection.call("Mint", request, words.Minted)
+        self._compare(reply.unix_us)
+        return reply
+
     async def watch(self) -> AsyncIterator[words.Update]:
         """Everything for this node: first a full update, then changes as they are committed.
 
@@ -347,6 +360,32 @@ class AdminClient:
     async def bundle_rotate(self, request: words.BundleRotate) -> words.BundleInfo:
         """Move the CA life cycle on."""
         return await self._connection.call("BundleRotate", request, words.BundleInfo)
+
+    async def federation_list(self, page: words.Page) -> words.Federations:
+        """A page of foreign trust domains."""
+        return await self._connection.call("FederationList", page, words.Federations)
+
+    async def federation_show(self, key: str) -> words.Federation:
+        """One foreign trust domain, with the bundle held of it."""
+        return await self._connection.call("FederationShow", words.Key(key=key), words.Federation)
+
+    async def federation_create(self, wanted: words.Federation) -> words.Federation:
+        """Begin to hold the bundle of a foreign trust domain."""
+        return await self._connection.call("FederationCreate", wanted, words.Federation)
+
+    async def federation_update(self, wanted: words.Federation) -> words.Federation:
+        """Change where the bundle of a foreign trust domain comes from."""
+        return await self._connection.call("FederationUpdate", wanted, words.Federation)
+
+    async def federation_delete(self, key: str) -> words.Federation:
+        """Forget a foreign trust domain."""
+        return await self._connection.call("FederationDelete", words.Key(key=key), words.Federation)
+
+    async def federation_refresh(self, key: str) -> words.Federation:
+        """Poll the bundle of a foreign trust domain now; the answer doesn't wait for it."""
+        return await self._connection.call(
+            "FederationRefresh", words.Key(key=key), words.Federation
+        )
 
     async def renew_all(self) -> words.Nothing:
         """Have every node renew every SVID now."""

@@ -45,7 +45,7 @@ _ANONYMOUS_CALLS: Final = frozenset({"Trust", "Challenge", "Enrol", "Attest"})
 _QUESTIONS: Final = frozenset({"Health"}) | {
     method for method in words.ADMIN_METHODS if method.endswith(("List", "Show"))
 }
-_THINGS: Final = ("key", "subject", "node", "name", "step", "version")
+_THINGS: Final = ("key", "subject", "node", "name", "trust_domain", "step", "version")
 _CREDENTIALS: Final = struct.Struct("3i")
 
 

@@ -29,6 +29,7 @@ from x0tta6bl4.core.authority.rows import (
     NotPersisted,
     Persist,
     Persisted,
+    PollWanted,
     Published,
     Refusal,
     RenewWanted,
@@ -135,7 +136,7 @@ class Service:
         executor: one thread in which `commit` runs.
         clock: CLOCK_BOOTTIME, microseconds.
         unix_us: wall time, microseconds.
-        on_fact: told NodeCut (close its connections) and Published, after the commit.
+        on_fact: told NodeCut (close its connections), Published and PollWanted, after the commit.
         on_state: told a line for the log: writing has stopped or goes on again.
     """
 
@@ -171,6 +172,7 @@ class Service:
             "changes": 0,
             "issued": 0,
             "issue_cpu_us": 0,
+            "minted": 0,
             "batches": 0,
             "resyncs": 0,
         }
@@ -366,7 +368,7 @@ class Service:
                     watcher.hear(effect)
             elif type(effect) is Published or type(effect) is RenewWanted:
                 self._tell_all(effect)
-            if type(effect) is NodeCut or type(effect) is Published:
+            if type(effect) in (NodeCut, Published, PollWanted):
                 self._on_fact(effect)
 
     def _answer(self, waiting: _Waiting, effect: Any) -> None:
@@ -376,6 +378,8 @@ class Service:
             kind: type[X0Error] = getattr(errors, effect.kind)
             waiting.answer.set_exception(kind(effect.id, effect.what, effect.hint))
             return
+        if type(effect.value) is words.Minted:
+            self.counts["minted"] += bool(effect.value.token)
         if waiting.then is not None:
             waiting.then()
         waiting.answer.set_result(effect.value)

@@ -21,6 +21,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    TypeDecorator,
     text,
 )
 
@@ -155,6 +156,23 @@ ENTRIES = Table(
     _text("federates_with", server_default="[]"),
     Index("ix_entries_node", "node"),
 )
+
+
+class _Unsigned(TypeDecorator[int]):
+    """An integer of 64 bits without sign, as decimal text: SQLite's own have a sign."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: int | None, dialect: object) -> str:
+        """To text."""
+        return str(value)
+
+    def process_result_value(self, value: str | None, dialect: object) -> int:
+        """From text."""
+        return int(value or 0)
+
+
 FEDERATIONS = Table(
     "federations",
     METADATA,
@@ -163,7 +181,7 @@ FEDERATIONS = Table(
     _text("profile"),
     _text("endpoint_id"),
     _blob("bundle"),
-    _int("sequence"),
+    Column("sequence", _Unsigned, nullable=False),
     _int("fetched_unix_s"),
     _int("next_unix_s"),
     _text("failed"),
