@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
-from tests.fakes.ca import DOMAIN, FakeCa, FakeClock
+from tests.fakes.ca import DOMAIN, FakeCa, FakeClock, new_svid
 from x0tta6bl4.app.trust import Trusts
-from x0tta6bl4.core.machine import Allowed, Denied
+from x0tta6bl4.core.machine import Allowed, Denied, Verdict
 from x0tta6bl4.edge.tls.context import ALPN_AUTHORITY, ALPN_LINK, GROUPS_PQ
 from x0tta6bl4.edge.tls.x509 import Svid, load_key, new_key, public_point, sign
 from x0tta6bl4.runtime.clocks import unix_us
 from x0tta6bl4.wire.errors import Unavailable
+from x0tta6bl4.wire.messages import SvidItem
 from x0tta6bl4.wire.records import (
     KIND_NODE,
     Bundle,
@@ -68,10 +71,14 @@ def test_a_node_record_counts_while_its_svid_does(ca: FakeCa, trusts: Trusts) ->
 
 def test_an_endpoint_is_signed_by_its_workload_for_one_node(ca: FakeCa, trusts: Trusts) -> None:
     verify = trusts.crypto().verify_endpoint
-    svid = ca.svid("web")
+    svid = ca.svid("web", via="b")
     good = endpoint(svid, "b", svid.not_after_unix_s)
     assert verify("b", good, NOW_S) == Allowed(ca.id("web"))
     assert verify("c", good, NOW_S) == Denied("bad record signature")
+    # With the workload's key in hand, but at a node to which its SVID was not issued.
+    for node, stolen in (("c", svid), ("b", ca.svid("web"))):
+        moved = endpoint(stolen, node, svid.not_after_unix_s)
+        assert verify(node, moved, NOW_S) == Denied("endpoint of an SVID of another node")
     late = endpoint(svid, "b", svid.not_after_unix_s + 1)
     assert verify("b", late, NOW_S) == Denied("endpoint outlives its SVID")
     node = endpoint(ca.svid("node/b"), "b", NOW_S + 10)
@@ -108,6 +115,33 @@ def test_a_revocation_and_a_new_bundle_count_at_once(ca: FakeCa, trusts: Trusts)
     bundle = Bundle(DOMAIN, 2, (other.issuer.certificate,), ())
     assert trusts.set_changed("bundle", encode_body(bundle)) is True
     assert crypto.verify(good, NOW_S) == Denied("untrusted issuer")
+
+
+def test_a_kept_svid_counts_by_the_anchors_and_bans_of_now(ca: FakeCa, trusts: Trusts) -> None:
+    svid, other = ca.svid("web"), ca.svid("shop")
+    good = SvidItem(svid.id, svid.chain, svid.key, svid.not_after_unix_s)
+
+    def changed(**what: Any) -> Verdict:
+        return trusts.judge_kept(msgspec.structs.replace(good, **what))
+
+    assert trusts.judge_kept(good) == Allowed(svid.id)
+    assert changed(id=other.id) == Denied("SVID of another ID")
+    assert changed(key=other.key) == Denied("key of another SVID")
+    assert changed(key=b"damaged") == Denied("no key")
+    assert changed(chain=()) == Denied("no certificate")
+    node = ca.svid("node/b")
+    assert changed(id=node.id, chain=node.chain, key=node.key) == Denied("not a workload")
+    old = new_svid(ca.issuer, svid.id, NOW_S - 7200)
+    assert changed(chain=old.chain, key=old.key) == Denied("expired")
+    evicted = Revocation(ca.id("node/b"), NOW_S + 60)
+    through = ca.svid("web", via="b")
+    for ban, reason in (
+        (Revocation(svid.id, NOW_S + 60), "revoked"),
+        (Revocation(svid.id, NOW_S + 60, "", NOW_S + 1), "revoked"),
+        (evicted, "node revoked"),
+    ):
+        trusts.set_changed("revocations", encode_body((ban,)))
+        assert changed(chain=through.chain, key=through.key) == Denied(reason)
 
 
 # ------------------------------------------------------------------ connections

@@ -10,8 +10,19 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.ca import FakeCa
-from x0tta6bl4.app.wallet import KEPT, KEY, Wallet, private_dir, read_private, write_private
+from x0tta6bl4.app.wallet import (
+    KEPT,
+    KEY,
+    WORKLOADS,
+    Wallet,
+    private_dir,
+    read_private,
+    write_private,
+)
+from x0tta6bl4.core.agent.words import Workloads
+from x0tta6bl4.wire.authority import Entry
 from x0tta6bl4.wire.errors import BadInput, Refused, Unavailable
+from x0tta6bl4.wire.messages import SvidItem
 from x0tta6bl4.wire.records import Bundle, encode_body
 
 BUNDLE = encode_body(Bundle("t.mesh", 1, (b"anchor",), ()))
@@ -48,6 +59,26 @@ def test_a_damaged_file_is_a_clear_error(tmp_path: Path) -> None:
         (tmp_path / KEPT).write_bytes(damaged)
         with pytest.raises(BadInput, match="X0-RUN-020: .* is damaged. remove it"):
             Wallet(tmp_path)
+
+
+def test_workloads_are_found_again_unless_the_file_is_damaged_or_open(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    wallet, svid = Wallet(tmp_path), FakeCa().svid("web")
+    assert wallet.workloads() == Workloads()
+    item = SvidItem(svid.id, svid.chain, svid.key, svid.not_after_unix_s)
+    kept = Workloads((Entry(svid.id, "a", ("unix:uid:1",), key="k"),), (item,))
+    wallet.keep_workloads(kept)
+    path = tmp_path / WORKLOADS
+    assert Wallet(tmp_path).workloads() == kept
+    assert path.stat().st_mode & 0o777 == 0o600
+    data = path.read_bytes()
+    for damaged in (b"", data[:-7], b"\xff" * 64):
+        path.write_bytes(damaged)
+        with pytest.raises(BadInput, match="X0-RUN-026: .* is damaged: this node starts without"):
+            wallet.workloads()
+    path.chmod(0o640)
+    with pytest.raises(Refused, match="X0-RUN-023"):
+        wallet.workloads()
 
 
 def test_files_and_directories_that_others_may_read_are_refused(tmp_path: Path) -> None:

@@ -12,8 +12,11 @@ from tests.real.hostile import EVIL, NEIGHBOURS, Scene, end_of, evil, load
 from tests.real.lab import spiffe
 from x0tta6bl4.app.admin import AdminClient
 from x0tta6bl4.app.mesh import wait_for
+from x0tta6bl4.app.wallet import Wallet
+from x0tta6bl4.edge.tls.x509 import Svid
 from x0tta6bl4.wire import admin, records
 from x0tta6bl4.wire.errors import X0Error
+from x0tta6bl4.wire.ids import SpiffeId
 from x0tta6bl4.wire.records import Adjacency, Endpoint, NodeBody
 
 __all__ = ["attempt", "evil", "load"]
@@ -374,6 +377,23 @@ def test_endpoint_that_lives_too_long(attempt: Attempt, evil: Scene) -> None:
     late = den.not_after_unix_s + 100
     _offers(evil, evil.member.endpoint(spiffe("shop"), den, expires_unix_s=late))
     attempt.refused(evil.says("n1", "endpoint outlives its SVID", since))
+    attempt.accepted(_den_is_there(evil))
+
+
+@attack(
+    "endpoints",
+    tried="for a workload of another node, with that workload's SVID and its stolen key",
+    reason="endpoint of an SVID of another node",
+    twin="its own workload's endpoint in the same record",
+)
+def test_endpoint_with_stolen_workload_key(attempt: Attempt, evil: Scene) -> None:
+    since = evil.now_us()
+    kept = Wallet(evil.lab.mesh.state("n3")).workloads()
+    (web,) = [item for item in kept.svids if item.id == spiffe("web")]
+    stolen = Svid(SpiffeId(web.id), web.chain, web.key, web.not_after_unix_s)
+    _offers(evil, evil.member.endpoint(spiffe("web"), stolen))
+    attempt.refused(evil.says("n1", "endpoint of an SVID of another node", since))
+    assert evil.replicas("n1", spiffe("web")) == ("n3",)
     attempt.accepted(_den_is_there(evil))
 
 

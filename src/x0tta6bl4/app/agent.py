@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import sys
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
@@ -30,7 +31,7 @@ from x0tta6bl4.app.wallet import Wallet, private_dir, read_private, write_privat
 from x0tta6bl4.core.agent import words
 from x0tta6bl4.core.agent.composite import Agent
 from x0tta6bl4.core.identity.renewal import RenewWanted, SvidExpired
-from x0tta6bl4.core.machine import Done, Effect, Failed, Received, Send
+from x0tta6bl4.core.machine import Denied, Done, Effect, Failed, Received, Send
 from x0tta6bl4.core.records.sets import SetChanged
 from x0tta6bl4.core.records.words import Held, Restore, Trust
 from x0tta6bl4.edge.tls.x509 import Svid
@@ -214,6 +215,7 @@ class AgentProcess:
         self.authority = AuthorityLink(self)
         try:
             self._greet()
+            self._recall()
             self._spawn(self.authority.watch())
             await self._serve_metrics()
             await self._greeted_or_stopping()
@@ -227,6 +229,24 @@ class AgentProcess:
                 f"can't listen at {s.control.listen}: {error.strerror}",
                 "set control.listen to a free address",
             ) from None
+
+    def _recall(self) -> None:
+        """Go on with the workloads of the life before, except those that no longer count."""
+        try:
+            kept = self.wallet.workloads()
+        except X0Error as error:
+            self.desk.event("svid", str(error))
+            return
+        good, left_out = [], Counter[str]()
+        for item in kept.svids:
+            verdict = self.trusts.judge_kept(item)
+            if type(verdict) is Denied:
+                left_out[verdict.reason] += 1
+            else:
+                good.append(item)
+        for reason, count in left_out.items():
+            self.desk.event("svid", f"{count} kept on the disk, left out: {reason}")
+        self.driver.post(words.Workloads(kept.entries, tuple(good)))
 
     async def _serve_metrics(self) -> None:
         """Metrics of agent and proxy, for as long as the agent runs."""
@@ -445,6 +465,12 @@ class AgentProcess:
         except X0Error as error:
             self.desk.event("bound", str(error))
 
+    def _keep_workloads(self, _effect: words.KeepWanted) -> None:
+        try:
+            self.wallet.keep_workloads(self.machine.workloads())
+        except X0Error as error:
+            self.desk.event("bound", str(error))
+
     _EFFECTS: Final[dict[type, Callable[..., None]]] = {
         words.Order: _order,
         RenewWanted: _renew,
@@ -453,6 +479,7 @@ class AgentProcess:
         SetChanged: _set_changed,
         words.Noticed: _noticed,
         words.PersistWanted: _persist,
+        words.KeepWanted: _keep_workloads,
     }
 
     # -------------------------------------------------------------- identity

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final, final
 
@@ -52,12 +52,17 @@ def ring_of_six() -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
     return nodes, (*ring, ("n1", "n4"), ("n2", "n5"))
 
 
-def free_ports(count: int) -> list[int]:
+def free_ports(count: int, but: Iterable[int] = ()) -> list[int]:
     """Loopback ports that nobody uses now, TCP and UDP alike.
 
     They lie below the range from which the kernel takes ports for outgoing connections, so that
     they are still free when a killed process comes back.
+
+    Args:
+        count: how many.
+        but: ports that are spoken for, though nobody uses them yet.
     """
+    but = set(but)
     ports: list[int] = []
     while len(ports) < count:
         port = 10_240 + secrets.randbelow(32_768 - 10_240)
@@ -66,7 +71,7 @@ def free_ports(count: int) -> list[int]:
             with contextlib.suppress(OSError):
                 tcp.bind(("127.0.0.1", port))
                 udp.bind(("127.0.0.1", port))
-                if port not in ports:
+                if port not in ports and port not in but:
                     ports.append(port)
     return ports
 
@@ -89,7 +94,8 @@ class Mesh:
         """Write all configuration files, with ports that are free now."""
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         nodes = self.plan.nodes
-        ports = iter(free_ports(1 + 3 * len(nodes) + len(self.plan.listeners)))
+        named = [int(x.address.rpartition(":")[2]) for _, x in self.plan.listeners]
+        ports = iter(free_ports(1 + 3 * len(nodes) + len(named), but=named))
         authority = next(ports)
         at = {node: (next(ports), next(ports), next(ports)) for node in nodes}
         self._write(

@@ -23,8 +23,9 @@ from x0tta6bl4.edge.tls.context import (
 from x0tta6bl4.edge.tls.judge import Judge
 from x0tta6bl4.edge.tls.x509 import Svid
 from x0tta6bl4.runtime.clocks import unix_us
-from x0tta6bl4.wire.errors import Unavailable
+from x0tta6bl4.wire.errors import BadInput, Unavailable
 from x0tta6bl4.wire.ids import NodeName, SpiffeId, TrustDomain
+from x0tta6bl4.wire.messages import SvidItem
 from x0tta6bl4.wire.records import (
     Endpoint,
     Record,
@@ -83,6 +84,25 @@ class Trusts:
     def _revoked(self, id: SpiffeId, issued_unix_s: int, via: NodeName | None) -> Verdict:
         return self._revocations.check(id, issued_unix_s, via)
 
+    def counts(self, id: SpiffeId, issued_unix_s: int, via: NodeName) -> Verdict:
+        """Whether an SVID that was judged before is revoked by now."""
+        return self._revocations.check(id, issued_unix_s, via)
+
+    def judge_kept(self, item: SvidItem) -> Verdict:
+        """Whether a workload's SVID from the disk still counts, with the key beside it."""
+        verdict = self._judge.judge(item.chain, WORKLOAD).verdict
+        if type(verdict) is not Allowed:
+            return verdict
+        if verdict.peer != item.id:
+            return Denied("SVID of another ID")
+        try:
+            key = x509.load_key(item.key)
+        except BadInput:
+            return Denied("no key")
+        if x509.parse(item.chain[0]).certificate.public_key() != key.public_key():
+            return Denied("key of another SVID")
+        return verdict
+
     # -------------------------------------------------------------- TLS
     def link_client(self) -> SslContext:
         """For dialling neighbours' agents."""
@@ -132,8 +152,12 @@ class Trusts:
             WORKLOAD,
             unix_s * 1_000_000,
         )
-        if type(found.verdict) is Allowed and endpoint.expires_unix_s > found.not_after_unix_s:
+        if type(found.verdict) is not Allowed:
+            return found.verdict
+        if endpoint.expires_unix_s > found.not_after_unix_s:
             return Denied("endpoint outlives its SVID")
+        if found.via != node:  # Who steals a workload's key must not draw its callers elsewhere.
+            return Denied("endpoint of an SVID of another node")
         return found.verdict
 
 

@@ -1,7 +1,8 @@
-"""What a node keeps on disk of itself: its long-lived key, its newest SVID, the bundle.
+"""What a node keeps on disk of itself: its long-lived key, its newest SVID, the bundle, workloads.
 
 The key is made before enrolment and registered by it; possession of it lets the node come back
-after any absence until it is evicted.  Every file is 0600, written beside and renamed, so that a
+after any absence until it is evicted.  Entries and SVIDs of its workloads let a host start while
+the authority is out of reach.  Every file is 0600, written beside and renamed, so that a
 power cut leaves the old or the new and never half of either.
 """
 
@@ -14,6 +15,7 @@ from typing import Final, final
 
 import msgspec
 
+from x0tta6bl4.core.agent.words import Workloads
 from x0tta6bl4.edge.tls import x509
 from x0tta6bl4.edge.tls.x509 import Svid
 from x0tta6bl4.wire.errors import BadInput, Refused, Unavailable
@@ -21,6 +23,7 @@ from x0tta6bl4.wire.records import Bundle, decode_bundle
 
 KEY: Final = "node.key"
 KEPT: Final = "node.svid"
+WORKLOADS: Final = "workloads"
 FILE_BYTES_MAX: Final = 64 * 1024 * 1024
 
 
@@ -82,6 +85,34 @@ class Wallet:
         """
         self.svid, self.bundle = svid, bundle
         write_private(self._dir / KEPT, msgspec.msgpack.encode(Kept(svid, bundle)))
+
+    def keep_workloads(self, workloads: Workloads) -> None:
+        """Remember the entries of this node and their SVIDs, keys and all.
+
+        Raises:
+            Unavailable: they could not be written; they are in use all the same.
+        """
+        write_private(self._dir / WORKLOADS, msgspec.msgpack.encode(workloads))
+
+    def workloads(self) -> Workloads:
+        """What `keep_workloads` wrote last; empty if there is none.
+
+        Raises:
+            BadInput: the file is damaged.
+            Refused: others may read it.
+            Unavailable: it can't be read.
+        """
+        path = self._dir / WORKLOADS
+        if not path.exists():
+            return Workloads()
+        try:
+            return msgspec.msgpack.decode(read_private(path), type=Workloads)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise BadInput(
+                "X0-RUN-026",
+                f"{path} is damaged: this node starts without workloads",
+                "nothing to do: the authority tells them again as soon as it is in reach",
+            ) from None
 
 
 def private_dir(path: Path) -> None:

@@ -9,6 +9,7 @@
     Trust(bundle, expires_unix_s)           records.words; after an enrolment or a walk
     Configured(config)                      node.toml, at start and at every change
     SvidHeld(item)                          an SVID from the disk or an enrolment
+    Workloads(entries, svids)               what `Agent.workloads()` said in the life before (0600)
     Done(token, SvidItem), Failed(token, reason)
                                             answers to RenewWanted
     NeighbourUp(item)                       TLS connection of a link: Intro heard, keys exported;
@@ -32,10 +33,13 @@
     SetChanged(set, sequence, body, ...)    records.sets; new bundle and revocations for one's own
     SetGone(set)                            TLS contexts; names and policy are handled in here
     PersistWanted()                         write `Agent.held()`
+    KeepWanted()                            write `Agent.workloads()`
+    WorkloadsChanged()                      tell the workloads: `Agent.entries()`, `Agent.svid()`
     Noticed(kind, text)                     a line for the events log
 
 The proxy's side: after Ready it sends a Full of what it holds and the LinkState of each link, and
 only then hears an Order.  A Ready with another incarnation means that all link keys are void.
 
-Its tables answer questions at once: `view`, `paths`, `explain`, `held`, `bundle_chain`.
+Its tables answer questions at once: `view`, `paths`, `explain`, `held`, `workloads`,
+`bundle_chain`.
 """

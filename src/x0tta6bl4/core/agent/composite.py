@@ -19,6 +19,7 @@ from x0tta6bl4.core.agent.directory import Directory
 from x0tta6bl4.core.agent.members import Members
 from x0tta6bl4.core.agent.neighbours import Neighbours
 from x0tta6bl4.core.agent.own import Own
+from x0tta6bl4.core.agent.pace import Pace
 from x0tta6bl4.core.agent.snapshot import Snapshot
 from x0tta6bl4.core.agent.told import Sets
 from x0tta6bl4.core.identity.renewal import (
@@ -46,6 +47,7 @@ from x0tta6bl4.core.records.store import Records
 from x0tta6bl4.core.routing import words as route
 from x0tta6bl4.core.routing.routing import Routing
 from x0tta6bl4.wire.admin import Explanation
+from x0tta6bl4.wire.authority import Entry
 from x0tta6bl4.wire.errors import BadMessage
 from x0tta6bl4.wire.ids import NodeName, SpiffeId, TrustDomain, node_id, node_of
 from x0tta6bl4.wire.messages import (
@@ -65,6 +67,8 @@ from x0tta6bl4.wire.messages import (
 )
 from x0tta6bl4.wire.records import (
     KIND_NODE,
+    Bundle,
+    Federated,
     NodeBody,
     Record,
     decode_node,
@@ -74,7 +78,6 @@ from x0tta6bl4.wire.records import (
 SETTLE_AFTER: Final = 15 * SECOND
 """After a start: until then what an earlier agent told the proxy stands."""
 SESSIONS_MAX: Final = 4096
-_PERSIST_EVERY: Final = 1 * SECOND
 _SAY_AGAIN_AFTER: Final = 60 * SECOND
 _SAID_MAX: Final = 256
 
@@ -135,8 +138,7 @@ class Agent:
         self._authority_reason = "not tried yet"
         self._settle_at: Instant = NEVER
         self._settled = False
-        self._persist_at: Instant = NEVER
-        self._persisted_at: int = -_PERSIST_EVERY
+        self._persist = Pace()
         self._said: dict[tuple[str, str], Instant] = {}
         self._out: list[Effect] = []
         self._now = Instant(0)
@@ -169,6 +171,9 @@ class Agent:
                 break
             for publication in self._own.publications(now, unix_s):
                 pending += self._records.handle(now, publication)
+        if self._own.moved:
+            self._own.moved = False
+            out.append(words.WorkloadsChanged())
         order = self._snapshot.order()
         if order is not None:
             out.append(words.Order(order))
@@ -179,6 +184,10 @@ class Agent:
     def held(self) -> said.Held:
         """What is to be found again after a restart."""
         return self._records.held()
+
+    def workloads(self) -> words.Workloads:
+        """Entries and SVIDs, to be found again where the authority is out of reach."""
+        return self._own.workloads()
 
     def bundle_chain(self) -> tuple[bytes, ...]:
         """Records of the last bundles, for a node that was away (`enrol`)."""
@@ -204,6 +213,20 @@ class Agent:
     def draining(self) -> bool:
         """Whether this node takes no new streams."""
         return self._own.draining
+
+    def entries(self) -> tuple[Entry, ...]:
+        """Entries of this node, as the authority told them."""
+        return tuple(self._own.entries.values())
+
+    @property
+    def bundle(self) -> Bundle | None:
+        """Bundle of the trust domain; None before the first."""
+        return self._sets.bundle
+
+    @property
+    def federated(self) -> tuple[Federated, ...]:
+        """Bundles of other trust domains."""
+        return self._sets.federated
 
     def svid(self, id: str) -> SvidItem | None:
         """The SVID held for an ID, key and all."""
@@ -259,9 +282,10 @@ class Agent:
             self._settle_at, self._settled = NEVER, True
             self._snapshot.settle()
             self._changed(self._directory.ids())
-        if self._persist_at <= now:
-            self._persist_at, self._persisted_at = NEVER, now
+        if self._persist.due(now):
             effects += (words.PersistWanted(),)
+        if self._own.keep.due(now):
+            effects += (words.KeepWanted(),)
         unix_s = self._records.unix_s(now)
         if unix_s is not None:
             self._changed(self._directory.expire(unix_s))
@@ -289,8 +313,8 @@ class Agent:
 
     def _on_stopping(self, now: Instant, event: words.Stopping) -> Effects:
         self._own.stop()
-        self._persisted_at = now
-        return (words.PersistWanted(),)
+        kept = (words.KeepWanted(),) if self._own.keep.at != NEVER else ()
+        return (words.PersistWanted(), *kept)
 
     def _reassert(self) -> None:
         """Tell the proxy again what the configuration and the entries say: they are complete."""
@@ -314,6 +338,10 @@ class Agent:
     # -------------------------------------------------------------------------- events: SVIDs
     def _on_svid(self, now: Instant, event: words.SvidHeld) -> Effects:
         return self._own.hold(now, self._records.unix_s(now), event.item)
+
+    def _on_workloads(self, now: Instant, event: words.Workloads) -> Effects:
+        self._own.kept = event
+        return self._own.recall(now, self._records.unix_s(now)) + self._look_around(now)
 
     def _on_answer(self, now: Instant, event: Done | Failed) -> Effects:
         return self._own.answered(now, self._records.unix_s(now), event)
@@ -382,6 +410,8 @@ class Agent:
         for item in self._snapshot.take_over(held):
             if type(item) is SvidItem:
                 effects += self._own.hold(now, self._records.unix_s(now), item)
+        self._own.meet_proxy(bare=not held.items)
+        effects += self._own.recall(now, self._records.unix_s(now))
         effects += self._own.tidy(now)
         if self._settled:
             self._snapshot.settle()
@@ -438,7 +468,7 @@ class Agent:
         if told is None:
             return self._notice(now, "authority", f"set {fact.set} cannot be decoded")
         if fact.set != "heartbeat":
-            self._persist(now)
+            self._persist.want()
         if fact.set == "names":
             self._own.headers(self._sets.headers)
         effects: Effects = NOTHING
@@ -534,19 +564,16 @@ class Agent:
         self._said[kind, text] = Instant(now + _SAY_AGAIN_AFTER)
         return (words.Noticed(kind, text),)
 
-    def _persist(self, now: Instant) -> None:
-        at = Instant(max(now + 1, self._persisted_at + _PERSIST_EVERY))
-        self._persist_at = min(self._persist_at, at)
-
     def _wake(self, now: Instant) -> None:
         at = min(
             self._records.deadline,
             self._routing.deadline,
             self._renewal.deadline,
             self._settle_at,
-            self._persist_at,
+            self._persist.at,
             self._neighbours.deadline,
             self._own.later_at,
+            self._own.keep.at,
         )
         expiry_s, unix_s = self._directory.next_expiry_unix_s(), self._records.unix_s(now)
         if expiry_s is not None and unix_s is not None:
@@ -562,6 +589,7 @@ class Agent:
         words.AuthoritySaid: _on_authority,
         words.AuthorityState: _on_authority_state,
         words.SvidHeld: _on_svid,
+        words.Workloads: _on_workloads,
         words.RenewNow: _on_renew,
         words.Configured: _on_configured,
         words.ProxyGone: _on_proxy_gone,

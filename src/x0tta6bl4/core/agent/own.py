@@ -14,8 +14,9 @@ from typing import Final
 
 import msgspec
 
+from x0tta6bl4.core.agent.pace import Pace
 from x0tta6bl4.core.agent.snapshot import Snapshot
-from x0tta6bl4.core.agent.words import NodeConfig
+from x0tta6bl4.core.agent.words import NodeConfig, Workloads
 from x0tta6bl4.core.identity.renewal import Renewal, RenewWanted, SvidDropped, SvidHeld
 from x0tta6bl4.core.machine import NEVER, NOTHING, SECOND, Done, Effects, Failed, Instant
 from x0tta6bl4.core.records.words import Publish, Withdraw
@@ -56,16 +57,20 @@ class Own:
     Attributes:
         stale: something changed that `publications` has not said yet.
         adjacency: links as routing wants them published; None before it has said any.
-        entries: by key; empty until the authority has told all.
+        entries: by key; empty until all are known.
+        knows_all: the authority has told all entries, or nobody knows better than the disk.
         svids: by ID, this node's own among them.
         later_at: when something that waits is to be published.
+        keep: when `workloads` is to be written down.
+        moved: entries or SVIDs have changed, and nobody has been told.
+        kept: what `workloads` was in the life before.
     """
 
     __slots__ = (
-        "_asked", "_domain", "_endpoints", "_headers", "_links_by", "_me", "_page_of",
+        "_asked", "_bare", "_domain", "_endpoints", "_headers", "_links_by", "_me", "_page_of",
         "_paged_at", "_published", "_renew_before", "_sign", "_snapshot", "_stopping",
-        "_told_to_drain", "adjacency", "config", "entries", "heard_full", "id",
-        "later_at", "renewal", "stale", "svids",
+        "_told_to_drain", "adjacency", "config", "entries", "id", "keep", "kept",
+        "knows_all", "later_at", "moved", "renewal", "stale", "svids",
     )  # fmt: skip
 
     def __init__(
@@ -84,7 +89,7 @@ class Own:
         self.renewal = Renewal(random)
         self.config = NodeConfig()
         self.entries: dict[str, Entry] = {}
-        self.heard_full = False
+        self.knows_all = False
         self.svids: dict[str, SvidItem] = {}
         self.adjacency: tuple[Adjacency, ...] | None = None
         self._told_to_drain = False
@@ -98,6 +103,11 @@ class Own:
         self._page_of: dict[str, str] = {}
         self._paged_at: int = -PAGES_EVERY
         self._links_by: Instant | None = None
+        self.keep = Pace()
+        self.kept = Workloads()
+        self.moved = False
+        self._bare: bool | None = None
+        """Whether the first proxy of this life had nothing; None: none has come yet."""
         self.later_at: Instant = NEVER
 
     # -------------------------------------------------------------------------- SVIDs
@@ -124,7 +134,7 @@ class Own:
         item = event.value
         if type(item) is not SvidItem or item.id != id:
             return self.renewal.handle(now, Failed(event.token, "not the SVID asked for"))
-        if id != self.id and self.heard_full and id not in self._wanted():
+        if id != self.id and self.knows_all and id not in self._wanted():
             return self.renewal.handle(now, SvidDropped(id))
         self._keep(item)
         begin = min(unix_s or item.not_after_unix_s - 3600, item.not_after_unix_s - 1)
@@ -140,6 +150,7 @@ class Own:
         self._endpoints.pop(id, None)
         self._snapshot.expire(f"SvidItem/{id}")
         self.stale = True
+        self._changed()
         return True
 
     def renew(self, now: Instant, unix_s: int, ids: tuple[str, ...]) -> Effects:
@@ -169,7 +180,7 @@ class Own:
         """The authority has told entries of this node."""
         if update.full:
             self.entries = {}
-            self.heard_full = True
+            self.knows_all = True
         for key in update.gone:
             self.entries.pop(key, None)
         for entry in update.entries:
@@ -180,6 +191,7 @@ class Own:
             self.introduce()
         effects: Effects = NOTHING
         if update.full or update.gone or update.entries:
+            self._changed()
             effects = self.tidy(now)
             self.offer()
             effects += self.look_after(now, unix_s)
@@ -222,7 +234,7 @@ class Own:
 
     def offer(self) -> None:
         """Tell the proxy who may call from here and who takes connections."""
-        if not self.heard_full:
+        if not self.knows_all:
             return
         entries = sorted(self.entries.values(), key=lambda entry: entry.key)
         self._snapshot.replace(CallerItem, [CallerItem(e.id, e.selectors) for e in entries])
@@ -239,7 +251,7 @@ class Own:
 
     def tidy(self, now: Instant) -> Effects:
         """Drop SVIDs that no entry calls for any more."""
-        if not self.heard_full:
+        if not self.knows_all:
             return NOTHING
         effects: Effects = NOTHING
         wanted = self._wanted()
@@ -254,7 +266,43 @@ class Own:
         self.svids[item.id] = item
         if item.id != self.id:
             self._snapshot.put(item)
+            self._changed()
         self.stale = True
+
+    def _changed(self) -> None:
+        self.moved = True
+        if self.knows_all:
+            self.keep.want()
+
+    # -------------------------------------------------------------------------- on the disk
+    def workloads(self) -> Workloads:
+        """All that this node has to offer, keys and all."""
+        return Workloads(
+            tuple(self.entries.values()),
+            tuple(item for item in self.svids.values() if item.id != self.id),
+        )
+
+    def meet_proxy(self, *, bare: bool) -> None:
+        """A proxy has come; what the first one has, or has not, is newer than the disk."""
+        if self._bare is None:
+            self._bare = bare
+
+    def recall(self, now: Instant, unix_s: int | None) -> Effects:
+        """Go on with what was `kept`, where neither the authority nor a proxy knows better.
+
+        An entry without an SVID that still counts is of no use and is left out.
+        """
+        if self.knows_all or not self._bare or not self.kept.entries:
+            return NOTHING
+        kept, self.kept = self.kept, Workloads()
+        good = {s.id: s for s in kept.svids if unix_s is None or s.not_after_unix_s > unix_s}
+        self.entries = {e.key: e for e in kept.entries[:ENTRIES_MAX] if e.id in good}
+        effects: Effects = NOTHING
+        for id in self._wanted():
+            effects += self.hold(now, unix_s, good[id])
+        self.knows_all = True
+        self.offer()
+        return effects
 
     # -------------------------------------------------------------------------- publications
     def stop(self) -> None:

@@ -69,6 +69,18 @@ class SvidHeld(Value, frozen=True):
 
 
 @final
+class Workloads(Value, frozen=True):
+    """Entries of this node and their SVIDs: what was written down in the life before.
+
+    They count only where nobody knows better: neither the authority nor a proxy that lives on.
+    Whoever reads them from the disk leaves out what is revoked or has ended.
+    """
+
+    entries: tuple[Entry, ...] = ()
+    svids: tuple[SvidItem, ...] = ()
+
+
+@final
 class NeighbourUp(Value, frozen=True):
     """The agents of a link are connected; `item` has the neighbour's Intro and the link's keys."""
 
@@ -140,6 +152,16 @@ class HangUp(Value, frozen=True):
 @final
 class PersistWanted(Value, frozen=True):
     """What `Agent.held()` says is worth writing down; at most once a second."""
+
+
+@final
+class KeepWanted(Value, frozen=True):
+    """What `Agent.workloads()` says is worth writing down; at most once a second."""
+
+
+@final
+class WorkloadsChanged(Value, frozen=True):
+    """`Agent.entries()` or `Agent.svid()` answer something else; once an event, however much."""
 
 
 @final

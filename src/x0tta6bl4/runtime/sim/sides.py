@@ -279,6 +279,7 @@ class AgentSide:
                 name, self.authority.not_before(), self.authority.ttl_s
             )
         give(agent_words.SvidHeld(svid))
+        give(disk.get("workloads", agent_words.Workloads()))
         give(
             agent_words.Configured(
                 agent_words.NodeConfig(
@@ -304,6 +305,8 @@ class AgentSide:
                 host.mesh.world.after(2 * ANSWER_US, self._issue, effect)
             elif type(effect) is agent_words.PersistWanted:
                 host.disk["held"] = self.machine.held()
+            elif type(effect) is agent_words.KeepWanted:
+                host.disk["workloads"] = self.machine.workloads()
             elif type(effect) is agent_words.HangUp:
                 host.mesh.between(host.name, effect.node).lost(effect.reason)
             elif type(effect) is agent_words.Noticed:

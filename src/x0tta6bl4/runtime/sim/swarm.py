@@ -13,7 +13,7 @@ from typing import Any, Final, final
 
 import msgspec
 
-from x0tta6bl4.core.agent.words import PersistWanted
+from x0tta6bl4.core.agent.words import KeepWanted, PersistWanted
 from x0tta6bl4.core.machine import MS, SECOND, Effects, Event, Send
 from x0tta6bl4.core.session import facts
 from x0tta6bl4.core.session.frames import ProtocolError
@@ -210,7 +210,7 @@ class Trace:
     def __call__(self, process: Process, event: Event, effects: Effects) -> None:
         """Look at the effects of one step."""
         for effect in effects:
-            if type(effect) is facts.SendFrame or type(effect) is PersistWanted:
+            if type(effect) in (facts.SendFrame, PersistWanted, KeepWanted):
                 continue
             if type(effect) is not Send or type(effect.message) is LinkState:
                 self._out(f"{shown(process.world.now)} {process.name} {effect!r:.300}")
