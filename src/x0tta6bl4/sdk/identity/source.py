@@ -59,6 +59,7 @@ class Source:
         self.problems: deque[str] = deque(maxlen=PROBLEMS_MAX)
         self._random = Random(secrets.randbits(64))
         self._listeners: dict[object, Listener] = {}
+        self._was_ready = False
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -163,6 +164,7 @@ class Source:
     def _tell(self) -> None:
         """Something is different: wake all who wait, call all who listen."""
         self.version += 1
+        self._was_ready = self.ready
         self._wake()
         loop = asyncio.get_running_loop()
         for listener in tuple(self._listeners.values()):
@@ -301,12 +303,10 @@ class X509Source(Source):
 
     async def _tend(self) -> None:
         """End connections whose time has come, and tell when the identity has."""
-        was_ready = self.ready
         while True:
             await asyncio.sleep(TICK_S)
             self.connections.expire()
-            if was_ready != self.ready:
-                was_ready = not was_ready
+            if self._was_ready != self.ready:
                 self._tell()
 
 
