@@ -53,6 +53,7 @@ FAMILIES: Final = {
     "SIM": "Simulator",
     "STO": "Store of the authority",
     "TLS": "TLS and certificates",
+    "WLA": "Workload API",
     "UP": "Local mesh",
 }
 
@@ -266,7 +267,8 @@ def _kind(hint: Any) -> str:
         return ", ".join(f"`{part}`" for part in parts)
     if origin is tuple:
         return "list of strings"
-    return {str: "string", int: "whole number", bool: "true or false"}[hint]
+    names = {str: "string", int: "whole number", float: "number", bool: "true or false"}
+    return names[hint]
 
 
 def _value(default: Any) -> str:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import random
+import resource
 import signal
 import sys
 from collections import Counter
@@ -28,11 +29,12 @@ from x0tta6bl4.app.desk import Desk
 from x0tta6bl4.app.resolver import Resolver
 from x0tta6bl4.app.trust import Trusts
 from x0tta6bl4.app.wallet import Wallet, private_dir, read_private, write_private
+from x0tta6bl4.app.workload_api import WorkloadApi
 from x0tta6bl4.core.agent import words
 from x0tta6bl4.core.agent.composite import Agent
 from x0tta6bl4.core.identity.renewal import RenewWanted, SvidExpired
 from x0tta6bl4.core.machine import Denied, Done, Effect, Failed, Received, Send
-from x0tta6bl4.core.records.sets import SetChanged
+from x0tta6bl4.core.records.sets import SetChanged, SetGone
 from x0tta6bl4.core.records.words import Held, Restore, Trust
 from x0tta6bl4.edge.tls.x509 import Svid
 from x0tta6bl4.runtime.aio.driver import Driver
@@ -109,6 +111,7 @@ class AgentProcess:
             self._start_machine()
             self._spawn(self.resolver.run())
             self._spawn(self._keep_proxy())
+            self._spawn(self.workload_api.run())
             await self._admit()
             await self._work()
         finally:
@@ -124,6 +127,7 @@ class AgentProcess:
             seed=os.urandom(16).hex(),
         )
         self.driver = Driver(self.machine, self._carry_out)
+        self.workload_api = WorkloadApi(self)
         held = Held()
         path = self.state_dir / RECORDS
         if path.exists():
@@ -455,6 +459,14 @@ class AgentProcess:
     def _set_changed(self, effect: SetChanged) -> None:
         if self.trusts.set_changed(effect.set, effect.body) and self.wallet.svid is not None:
             self._keep(self.wallet.svid, effect.body)
+        if effect.set in ("bundle", "federated", "revocations"):
+            self.workload_api.identities.changed()
+
+    def _set_gone(self, _effect: SetGone) -> None:
+        self.workload_api.identities.changed()
+
+    def _workloads_changed(self, _effect: words.WorkloadsChanged) -> None:
+        self.workload_api.identities.changed()
 
     def _noticed(self, effect: words.Noticed) -> None:
         self.desk.event(effect.kind, effect.text)
@@ -477,6 +489,8 @@ class AgentProcess:
         SvidExpired: _expired,
         words.HangUp: _hang_up,
         SetChanged: _set_changed,
+        SetGone: _set_gone,
+        words.WorkloadsChanged: _workloads_changed,
         words.Noticed: _noticed,
         words.PersistWanted: _persist,
         words.KeepWanted: _keep_workloads,
@@ -531,6 +545,8 @@ def run(settings: cfg.NodeSettings, config: Path) -> None:
     """
     os.umask(0o077)
     log.configure(settings.log.level, settings.log.file)
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 
     async def main() -> None:
         agent = AgentProcess(settings, config)

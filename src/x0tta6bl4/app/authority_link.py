@@ -16,8 +16,8 @@ from x0tta6bl4.edge.authority_api.client import AuthorityClient
 from x0tta6bl4.edge.tls import x509
 from x0tta6bl4.edge.tls.x509 import Svid
 from x0tta6bl4.runtime.clocks import unix_us
-from x0tta6bl4.wire.authority import ISSUE_MAX, Wanted
-from x0tta6bl4.wire.errors import Refused, X0Error
+from x0tta6bl4.wire.authority import ISSUE_MAX, Minted, Wanted
+from x0tta6bl4.wire.errors import Refused, Unavailable, X0Error
 from x0tta6bl4.wire.ids import SpiffeId
 
 if TYPE_CHECKING:
@@ -66,6 +66,16 @@ class AuthorityLink:
         else:
             self._waiting[token] = id
             self._wake.set()
+
+    async def mint(self, entry: str, audience: tuple[str, ...]) -> Minted:
+        """Have a JWT-SVID signed.
+
+        Raises:
+            X0Error: Unavailable while there is no connection.
+        """
+        if self._client is None:
+            raise Unavailable("X0-WLA-013", "the authority is not connected", "see `x0 status`")
+        return await self._client.mint(entry, audience)
 
     def _refuse_soon(self, token: int, id: SpiffeId, reason: str) -> None:
         loop = asyncio.get_running_loop()

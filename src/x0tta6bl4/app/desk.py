@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import os
 from collections import deque
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -118,6 +119,7 @@ class Desk:
                 s.control.listen, self.control_ports[0] if self.control_ports else 0
             ),
             metrics_address=_with_port(s.metrics.listen, agent.metrics_port),
+            workload_api=_unix(agent.workload_api.path),
             require_pq=s.require_pq,
             authority=admin.AuthorityView(
                 address=s.authority.address,
@@ -236,6 +238,7 @@ class Desk:
             "svid_renewals_total": sum(self.renewals.values()),
             "svid_renewal_failures_total": self.renewal_failures,
         }
+        own |= self._agent.workload_api.statistics()
         return {**self._counters, **own, **metrics.agent_counters(self._agent.machine)}
 
     # -------------------------------------------------------------- questions
@@ -356,6 +359,10 @@ def _disjoint(paths: tuple[tuple[str, ...], ...]) -> bool:
     first, second = paths[0], paths[1]
     links = set(itertools.pairwise(first))
     return not set(first[1:-1]) & set(second[1:-1]) and not links & set(itertools.pairwise(second))
+
+
+def _unix(path: Path | None) -> str:
+    return f"unix:{path}" if path is not None else ""
 
 
 def _with_port(address: str, port: int) -> str:

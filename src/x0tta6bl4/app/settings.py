@@ -105,6 +105,17 @@ class Metrics(Section, frozen=True):
 
 
 @final
+class WorkloadApi(Section, frozen=True):
+    """`[workload_api]`: SPIFFE identities for programs of this host, on a Unix socket."""
+
+    socket: str = ""
+    """Empty: `/run/x0tta6bl4/<node>/workload.sock` where `state_dir` is below `/var/lib`, else
+    `<state_dir>.api/sock`.  Every user of the host may connect; the kernel says who it is."""
+    hold_s: Annotated[float, Meta(ge=0, le=60)] = 5.0
+    """How long a program without an identity waits for one before it is refused."""
+
+
+@final
 class Log(Section, frozen=True):
     """`[log]`: JSON lines."""
 
@@ -132,6 +143,7 @@ class NodeSettings(Section, frozen=True):
     link: tuple[Link, ...] = ()
     listen: tuple[Listen, ...] = ()
     metrics: Metrics = Metrics()
+    workload_api: WorkloadApi = WorkloadApi()
     log: Log = Log()
     area: Annotated[int, Meta(ge=0, le=65_535)] = 0
     """For meshes beyond 500 nodes; the same on all nodes for now."""
@@ -160,6 +172,28 @@ class Ca(Section, frozen=True):
 
 
 @final
+class BundleEndpointAt(Section, frozen=True):
+    """`[bundle_endpoint]` of the authority: its bundle for other trust domains, at `/`."""
+
+    listen: str = ""
+    """Empty: off."""
+    profile: Literal["https_web", "https_spiffe"] = "https_spiffe"
+    """Whether it shows a certificate of the web, or the authority's own X.509-SVID."""
+    certificate: str = ""
+    """`https_web`: PEM chain, leaf first; read anew when the authority renews its SVID."""
+    key: str = ""
+    """`https_web`: PEM key of the certificate, 0600."""
+
+
+@final
+class FederationAt(Section, frozen=True):
+    """`[federation]` of the authority: how it fetches the bundles of other trust domains."""
+
+    roots: str = ""
+    """PEM file of the CAs that `https_web` endpoints are judged by; empty: the system's."""
+
+
+@final
 class AuthoritySettings(Section, frozen=True):
     """The whole of `authority.toml`."""
 
@@ -177,6 +211,8 @@ class AuthoritySettings(Section, frozen=True):
     """Life of an enrolment token where the command says nothing."""
     heartbeat_s: Annotated[int, Meta(ge=1, le=60)] = 30
     """How often it signs that it lives; nodes warn after 120 s without."""
+    bundle_endpoint: BundleEndpointAt = BundleEndpointAt()
+    federation: FederationAt = FederationAt()
     metrics: Metrics = Metrics()
     log: Log = Log()
 
@@ -224,8 +260,26 @@ def parse_authority(text: str, source: str = "authority.toml") -> AuthoritySetti
     where.state_dir("state_dir", settings.state_dir)
     where.bindable("listen", settings.listen)
     _advertised(where, "advertise", settings.advertise)
+    _bundle_endpoint(where, settings.bundle_endpoint)
+    if settings.federation.roots:
+        where.path("federation.roots", settings.federation.roots)
     _metrics_and_log(where, settings.metrics, settings.log)
     return settings
+
+
+def _bundle_endpoint(where: Where, at: BundleEndpointAt) -> None:
+    if not at.listen:
+        return
+    where.bindable("bundle_endpoint.listen", at.listen)
+    files = {"certificate": at.certificate, "key": at.key}
+    for name, path in files.items():
+        key = f"bundle_endpoint.{name}"
+        if at.profile == "https_web":
+            where.path(key, path)
+        elif path:
+            raise where.error(
+                "X0-CFG-033", key, "set, but the profile is https_spiffe", "leave it out"
+            )
 
 
 def _advertised(where: Where, key: str, addresses: tuple[str, ...]) -> None:
@@ -273,6 +327,8 @@ class _NodeJudge:
         self._ports()
         self._links()
         self._listeners()
+        if settings.workload_api.socket:
+            where.socket("workload_api.socket", settings.workload_api.socket)
         _metrics_and_log(where, settings.metrics, settings.log)
         return msgspec.structs.replace(settings, trust_domain=domain)
 

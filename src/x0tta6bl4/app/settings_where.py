@@ -60,6 +60,17 @@ class Where:
                 "sockets live in it, and the kernel bounds their paths",
             )
 
+    def socket(self, key: str, text: str) -> None:
+        """Path of a Unix socket."""
+        self.path(key, text)
+        if len(text.encode()) > UNIX_PATH_BYTES_MAX:
+            raise self.error(
+                "X0-CFG-014",
+                key,
+                f"longer than {UNIX_PATH_BYTES_MAX} bytes",
+                "the kernel bounds the paths of sockets",
+            )
+
     def endpoint(self, key: str, text: str, port_min: int = 0) -> tuple[str, int]:
         """A `host:port` to dial, as a pair; port 0 only where `port_min` says so."""
         try:
@@ -92,14 +103,7 @@ class Where:
     def loopback(self, key: str, text: str, *, unix: bool, port_min: int = 1) -> None:
         """A place for plaintext: loopback or, where allowed, a Unix socket; never a network."""
         if unix and text.startswith("unix:"):
-            self.path(key, text[5:])
-            if len(text[5:].encode()) > UNIX_PATH_BYTES_MAX:
-                raise self.error(
-                    "X0-CFG-014",
-                    key,
-                    "longer than 107 bytes",
-                    "the kernel bounds the paths of sockets",
-                )
+            self.socket(key, text[5:])
             return
         host, _ = self.endpoint(key, text, port_min)
         try:

@@ -255,6 +255,8 @@ class Status(Message, frozen=True):
     data_address: str = ""
     control_address: str = ""
     metrics_address: str = ""
+    workload_api: str = ""
+    """Address of the Workload API's socket; empty while it is not served."""
     require_pq: bool = False
     authority: AuthorityView = AuthorityView()
     links: tuple[LinkView, ...] = ()

@@ -370,8 +370,8 @@ class WorkloadServer:
         if not request.audience or not request.svid:
             raise GRPCError(Status.INVALID_ARGUMENT, "give an audience and a JWT-SVID")
         async with contextlib.aclosing(_Updates(self._directory.subscribe(peer))) as updates:
-            await self._first(updates)
-        found = self._directory.validate(request.svid, request.audience)
+            snapshot = await self._first(updates)
+        found = self._directory.validate(snapshot, request.svid, request.audience)
         if isinstance(found, Denied):
             raise GRPCError(Status.INVALID_ARGUMENT, f"not a good JWT-SVID: {found.reason}")
         made = schema.ValidateJWTSVIDResponse(spiffe_id=found.id)

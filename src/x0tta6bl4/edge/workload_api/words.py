@@ -126,6 +126,6 @@ class Directory(Protocol):
         """
         ...
 
-    def validate(self, token: str, audience: str) -> Validated | Denied:
-        """Whether a JWT-SVID is good, by the bundles of now."""
+    def validate(self, snapshot: Snapshot, token: str, audience: str) -> Validated | Denied:
+        """Whether a JWT-SVID is good, by the bundles that the caller has (SP-122)."""
         ...
