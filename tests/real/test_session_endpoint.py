@@ -15,6 +15,8 @@ from x0tta6bl4.core.machine import Denied
 from x0tta6bl4.core.session.facts import Limits
 from x0tta6bl4.core.session.frames import Reset
 from x0tta6bl4.runtime.loop import circuits
+from x0tta6bl4.runtime.loop import endpoint as endpoint_module
+from x0tta6bl4.runtime.loop.held import Shares
 from x0tta6bl4.wire.ids import NodeName
 from x0tta6bl4.wire.messages import (
     NameItem,
@@ -414,6 +416,43 @@ def test_a_circuit_that_says_nothing_is_given_up(
     near.send(b"\x16\x03\x01 this is no ClientHello, whatever it says" * 10)
     mesh.run(lambda: not b.endpoint.circuits)
     assert b.endpoint.statistics().circuits_lost == 1
+
+
+def test_a_neighbour_that_opens_handshakes_leaves_room_for_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(endpoint_module, "SHAKING_MAX", 8)
+    monkeypatch.setattr(circuits, "HANDSHAKE_US", 1_000_000)
+    mesh = Mesh("a", "b", "c")
+    try:
+        service = web(mesh)
+        b, web_id = mesh.nodes[B].endpoint, mesh.ca.id("web")
+        for _ in range(12):
+            near, far = tcp_pair()
+            mesh.socks.append(near)
+            b.on_circuit(far, C, web_id, b"")
+        assert near.recv(100).endswith(b"b: too many handshakes from c")
+        assert len(b.circuits) == 4
+        app = call(mesh)
+        app.send(b"from a")
+        mesh.run(lambda: service.apps and service.apps[0].got == b"from a", 0.9)
+        mesh.run(lambda: b.statistics().circuits_lost == 4)  # At their deadline.
+        for _ in range(4):
+            near, far = tcp_pair()
+            mesh.socks.append(near)
+            b.on_circuit(far, C, web_id, b"")
+        assert b.statistics().circuits_refused == 8
+    finally:
+        mesh.close()
+
+
+def test_places_are_shared_so_that_one_more_gets_in() -> None:
+    shares = Shares(12)
+    assert [shares.take("a") for _ in range(7)] == [True] * 6 + [False]
+    assert [shares.take("b") for _ in range(4)] == [True] * 3 + [False]
+    assert [shares.take("c") for _ in range(3)] == [True, True, False]
+    shares.give_back("a")
+    assert [shares.take(node) for node in "abcdd"] == [False, False, False, True, False]
 
 
 def test_sessions_and_streams_leave_nothing_behind(mesh: Mesh) -> None:

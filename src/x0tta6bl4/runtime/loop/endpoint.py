@@ -51,6 +51,7 @@ from x0tta6bl4.runtime.clocks import clock
 from x0tta6bl4.runtime.loop.calls import Calls
 from x0tta6bl4.runtime.loop.carry import Cancellable
 from x0tta6bl4.runtime.loop.circuits import Buffers, Tls, TlsCircuit, allocate
+from x0tta6bl4.runtime.loop.held import Shares
 from x0tta6bl4.runtime.loop.poll import Loop
 from x0tta6bl4.runtime.loop.serving import Confirm, Listener, ProxyHeader, Serving
 from x0tta6bl4.runtime.loop.sessions import (
@@ -72,6 +73,7 @@ SWEEP_US: Final = 500 * MS
 STREAMS_MAX: Final = 16_384
 """Application connections of one proxy."""
 SHAKING_MAX: Final = 1024
+"""Handshakes at once; neighbours share them (see `Shares`)."""
 """Accepted circuits whose TLS is not done."""
 _TICK: Final = Tick()
 
@@ -173,7 +175,7 @@ class Endpoint:
         self.draining = False
         self._dials: dict[int, Cancellable] = {}
         self._lost: list[Event] = []
-        self._shaking = 0
+        self._shaking = Shares(SHAKING_MAX)
         self._streams = 0
         self._counts = dict.fromkeys(_COUNTS, 0)
         self.closings: dict[str, int] = {}  # Circuits that were closed here, by the fixed reasons.
@@ -321,15 +323,15 @@ class Endpoint:
         """A hop whose path ends here: speak TLS as `target` (given to `Hops`)."""
         if self.proxy.svid(target) is None:
             return self._refuse_circuit(sock, "no such workload here")
-        if self._shaking >= SHAKING_MAX:
-            return self._refuse_circuit(sock, "too many handshakes")
+        if not self._shaking.take(previous):
+            return self._refuse_circuit(sock, f"too many handshakes from {previous}")
         tls = self._tls(target, None, True)
         if isinstance(tls, Denied):
+            self._shaking.give_back(previous)
             return self._refuse_circuit(sock, tls.reason)
         self._counts["circuits_accepted"] += 1
         number = self.proxy.token()
         circuit = self._circuit(number, sock, tls, target, (previous, self.proxy.me), first)
-        self._shaking += 1
         circuit.start()
         return None
 
@@ -420,7 +422,7 @@ class Endpoint:
         if circuit.client:
             self.give(Done(number, up))
         else:
-            self._shaking -= 1
+            self._shaking.give_back(circuit.path[0])
             self.give(facts.Accepted(number, circuit.peer, circuit.own, up))
         return None
 
@@ -448,7 +450,7 @@ class Endpoint:
         elif circuit.client:
             self._after_batch(Failed(number, reason))
         else:
-            self._shaking -= 1
+            self._shaking.give_back(circuit.path[0])
 
     def _heard(self, circuit: Circuit, kind: int, value: int, body: bytes) -> None:
         self.give(facts.Heard(circuit.number, kind, value, body))

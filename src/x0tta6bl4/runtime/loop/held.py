@@ -1,4 +1,4 @@
-"""Which hops there are to and from each neighbour, so that they can be counted and cut."""
+"""Which hops there are to and from each neighbour, so that they can be counted, shared and cut."""
 
 from __future__ import annotations
 
@@ -101,3 +101,39 @@ class Held:
         for hop in hops:
             hop.reset(reason)
         return len(hops)
+
+
+@final
+class Shares:
+    """Places for which neighbours compete: each may take as many as it leaves free for others.
+
+    One neighbour alone gets half of them; `n` greedy ones leave one in n + 1, so that one more
+    always gets in.
+
+    Source: Choudhury and Hahne, Dynamic Queue Length Thresholds (1998), with alpha = 1.
+
+    Args:
+        places: how many there are.
+    """
+
+    __slots__ = ("_by_node", "_free")
+
+    def __init__(self, places: int) -> None:
+        self._free = places
+        self._by_node: dict[str, int] = {}
+
+    def take(self, node: str) -> bool:
+        """Take a place for a neighbour; False if it has its share."""
+        held = self._by_node.get(node, 0)
+        if held >= self._free:
+            return False
+        self._by_node[node] = held + 1
+        self._free -= 1
+        return True
+
+    def give_back(self, node: str) -> None:
+        """A place that was taken is free again."""
+        held = self._by_node.pop(node)
+        if held > 1:
+            self._by_node[node] = held - 1
+        self._free += 1
