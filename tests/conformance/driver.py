@@ -270,6 +270,8 @@ def server(presented: Svid | None, **how: Any) -> Iterator[tuple[str, list[Meeti
     try:
         yield f"127.0.0.1:{listening.getsockname()[1]}", seen
     finally:
+        with contextlib.suppress(OSError):
+            listening.shutdown(socket.SHUT_RDWR)  # Nobody else is waited for.
         thread.join(2 * PEER_S)
         listening.close()
         assert not thread.is_alive()

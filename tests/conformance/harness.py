@@ -24,7 +24,7 @@ from x0tta6bl4.wire.errors import BadInput, NotFound, Refused, X0Error
 
 HOST = "127.0.0.1"
 REQUEST_S = 10.0
-BUNDLES_S = 3.0
+BUNDLES_S = 1.0
 FIRST_SVID_S = 86_400.0
 """Whoever started us decides how long to wait."""
 

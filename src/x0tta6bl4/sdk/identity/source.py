@@ -189,12 +189,15 @@ def judges_of(
     made: dict[TrustDomain, Judge] = {}
     believed = [False] * len(crls)
     for domain, anchors in bundles.items():
-        try:
-            revoked, signed = withdrawn(crls, anchors)
-        except BadInput as error:
-            problems.append(f"revocation lists for {domain}: {error.what}")
-            revoked, signed = frozenset(), []
-        believed = [a or b for a, b in zip(believed, signed or believed, strict=True)]
+        revoked: set[tuple[bytes, int]] = set()
+        for at, crl in enumerate(crls):  # One by one: a broken list takes no other with it.
+            try:
+                found, signed = withdrawn((crl,), anchors)
+            except BadInput as error:
+                problems.append(f"revocation list for {domain}: {error.what}")
+                continue
+            revoked |= found
+            believed[at] |= signed[0]
         made[domain] = Judge(domain, anchors, allow_all, clock, SPIFFE, revoked)
     if not all(believed):
         problems.append("a revocation list was ignored: no CA of a bundle has signed it")

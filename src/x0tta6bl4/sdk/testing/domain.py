@@ -144,7 +144,7 @@ class Domain:
             Recipe(
                 uris=("spiffe://{td}",),
                 san_critical=False,
-                subject=f"{self.name} {self.sequence}",
+                subject=f"{self.sequence} {self.name}"[:64],
                 ca=True,
                 usages=("key_cert_sign", "crl_sign"),
                 extended=None,

@@ -373,7 +373,8 @@ class WorkloadApi:
         return self._written.get(("x509", domain.name), b"".join(domain.anchors))
 
     def _jwks(self, domain: Domain) -> bytes:
-        return self._written.get(("jwks", domain.name)) or domain.jwks()
+        written = self._written.get(("jwks", domain.name))
+        return domain.jwks() if written is None else written
 
 
 class _Running:
