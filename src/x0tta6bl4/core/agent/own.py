@@ -8,7 +8,7 @@ overdue: the renewal machine asks, pauses and asks again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from random import Random
 from typing import Final
 
@@ -18,7 +18,16 @@ from x0tta6bl4.core.agent.pace import Pace
 from x0tta6bl4.core.agent.snapshot import Snapshot
 from x0tta6bl4.core.agent.words import NodeConfig, Workloads
 from x0tta6bl4.core.identity.renewal import Renewal, RenewWanted, SvidDropped, SvidHeld
-from x0tta6bl4.core.machine import NEVER, NOTHING, SECOND, Done, Effects, Failed, Instant
+from x0tta6bl4.core.machine import (
+    NEVER,
+    NOTHING,
+    SECOND,
+    Done,
+    Effect,
+    Effects,
+    Failed,
+    Instant,
+)
 from x0tta6bl4.core.records.words import Publish, Withdraw
 from x0tta6bl4.wire.authority import Entry, Update
 from x0tta6bl4.wire.ids import NodeName, SpiffeId, TrustDomain, node_id
@@ -67,8 +76,8 @@ class Own:
     """
 
     __slots__ = (
-        "_asked", "_bare", "_domain", "_endpoints", "_headers", "_links_by", "_me", "_page_of",
-        "_paged_at", "_published", "_renew_before", "_sign", "_snapshot", "_stopping",
+        "_asked", "_bare", "_domain", "_endpoints", "_headers", "_ids", "_links_by", "_me",
+        "_page_of", "_paged_at", "_published", "_renew_before", "_sign", "_snapshot", "_stopping",
         "_told_to_drain", "adjacency", "config", "entries", "id", "keep", "kept",
         "knows_all", "later_at", "moved", "renewal", "stale", "svids",
     )  # fmt: skip
@@ -106,6 +115,7 @@ class Own:
         self.keep = Pace()
         self.kept = Workloads()
         self.moved = False
+        self._ids: dict[str, None] | None = None
         self._bare: bool | None = None
         """Whether the first proxy of this life had nothing; None: none has come yet."""
         self.later_at: Instant = NEVER
@@ -181,6 +191,7 @@ class Own:
         if update.full:
             self.entries = {}
             self.knows_all = True
+        self._ids = None
         for key in update.gone:
             self.entries.pop(key, None)
         for entry in update.entries:
@@ -194,22 +205,30 @@ class Own:
             self._changed()
             effects = self.tidy(now)
             self.offer()
-            effects += self.look_after(now, unix_s)
+            told = {entry.id for entry in update.entries}
+            effects += self.look_after(now, unix_s, told)
         before = update.renew_issued_before_unix_s
         if before > self._renew_before and unix_s is not None:
             self._renew_before = before
             effects += self.renew(now, unix_s, tuple(self.svids))
         return effects
 
-    def look_after(self, now: Instant, unix_s: int | None) -> Effects:
-        """Ask for SVIDs that entries call for and that are not there."""
-        effects: Effects = NOTHING
+    def look_after(self, now: Instant, unix_s: int | None, told: Collection[str] = ()) -> Effects:
+        """Ask for SVIDs that entries call for and that are not there.
+
+        Args:
+            now: see `Machine.handle`.
+            unix_s: wall time; None before the first ClockSet, and then nothing is asked for.
+            told: IDs that are asked for at once, though a pause may be under way.
+        """
+        effects: list[Effect] = []
         if unix_s is not None:
             for id in self._wanted():
-                if id not in self.svids:
-                    held = SvidHeld(SpiffeId(id), unix_s - 2, unix_s - 1)
-                    effects += self.renewal.handle(now, held)
-        return effects
+                if id in self.svids or (id not in told and self.renewal.asks_for(SpiffeId(id))):
+                    continue
+                held = SvidHeld(SpiffeId(id), unix_s - 2, unix_s - 1)
+                effects += self.renewal.handle(now, held)
+        return tuple(effects) if effects else NOTHING
 
     @property
     def draining(self) -> bool:
@@ -247,7 +266,10 @@ class Own:
         self.stale = True
 
     def _wanted(self) -> dict[str, None]:
-        return {entry.id: None for entry in self.entries.values()}
+        """IDs of all entries; worked out once for each state of these."""
+        if self._ids is None:
+            self._ids = {entry.id: None for entry in self.entries.values()}
+        return self._ids
 
     def tidy(self, now: Instant) -> Effects:
         """Drop SVIDs that no entry calls for any more."""
@@ -297,6 +319,7 @@ class Own:
         kept, self.kept = self.kept, Workloads()
         good = {s.id: s for s in kept.svids if unix_s is None or s.not_after_unix_s > unix_s}
         self.entries = {e.key: e for e in kept.entries[:ENTRIES_MAX] if e.id in good}
+        self._ids = None
         effects: Effects = NOTHING
         for id in self._wanted():
             effects += self.hold(now, unix_s, good[id])

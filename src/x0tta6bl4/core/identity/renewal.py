@@ -14,6 +14,7 @@ planned before the first ClockSet and everything again at each later one.
 
 from __future__ import annotations
 
+import heapq
 from random import Random
 from typing import Final, final
 
@@ -108,12 +109,24 @@ class Renewal:
         random: stream of this room of this node, for the spread.
     """
 
-    __slots__ = ("_held", "_offset_us", "_random", "_token", "_waiting", "deadline")
+    __slots__ = (
+        "_due",
+        "_held",
+        "_number",
+        "_offset_us",
+        "_random",
+        "_token",
+        "_waiting",
+        "deadline",
+    )
 
     def __init__(self, random: Random) -> None:
         self.deadline: Instant = NEVER
         self._random = random
         self._held: dict[SpiffeId, _Held] = {}
+        self._due: list[tuple[Instant, int, SpiffeId, _Held]] = []
+        """Heap of what may be due when; what no longer is falls out when its time has come."""
+        self._number = 0
         self._waiting: dict[int, SpiffeId] = {}
         self._token = 0
         self._offset_us: int | None = None
@@ -138,8 +151,13 @@ class Renewal:
             self._offset_us = event.unix_us - now
             for held in self._held.values():  # A clock set back makes an SVID good again.
                 held.told = held.told and event.unix_us >= held.expires_us
+            self._plan_all()
             return self._advance(now)
         return NOTHING
+
+    def asks_for(self, id: SpiffeId) -> bool:
+        """Whether an SVID is looked after, whatever has become of it."""
+        return id in self._held
 
     def _hold(self, event: SvidHeld) -> Effects:
         before = self._held.get(event.id)
@@ -156,6 +174,7 @@ class Renewal:
         self._held[event.id] = held = _Held(start_us, start_us + int(life_us * part), expires_us)
         if before is not None and before.token:  # Its answer may still come, and is as good.
             held.token = before.token
+        self._plan(event.id, held)
         return NOTHING
 
     def _answered(self, now: Instant, event: Done) -> Effects:
@@ -172,7 +191,9 @@ class Renewal:
         del self._waiting[event.token]
         self._held[id].token = 0
         self._hold(value)
-        self._held[id].pause_until = Instant(now + PAUSE_MIN)  # An old one is no reason to storm.
+        held = self._held[id]
+        held.pause_until = Instant(now + PAUSE_MIN)  # An old one is no reason to storm.
+        self._plan(id, held)
         return self._advance(now)
 
     def _failed(self, now: Instant, token: int) -> Effects:
@@ -185,30 +206,56 @@ class Renewal:
         pause = min(PAUSE_MIN << min(held.failures - 1, 6), PAUSE_MAX)
         pause += int(pause * self._random.uniform(-SPREAD, SPREAD))
         held.pause_until = Instant(now + pause)
+        self._plan(id, held)
         return self._advance(now)
+
+    def _plan(self, id: SpiffeId, held: _Held) -> None:
+        """Look at an SVID again when something may be due."""
+        if self._offset_us is None:
+            return
+        if len(self._due) > 4 * len(self._held) + 64:
+            self._plan_all()
+            return
+        for at in (self._renew_at(held), self._end_at(held)):
+            self._number += 1
+            heapq.heappush(self._due, (at, self._number, id, held))
+
+    def _plan_all(self) -> None:
+        self._due = []
+        for id, held in self._held.items():
+            self._plan(id, held)
+
+    def _renew_at(self, held: _Held) -> Instant:
+        assert self._offset_us is not None
+        return max(Instant(held.renew_us - self._offset_us), held.pause_until)
+
+    def _end_at(self, held: _Held) -> Instant:
+        assert self._offset_us is not None
+        return Instant(held.expires_us - self._offset_us)
 
     def _advance(self, now: Instant) -> Effects:
         """Ask for what is due, announce what has ended, and set the deadline anew."""
         if self._offset_us is None:
             return NOTHING
-        unix_us = now + self._offset_us
         effects: list[Effect] = []
-        deadline = NEVER
-        for id, held in self._held.items():
-            if not held.told:
-                if unix_us >= held.expires_us:
-                    held.told = True
-                    effects.append(SvidExpired(id))
-                else:
-                    deadline = min(deadline, Instant(held.expires_us - self._offset_us))
-            if not held.token:
-                due = max(Instant(held.renew_us - self._offset_us), held.pause_until)
-                if now >= due:
-                    self._token += 1
-                    held.token = self._token
-                    self._waiting[self._token] = id
-                    effects.append(RenewWanted(self._token, id))
-                else:
-                    deadline = min(deadline, due)
-        self.deadline = deadline
+        due = self._due
+        while due:
+            at, _, id, held = due[0]
+            renew = not held.token and self._renew_at(held) == at
+            end = not held.told and self._end_at(held) == at
+            if self._held.get(id) is not held or not (renew or end):
+                heapq.heappop(due)
+                continue
+            if at > now:
+                break
+            heapq.heappop(due)
+            if end:
+                held.told = True
+                effects.append(SvidExpired(id))
+            if renew:
+                self._token += 1
+                held.token = self._token
+                self._waiting[self._token] = id
+                effects.append(RenewWanted(self._token, id))
+        self.deadline = due[0][0] if due else NEVER
         return tuple(effects) if effects else NOTHING
