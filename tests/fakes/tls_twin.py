@@ -1,4 +1,4 @@
-"""A twin of `edge.tls.engine.Engine` on the standard library's TLS: same contract, other code.
+"""A twin of `edge.tls.engine.Engine` on the backend of the standard library: the same contract.
 
 It judges after the handshake (the standard library has no callback for it), so a refused peer
 gets no alert from it; nothing is delivered all the same.  No exporter, no hybrid groups.
@@ -7,15 +7,13 @@ gets no alert from it; nothing is delivered all the same.  No exporter, no hybri
 from __future__ import annotations
 
 import ssl
-import tempfile
-from pathlib import Path
+from typing import Any
 
-from cryptography.hazmat.primitives import serialization
-
-from x0tta6bl4.core.machine import Allowed, Denied, Verdict
+from x0tta6bl4.core.machine import Denied, Verdict
 from x0tta6bl4.edge.tls.context import TlsContext
 from x0tta6bl4.edge.tls.engine import TlsClosed, TlsRefused
-from x0tta6bl4.edge.tls.x509 import load_key
+from x0tta6bl4.edge.tls.stdlib import new_settings
+from x0tta6bl4.edge.tls.x509 import parse
 
 
 class TlsTwin:
@@ -26,9 +24,8 @@ class TlsTwin:
         self.peer_not_after_unix_s = 0
         self.alpn = ""
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._ssl = _settings(context, server, anchors).wrap_bio(
-            self._in, self._out, server_side=server
-        )
+        settings = new_settings(context, server, anchors)
+        self._ssl: Any = settings.wrap_bio(self._in, self._out, server)
         self._complete = False
         self._failed = ""
         self._due = ""
@@ -42,19 +39,16 @@ class TlsTwin:
             self._ssl.do_handshake()
         except ssl.SSLWantReadError:
             return False
+        except TlsRefused as error:
+            self.peer = Denied(error.reason)
+            raise self._refuse(error.reason) from None
         except (ssl.SSLError, OSError) as error:
             raise self._refuse(_reason(error)) from None
         self.alpn = self._ssl.selected_alpn_protocol() or ""
-        if self.alpn.encode() not in self.context.alpn:
-            raise self._refuse("no common protocol")
+        self.peer = self._ssl.peer
         leaf = self._ssl.getpeercert(True)
         if leaf is not None:
-            judgement = self.context.judge.judge([leaf], self.context.expect)
-            self.peer = judgement.verdict
-            self.peer_not_after_unix_s = judgement.not_after_unix_s
-            if type(self.peer) is Denied:
-                raise self._refuse(self.peer.reason)
-        assert type(self.peer) is Allowed or not self.context.demand
+            self.peer_not_after_unix_s = parse(leaf).fields.not_after_unix_s
         self._complete = True
         return True
 
@@ -110,27 +104,6 @@ class TlsTwin:
     def _refuse(self, reason: str) -> TlsRefused:
         self._failed = reason
         return TlsRefused(reason)
-
-
-def _settings(context: TlsContext, server: bool, anchors: tuple[bytes, ...]) -> ssl.SSLContext:
-    found = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
-    found.minimum_version = ssl.TLSVersion.TLSv1_3
-    found.check_hostname = False
-    found.verify_mode = ssl.CERT_REQUIRED if context.demand or not server else ssl.CERT_OPTIONAL
-    found.load_verify_locations(cadata="".join(map(ssl.DER_cert_to_PEM_cert, anchors)))
-    found.set_alpn_protocols([name.decode() for name in context.alpn])
-    if context.svid is not None:
-        key = load_key(context.svid.key).private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "svid.pem"
-            chain = "".join(map(ssl.DER_cert_to_PEM_cert, context.svid.chain))
-            path.write_bytes(chain.encode() + key)
-            found.load_cert_chain(path)
-    return found
 
 
 def _reason(error: OSError) -> str:
