@@ -7,11 +7,15 @@ names start with `x0t-` and this process's pid.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
 from pathlib import Path
 from typing import Any
+
+_SETS = itertools.count()
+"""Two sets of hosts of one process have namespaces of their own."""
 
 
 class Hosts:
@@ -22,7 +26,7 @@ class Hosts:
     """
 
     def __init__(self, *names: str) -> None:
-        self._prefix = f"x0t-{os.getpid()}-"
+        self._prefix = f"x0t-{os.getpid()}-{next(_SETS)}-"
         self.names = names
         self._children: list[subprocess.Popen[bytes]] = []
 
