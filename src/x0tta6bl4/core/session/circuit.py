@@ -52,11 +52,12 @@ class Circuit:
         bytes_in: decrypted bytes that came in; not growing means silence.
         bytes_out: plaintext bytes that went out.
         control: frames that are not numbered and wait to leave.
+        more: `pending` may have something behind what it gave last.
     """
 
     __slots__ = (
         "_heard", "_partial", "_remaining", "_stream", "bytes_in", "bytes_out", "closed",
-        "control", "number", "offset", "pipe", "position", "progress", "told",
+        "control", "more", "number", "offset", "pipe", "position", "progress", "told",
     )  # fmt: skip
 
     def __init__(self, number: int, heard: Callable[[Circuit, int, int, bytes], None]) -> None:
@@ -65,7 +66,7 @@ class Circuit:
         self.offset = -1
         self.position = self.told = self.progress = self.bytes_in = self.bytes_out = 0
         self.control = b""
-        self.closed = False
+        self.closed = self.more = False
         self._heard = heard
         self._partial = b""
         self._remaining = 0
@@ -97,19 +98,25 @@ class Circuit:
 
         The view is valid until the next call on the pipe, and is taken: it must be written whole.
         """
+        self.more = False
         pipe = self.pipe
         if pipe is None or pipe.active is not self:
             return self._take_control()
+        if pipe.paused:
+            # Only now, when what was given before has been written: whoever resumes may flush.
+            pipe.press()
         ring = pipe.ring
         queue = ring.queue
         if queue and queue[0][0] != self.position:
             self.control += frames.offset_frame(SEEK, queue[0][0])
             self.position = queue[0][0]
         if self.control:
+            self.more = True
             return self._take_control()
         if not queue:
             return None
         offset, index, length = queue.popleft()
+        self.more = pipe.paused or len(queue) > 0
         end = self.position = offset + length
         high = pipe.sent_high
         if offset < high:
@@ -123,8 +130,6 @@ class Circuit:
             self.told = received
             start -= HEADER_BYTES
             _pack_into(ring.view, start, received & 0xFFFFFFFF, ACK << 28 | received >> 32)
-        if pipe.paused:
-            pipe.press()
         return ring.view[start : index + length]
 
     def _take_control(self) -> memoryview | None:
@@ -175,6 +180,7 @@ class Circuit:
         offset = self.offset
         skip = pipe.received - offset
         streams = pipe.streams
+        came = 0
         try:
             while at < size:
                 rest = self._remaining
@@ -189,7 +195,7 @@ class Circuit:
                         at += seen
                         count -= seen
                     if count:
-                        pipe.count_in(count)
+                        came += count
                         stream = self._stream
                         if stream is None or stream.pipe is None:
                             pipe.drop_bytes(count)
@@ -210,6 +216,11 @@ class Circuit:
                         skip -= HEADER_BYTES
                         if skip < 0:
                             raise ProtocolError("frames don't lie where they lay before")
+                    continue
+                if kind == ACK:
+                    if pipe.acknowledge(number | (word & VALUE_MAX) << 32):
+                        self.progress += 1
+                    at += HEADER_BYTES
                     continue
                 if kind > LAST_NUMBERED:
                     return at
@@ -233,6 +244,8 @@ class Circuit:
                 offset += length
             return at
         finally:
+            if came:
+                pipe.count_in(came)
             if skip >= 0:
                 self.offset = offset
                 if offset > pipe.received:

@@ -40,7 +40,7 @@ from x0tta6bl4.core.session.frames import (
     ProtocolError,
     Reset,
 )
-from x0tta6bl4.core.session.ring import Allocate, Ring, RingFull
+from x0tta6bl4.core.session.ring import CHUNK_COST, Allocate, Ring, RingFull
 from x0tta6bl4.core.session.stream import Stream
 
 if TYPE_CHECKING:
@@ -419,9 +419,12 @@ class Pipe:
     def press(self) -> None:
         """Stop or resume reading the applications."""
         ring = self.ring
+        written, queue = ring.written, ring.queue
+        queued = written - queue[0][0] if queue else 0  # As `ring.queued` and `ring.held`.
+        held = written - ring.acknowledged + CHUNK_COST * len(ring.chunks)
         if not self.paused:
-            if ring.queued > QUEUE_MAX or ring.held > self.held_max:
+            if queued > QUEUE_MAX or held > self.held_max:
                 self.paused = True
-        elif ring.queued <= QUEUE_MAX // 2 and ring.held <= self.held_max // 2:
+        elif queued <= QUEUE_MAX // 2 and held <= self.held_max // 2:
             self.paused = False
             self.hooks.resume(self)

@@ -42,6 +42,7 @@ class Ring:
 
     Attributes:
         view: the memory; valid until the next `reserve`.
+        size: bytes of it.
         at: index at which the next frame of the open batch goes; 0 while no batch is open.
         limit: index of the end of the open batch's room.
         written: offset behind the last closed chunk.
@@ -53,12 +54,13 @@ class Ring:
 
     __slots__ = (
         "_allocate", "_begin", "_head", "acknowledged", "at", "chunks", "confirmed", "limit",
-        "queue", "view", "written",
+        "queue", "size", "view", "written",
     )  # fmt: skip
 
     def __init__(self, allocate: Allocate) -> None:
         self._allocate = allocate
         self.view = allocate(RING_BYTES_MIN)
+        self.size = RING_BYTES_MIN
         self.chunks: deque[Chunk] = deque()
         self.queue: deque[Chunk] = deque()
         self.acknowledged = self.confirmed = self.written = 0
@@ -84,27 +86,30 @@ class Ring:
             RingFull: no such piece in a ring of full size.
         """
         assert not self.limit, "close the batch first"
-        end = self._free(need)
+        if self.chunks or self.size < need + 2 * ACK_ROOM:
+            end = self._free(need)
+        else:  # Nothing is held: start again in warm memory.
+            self._head, end = 0, self.size
         while end < 0:
-            if len(self.view) >= RING_BYTES_MAX:
+            if self.size >= RING_BYTES_MAX:
                 raise RingFull
             self._grow()
             end = self._free(need)
         head = self._head
         self._begin = self.at = head + ACK_ROOM
         room = head + 2 * ACK_ROOM + BATCH_BYTES + need
-        self.limit = min(end, room)
+        self.limit = end if end < room else room
 
     def close(self) -> Chunk | None:
         """End the open batch; returns the new chunk, None if nothing was written to it."""
-        begin, length = self._begin, self.at - self._begin
+        begin, end = self._begin, self.at
         chunk = None
-        if length:
-            chunk = (self.written, begin, length)
+        if end > begin:
+            chunk = (self.written, begin, end - begin)
             self.chunks.append(chunk)
             self.queue.append(chunk)
-            self._head = self.at
-            self.written += length
+            self._head = end
+            self.written += end - begin
         self.at = self.limit = self._begin = 0
         return chunk
 
@@ -132,14 +137,15 @@ class Ring:
 
     def rest(self) -> None:
         """Give grown memory back; only while nothing is held and no batch is open."""
-        if not self.chunks and not self.limit and len(self.view) > RING_BYTES_MIN:
+        if not self.chunks and not self.limit and self.size > RING_BYTES_MIN:
             self.view = self._allocate(RING_BYTES_MIN)
+            self.size = RING_BYTES_MIN
             self._head = 0
 
     def _free(self, need: int) -> int:
         """Move the head to a free piece of `need` bytes; returns the piece's end or -1."""
         need += 2 * ACK_ROOM
-        size, head = len(self.view), self._head
+        size, head = self.size, self._head
         if not self.chunks:
             self._head = 0
             return size if size >= need else -1
@@ -165,5 +171,5 @@ class Ring:
             new[start:head] = old[index : index + length]
             moved.append((offset, start, length))
         waiting = len(self.queue)
-        self.view, self._head, self.chunks = new, head, moved
+        self.view, self.size, self._head, self.chunks = new, len(new), head, moved
         self.queue = deque(list(moved)[len(moved) - waiting :])

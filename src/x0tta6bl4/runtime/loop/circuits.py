@@ -1,13 +1,13 @@
 """One circuit of the proxy: a socket, TLS over memory, and the session's circuit inside.
 
-    readable  --> 256 KiB recv_into --> tls.feed --> tls.read --> circuit.feed --> applications
+    readable  --> 256 KiB recv_into --> tls.decrypt --> circuit.feed --> applications
     pump      <-- send <-- tls.take <-- tls.write <-- circuit.pending: [ACK +] one chunk
 
 A chunk is encrypted only while the socket has taken everything before it, so a failover throws
 away at most one batch of ciphertext.  Nothing here calls a machine from within `pump` or `feed`:
 a circuit that fails closes its socket and says so at the end of the batch.
 
-Bounds: one send buffer per circuit whose socket does not take, from a pool; two shared buffers.
+Bounds: one send buffer per circuit whose socket does not take, from a pool; three shared buffers.
 """
 
 from __future__ import annotations
@@ -71,6 +71,10 @@ class Tls(Protocol):
         """Plaintext out, 0: none yet."""
         ...
 
+    def decrypt(self, cipher: memoryview, count: int, into: memoryview) -> int:
+        """`feed` the first `count` bytes of one shared buffer, `read` into another."""
+        ...
+
     def exporter(self, label: bytes, context: bytes, length: int) -> bytes:
         """Keying material of this connection."""
         ...
@@ -81,21 +85,30 @@ class Tls(Protocol):
 
 
 class Buffers:
-    """Buffers that all circuits of a proxy share; mmap, so that untouched pages cost nothing."""
+    """Buffers that all circuits of a proxy share; mmap, so that untouched pages cost nothing.
 
-    __slots__ = ("_pool", "cipher", "plain")
+    Attributes:
+        cipher: for what is received, during one call.
+        plain: for what that decrypts to.
+        send: for what is sent, during one call.
+    """
+
+    __slots__ = ("_pool", "cipher", "plain", "send")
 
     def __init__(self) -> None:
         self.cipher = allocate(READ_BYTES)
         self.plain = allocate(READ_BYTES)
+        self.send = allocate(SEND_BYTES)
         self._pool: list[memoryview] = []
 
-    def take(self) -> memoryview:
-        """A send buffer."""
-        return self._pool.pop() if self._pool else allocate(SEND_BYTES)
+    def keep(self) -> memoryview:
+        """The send buffer with what a socket did not take; another one takes its place."""
+        kept = self.send
+        self.send = self._pool.pop() if self._pool else allocate(SEND_BYTES)
+        return kept
 
     def give(self, buffer: memoryview) -> None:
-        """A send buffer is no longer needed."""
+        """A kept send buffer is no longer needed."""
         if len(self._pool) < POOL_MAX:
             self._pool.append(buffer)
 
@@ -148,9 +161,9 @@ class TlsCircuit:
     """
 
     __slots__ = (
-        "_at", "_buffers", "_checked", "_first", "_loop", "_mask", "_out", "_owner", "_refusal",
-        "_timer", "backlog", "circuit", "client", "expected", "fd", "generation", "open", "own",
-        "path", "peer", "sock", "tls", "told", "up",
+        "_at", "_buffers", "_checked", "_first", "_loop", "_mask", "_out", "_owner", "_pumping",
+        "_refusal", "_timer", "backlog", "circuit", "client", "expected", "fd", "generation",
+        "open", "own", "path", "peer", "sock", "tls", "told", "up",
     )  # fmt: skip
 
     def __init__(
@@ -180,6 +193,7 @@ class TlsCircuit:
         self.open = True
         self._out: memoryview | None = None
         self._at = self.backlog = 0
+        self._pumping = False
         self._refusal = bytearray()
         self._checked = not self.client
         """A client looks for a refusal in place of the first TLS record."""
@@ -208,50 +222,49 @@ class TlsCircuit:
 
     def pump(self) -> None:
         """Encrypt and send what waits, while the socket takes it."""
-        if self.backlog or not self.up or not self.open:
-            return
-        pending, write = self.circuit.pending, self.tls.write
+        if self.backlog or self._pumping or not self.up or not self.open:
+            return  # While it pumps, what is flushed meanwhile finds its own way out.
+        self._pumping = True
+        circuit, write = self.circuit, self.tls.write
+        pending = circuit.pending
         try:
-            more = True
-            while more:
-                more = False
-                merged = 0
-                view = pending()
-                while view is not None:
+            view = pending()
+            while view is not None:
+                write(view)
+                merged = len(view)
+                while circuit.more and merged <= MERGE_BYTES:
+                    view = pending()
+                    if view is None:
+                        break
                     write(view)
                     merged += len(view)
-                    if merged > MERGE_BYTES:
-                        more = True
-                        break
-                    view = pending()
-                if not merged or not self._send():
+                if not self._send() or not circuit.more:
                     return
+                view = pending()
         except X0Error as error:
             self.lose(_reason(error))
+        finally:
+            self._pumping = False
 
     def _send(self) -> bool:
         """Ciphertext to the socket; True if it took everything."""
-        out = self._out
-        if out is None:
-            out = self._out = self._buffers.take()
-        take, send = self.tls.take, self.sock.send
+        out = self._buffers.send
         while True:
-            size = take(out)
+            size = self.tls.take(out)
             if size:
                 try:
-                    sent = send(out[:size])
+                    sent = self.sock.send(out[:size])
                 except BlockingIOError:
                     sent = 0
                 except OSError as error:
                     self.lose(_os_reason(error))
                     return False
                 if sent < size:
+                    self._out = self._buffers.keep()
                     self._at, self.backlog = sent, size - sent
                     self._watch(READ | WRITE)
                     return False
             if size < SEND_BYTES:  # There was no more.
-                self._out = None
-                self._buffers.give(out)
                 return True
 
     def _on_writable(self) -> None:
@@ -268,6 +281,8 @@ class TlsCircuit:
             self.backlog -= sent
             if self.backlog:
                 return
+            self._out = None
+            self._buffers.give(out)
         if not self._send():
             return
         self._watch(READ)
@@ -277,10 +292,8 @@ class TlsCircuit:
     def _on_event(self, mask: int) -> None:
         if mask & WRITE:
             self._on_writable()
-        if mask & ~WRITE and self.open:
-            self._on_readable()
-
-    def _on_readable(self) -> None:
+            if mask == WRITE or not self.open:
+                return
         cipher = self._buffers.cipher
         try:
             size = self.sock.recv_into(cipher)
@@ -293,33 +306,31 @@ class TlsCircuit:
             self.lose("eof")
             return
         try:
+            if self.up:
+                self._read(self.tls.decrypt(cipher, size, self._buffers.plain))
+                return
             if not self._checked and not self._check_refusal(cipher[:size]):
                 return
             self.tls.feed(cipher[:size])
-            if not self.up and not self._shake():
-                return
-            self._read()
+            if self._shake():
+                self._read(self.tls.read(self._buffers.plain))
         except X0Error as error:
             self.lose(_reason(error))
 
-    def _read(self) -> None:
-        """Decrypt and execute everything that is there."""
-        plain = self._buffers.plain
-        tls = self.tls
-        read, feed = tls.read, self.circuit.feed
+    def _read(self, size: int) -> None:
+        """Execute `size` bytes that were decrypted, and everything behind them."""
+        plain, circuit = self._buffers.plain, self.circuit
         try:
-            while self.open:
-                size = read(plain)
-                if not size:
-                    break
-                feed(plain[:size])
-                if size < READ_BYTES and not tls.failed:
+            while size:
+                circuit.feed(plain[:size])
+                if not self.open or (size < READ_BYTES and not self.tls.failed):
                     break  # There was no more, and nothing wrong behind it.
+                size = self.tls.read(plain)
         except ProtocolError:
             self.lose("protocol")
         except SessionBroken:
             pass  # The owner looks at `pipe.broken`.
-        if self.open and self.circuit.control:
+        if circuit.control and self.open:
             self.pump()
         self._owner.on_fed(self)
 

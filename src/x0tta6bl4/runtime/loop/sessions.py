@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast, final
+from typing import TYPE_CHECKING, Any, Final, Protocol, final
 
 import msgspec
 
@@ -215,7 +215,9 @@ class Session(Hooks):
 
 def session_of(pipe: Pipe) -> Session:
     """The session whose hooks a pipe has."""
-    return cast(Session, pipe.hooks)
+    session = pipe.hooks
+    assert type(session) is Session
+    return session
 
 
 def lend_standing(sessions: Iterable[Session], now: Instant) -> int:

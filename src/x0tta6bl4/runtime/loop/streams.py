@@ -82,9 +82,6 @@ class AppStream(Stream):
             self._read()
 
     def _on_event(self, mask: int) -> None:
-        if mask == READ:
-            self._read()
-            return
         if mask & READ:
             self._read()
         if mask & WRITE and not self.reason:
@@ -96,7 +93,11 @@ class AppStream(Stream):
                 # Hung up while nothing is wanted: a level-triggered loop would spin on it.
                 self._unwatch()
 
-    def _read(self) -> None:
+    def _read(self, mask: int = READ) -> None:
+        """Read once; what epoll calls, and passes other things on than just that."""
+        if mask != READ:
+            self._on_event(mask)
+            return
         pipe = self.pipe
         if pipe is None or self.finished or self.held:
             self._watch()
@@ -211,8 +212,8 @@ class AppStream(Stream):
                 return
             if sent:
                 self.take(sent)
-            if sent == len(data):
-                return
+                if sent == len(data):
+                    return
         rest = bytes(data[sent:])
         self._pending.append(rest)
         self.pending_bytes += len(rest)
@@ -306,7 +307,7 @@ class AppStream(Stream):
             loop.set(self.fd, mask)
         else:
             self._watched = True
-            loop.add(self.fd, mask, self._on_event)
+            loop.add(self.fd, mask, self._read)
         self._mask = mask
 
     def _unwatch(self) -> None:
