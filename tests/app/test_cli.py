@@ -20,12 +20,13 @@ from tests.app.cli_world import LINE, Run, config_file
 from tests.app.test_admin import served
 from tests.fakes.node_admin import FakeNode
 from x0tta6bl4.app.cli import authority as authority_commands
+from x0tta6bl4.app.cli import federation, mesh, node, policy, registry, status
 from x0tta6bl4.app.cli import main as cli
-from x0tta6bl4.app.cli import mesh, node, policy, registry, status
 from x0tta6bl4.app.cli.main import COMMANDS, root
 
 MODULES = {
     "authority": authority_commands,
+    "federation": federation,
     "mesh": mesh,
     "node": node,
     "policy": policy,
@@ -93,6 +94,40 @@ def test_version_names_each_wire_protocol(run: Run) -> None:
     out = run("--version").out
     for word in ("x0tta6bl4 ", "x0-link/1", "x0-circuit/1", "x0-authority/1", "proxy/1", "admin/1"):
         assert word in out
+
+
+def test_foreign_trust_domains_are_made_shown_changed_and_deleted(
+    at_authority: Run, tmp_path: Path
+) -> None:
+    ours = at_authority("bundle", "show").out
+    assert json.loads(ours)["keys"][0]["use"] == "x509-svid"
+    pem = at_authority("bundle", "show", "--format", "pem").out
+    assert pem.startswith("-----BEGIN CERTIFICATE-----")
+    theirs = tmp_path / "theirs.json"
+    theirs.write_text(ours)
+    made = at_authority(
+        *"federation create other.test --url https://127.0.0.1:9/ --profile https_spiffe".split(),
+        *f"--endpoint-id spiffe://other.test/e --bundle {theirs} --json".split(),
+    )
+    assert bytes.fromhex(json.loads(made.out)["bundle"]).decode() == ours
+    assert "other.test" in at_authority("federation", "list").out
+    changed = at_authority("federation", "update", "other.test", "--url", "https://127.0.0.1:8/")
+    assert "https://127.0.0.1:8/" in changed.out
+    assert "https_spiffe" in changed.out
+    assert at_authority("federation", "refresh", "other.test").status == 0
+    entry = at_authority(
+        *"entry create --id spiffe://example.org/f --node a --selector unix:uid:1".split(),
+        *"--federates-with other.test --key f --json".split(),
+    )
+    assert json.loads(entry.out)["federates_with"] == ["other.test"]
+    none = at_authority("entry", "update", "f", "--federates-with", "", "--json")
+    assert json.loads(none.out)["federates_with"] == []
+    at_authority("entry", "delete", "f")
+    assert "forgotten" in at_authority("federation", "delete", "other.test").out
+    wrong = at_authority("federation", "create", "other.test", "--url", "https://x/")
+    assert "X0-CLI-001" in wrong.err
+    http = at_authority(*"federation create o.test --url http://x/ --profile https_web".split())
+    assert "X0-FED-001" in http.err
 
 
 def test_entries_are_made_listed_changed_and_deleted(at_authority: Run) -> None:

@@ -23,6 +23,7 @@ import uvloop
 from cryptography.x509 import load_der_x509_certificate
 
 from x0tta6bl4 import __version__
+from x0tta6bl4.app.federation import OwnEndpoint, Poller, own_document
 from x0tta6bl4.app.settings import AuthoritySettings
 from x0tta6bl4.core.authority.desk import AuthorityConfig
 from x0tta6bl4.core.authority.life import genesis
@@ -35,6 +36,7 @@ from x0tta6bl4.core.authority.rows import (
     NewJwtKey,
     NodeCut,
     OwnSvid,
+    PollWanted,
     Published,
     ReadBundle,
 )
@@ -180,6 +182,7 @@ class AuthorityProcess:
         stopping: set it to end `run`.
         port: TCP port of the nodes' server, once it serves.
         service: for tests and metrics.
+        endpoint: the bundle endpoint, with its port where it serves.
     """
 
     def __init__(self, settings: AuthoritySettings) -> None:
@@ -217,6 +220,16 @@ class AuthorityProcess:
             unix_us,
             self._on_fact,
             self._on_state,
+        )
+        self.endpoint = OwnEndpoint(
+            settings.bundle_endpoint, lambda: own_document(self._machine.state, config.ca_advance_s)
+        )
+        self._poller = Poller(
+            settings.federation,
+            self._machine.state,
+            unix_us,
+            lambda polled: self.service.ask(_OWN, "Polled", polled),
+            self._log,
         )
         self._api = ApiServer(
             self.service, unix_us, self._health, self._on_refused, self._on_operator
@@ -270,10 +283,12 @@ class AuthorityProcess:
             await self._renew()
             await self._api.serve_nodes(nodes, SslContext(self._tls, self._on_refused))
             await self._api.serve_operators(operators)
+            await self.endpoint.start(self._own_svid())
             with contextlib.suppress(OSError):  # A full disk; nobody needs it to serve.
                 (self._dir / PID_FILE).write_text(str(os.getpid()))
             metrics = await self._serve_metrics()
             tasks.append(asyncio.create_task(self._renew_for_ever()))
+            tasks.append(asyncio.create_task(self._poller.run()))
             tasks.append(asyncio.create_task(self._end_with(tasks[0])))
             self._log.info(
                 "serving",
@@ -286,6 +301,7 @@ class AuthorityProcess:
             if metrics is not None:
                 await metrics.close()
             await self._api.stop()
+            await self.endpoint.stop()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -339,6 +355,12 @@ class AuthorityProcess:
             SpiffeId(issued.id), issued.chain, x509.key_bytes(key), issued.not_after_unix_s
         )
         self._context = None
+        if self.endpoint.port:
+            self.endpoint.renew(self._svid)
+
+    def _own_svid(self) -> x509.Svid:
+        assert self._svid is not None
+        return self._svid
 
     async def _renew_for_ever(self) -> None:
         while True:
@@ -382,6 +404,8 @@ class AuthorityProcess:
         elif type(effect) is Published and effect.set == "bundle":
             self._context = None
             self._bundle_changed.set()
+        elif type(effect) is PollWanted:
+            self._poller.wake.set()
 
     def _on_state(self, line: str) -> None:
         self._log.warning("store", state=line)
@@ -411,6 +435,8 @@ class AuthorityProcess:
             **self._machine.statistics(),
             **self.service.counts,
             **self._api.statistics(),
+            **self.endpoint.statistics(),
+            **self._poller.counts,
             **{f"handshakes_refused|{reason}": n for reason, n in self._refused.items()},
             "watchers": self.service.watchers(),
             "read_only": bool(self.service.read_only),

@@ -278,7 +278,7 @@ def _bundle_endpoint(where: Where, at: BundleEndpointAt) -> None:
             where.path(key, path)
         elif path:
             raise where.error(
-                "X0-CFG-033", key, "set, but the profile is https_spiffe", "leave it out"
+                "X0-CFG-015", key, "set, but the profile is https_spiffe", "leave it out"
             )
 
 

@@ -251,6 +251,24 @@ AUTHORITY: Final = (
         process="authority",
     ),
     _c("authority_issued_total", "edge/authority_api", "SVIDs issued.", process="authority"),
+    _c(
+        "authority_polls_total",
+        "edge/bundle",
+        "Polls of bundles of foreign trust domains.",
+        process="authority",
+    ),
+    _c(
+        "authority_polls_failed_total",
+        "edge/bundle",
+        "Polls that failed; the bundle held stays.",
+        process="authority",
+    ),
+    _c(
+        "authority_bundles_served_total",
+        "edge/bundle",
+        "Times that the bundle endpoint gave our bundle.",
+        process="authority",
+    ),
     _c("authority_minted_total", "edge/authority_api", "JWT-SVIDs signed.", process="authority"),
     _c(
         "authority_issue_cpu_seconds_total",

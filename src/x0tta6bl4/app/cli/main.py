@@ -33,6 +33,8 @@ COMMANDS: Final = {
     "name": ("registry", "name", "Service names: name -> SPIFFE ID and allowed callers."),
     "token": ("registry", "token", "Enrolment tokens for new nodes."),
     "node": ("node", "node", "Run a node; list, drain and evict nodes."),
+    "federation": ("federation", "federation", "Foreign trust domains and their bundles."),
+    "bundle": ("federation", "bundle", "The trust bundle of this trust domain, for others."),
     "authority": ("authority", "authority", "Run the authority; revoke, rotate, look at it."),
     "proxy": ("node", "proxy", "The data plane of a node; started by its agent."),
     "sim": ("sim", "sim", "Simulated worlds: run, swarm, bench."),

@@ -114,6 +114,12 @@ Examples:
 @click.option("--proxy-header", is_flag=True, help="Send PROXY protocol v2 with the caller's ID.")
 @click.option("--key", default="", help="Name of the entry; else one is chosen.")
 @click.option("--hint", default="", help="A word that the Workload API passes on.")
+@click.option(
+    "--federates-with",
+    multiple=True,
+    metavar="DOMAIN",
+    help="Foreign trust domain whose bundle it is given. Repeatable.",
+)
 @authority_option
 @json_option
 def entry_create(
@@ -125,6 +131,7 @@ def entry_create(
     proxy_header: bool,
     key: str,
     hint: str,
+    federates_with: tuple[str, ...],
     authority_dir: Path | None,
     as_json: bool,
 ) -> None:
@@ -142,6 +149,7 @@ def entry_create(
                 proxy_header=proxy_header,
                 hint=hint,
                 key=key,
+                federates_with=federates_with,
             ),
         ),
         as_json,
@@ -160,6 +168,12 @@ Examples:
 @click.option("--address", help="Where it listens; empty: it takes no connections.")
 @click.option("--ttl", "ttl_s", type=int, help="Life of its SVIDs, in seconds.")
 @click.option("--proxy-header/--no-proxy-header", default=None)
+@click.option(
+    "--federates-with",
+    multiple=True,
+    metavar="DOMAIN",
+    help="Replaces all foreign trust domains; '' for none. Repeatable.",
+)
 @authority_option
 @json_option
 def entry_update(
@@ -169,6 +183,7 @@ def entry_update(
     address: str | None,
     ttl_s: int | None,
     proxy_header: bool | None,
+    federates_with: tuple[str, ...],
     authority_dir: Path | None,
     as_json: bool,
 ) -> None:
@@ -180,6 +195,7 @@ def entry_update(
         "address": address,
         "ttl_s": ttl_s,
         "proxy_header": proxy_header,
+        "federates_with": tuple(filter(None, federates_with)) if federates_with else None,
     }
     changes = {field: value for field, value in changes.items() if value is not None}
     if not changes:
