@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import statistics
 import time
 from collections import Counter
@@ -15,6 +16,8 @@ import msgspec
 from x0tta6bl4.runtime.sim import bench, scenario, swarm
 from x0tta6bl4.runtime.sim.faults import KINDS
 
+ELIDE = "Pass no hellos over links on which nothing happens; the rest is the same."
+
 
 @click.group()
 def sim() -> None:
@@ -25,11 +28,12 @@ def sim() -> None:
 @click.option("--seed", default=1, show_default=True, help="Chooses everything below.")
 @click.option("--nodes", type=click.IntRange(2, 2000), help="Instead of the seed's choice.")
 @click.option("--seconds", type=click.IntRange(6), help="Virtual seconds with faults.")
+@click.option("--elide", is_flag=True, help=ELIDE)
 @click.option("--trace", is_flag=True, help="Print the plan of faults, and every fact.")
-def run(seed: int, nodes: int | None, seconds: int | None, trace: bool) -> None:
+def run(seed: int, nodes: int | None, seconds: int | None, elide: bool, trace: bool) -> None:
     """Run one seed and judge it by all laws; exit 1 if one is broken."""
     began = time.monotonic()
-    report = swarm.judged(seed, click.echo if trace else None, nodes, seconds)
+    report = swarm.judged(seed, click.echo if trace else None, nodes, seconds, elide)
     took = time.monotonic() - began
     click.echo(
         f"seed {seed}: {report.nodes} nodes, {report.links} links, {report.virtual_s:.0f} virtual"
@@ -47,16 +51,17 @@ def run(seed: int, nodes: int | None, seconds: int | None, trace: bool) -> None:
 @click.option("--seeds", default=200, show_default=True, type=click.IntRange(1))
 @click.option("--from", "first", default=0, show_default=True, help="First seed.")
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(1, 64))
-def swarm_command(seeds: int, first: int, jobs: int) -> None:
+@click.option("--elide", is_flag=True, help=ELIDE)
+def swarm_command(seeds: int, first: int, jobs: int, elide: bool) -> None:
     """Run many seeds and judge each; exit 1 if one is red."""
     began = time.monotonic()
     reports: list[swarm.Report] = []
-    for report in _reports(range(first, first + seeds), jobs):
+    for report in _reports(range(first, first + seeds), jobs, elide):
         reports.append(report)
         if report.broken:
             click.echo(
                 f"RED seed {report.seed}: {report.broken}\n"
-                f"    x0 sim run --seed {report.seed} --trace",
+                f"    x0 sim run --seed {report.seed} --trace{' --elide' if elide else ''}",
                 err=True,
             )
         if len(reports) % 100 == 0:
@@ -84,10 +89,11 @@ def swarm_command(seeds: int, first: int, jobs: int) -> None:
 @sim.command("bench")
 @click.option("--nodes", default=1000, show_default=True, type=click.IntRange(2, 5000))
 @click.option("--seconds", default=60, show_default=True, type=click.IntRange(1))
+@click.option("--elide", is_flag=True, help=ELIDE)
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Write the figures there.")
-def bench_command(nodes: int, seconds: int, file: Path | None) -> None:
+def bench_command(nodes: int, seconds: int, elide: bool, file: Path | None) -> None:
     """Measure a large mesh at production intervals: faster than real time, and by how much."""
-    measured = bench.measure(nodes, seconds)
+    measured = bench.measure(nodes, seconds, elide=elide)
     text = msgspec.json.format(msgspec.json.encode(measured), indent=2).decode()
     click.echo(text)
     if file is not None:
@@ -112,12 +118,13 @@ def play(files: tuple[Path, ...], rewrite: bool) -> None:
         raise SystemExit(1)
 
 
-def _reports(seeds: range, jobs: int) -> Iterator[swarm.Report]:
+def _reports(seeds: range, jobs: int, elide: bool) -> Iterator[swarm.Report]:
+    judged = functools.partial(swarm.judged, elide=elide)
     if jobs == 1:
-        yield from map(swarm.judged, seeds)
+        yield from map(judged, seeds)
         return
     with concurrent.futures.ProcessPoolExecutor(jobs) as pool:
-        yield from pool.map(swarm.judged, seeds, chunksize=4)
+        yield from pool.map(judged, seeds, chunksize=4)
 
 
 def _counted(begun: dict[str, int]) -> str:

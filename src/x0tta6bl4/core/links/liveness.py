@@ -17,7 +17,9 @@ import heapq
 from random import Random
 from typing import Final
 
-from x0tta6bl4.core.links.quality import Quality, Window
+from x0tta6bl4.core.links.calm import End
+from x0tta6bl4.core.links.neighbour import TOLD_DOWN, TOLD_SUSPECTED, TOLD_UP, Neighbour
+from x0tta6bl4.core.links.quality import Quality
 from x0tta6bl4.core.links.slots import Slots
 from x0tta6bl4.core.links.words import (
     NEIGHBOURS_MAX,
@@ -31,6 +33,7 @@ from x0tta6bl4.core.links.words import (
     LinkUp,
     NeighbourGone,
     NeighbourSet,
+    Parked,
 )
 from x0tta6bl4.core.machine import (
     NEVER,
@@ -58,118 +61,13 @@ from x0tta6bl4.wire.hello import (
 
 # ----------------------------------------------------------------------------------- the machine
 _NAMES: Final = ("shut", "down", "init", "up")
-_TOLD_DOWN: Final = 0
-_TOLD_UP: Final = 1
-_TOLD_SUSPECTED: Final = 2
-
-
-class _Neighbour:
-    __slots__ = (
-        "agent_alive",
-        "base_us",
-        "calm",
-        "config",
-        "detect_us",
-        "downs",
-        "echo_at",
-        "echo_seen",
-        "echo_us",
-        "failed",
-        "heard_at",
-        "interval_us",
-        "judge_at",
-        "multiplier",
-        "next_send",
-        "patience_us",
-        "quality",
-        "received",
-        "refused",
-        "run",
-        "scheduled",
-        "sent_at",
-        "sequence",
-        "serial",
-        "state",
-        "suspect",
-        "suspect_us",
-        "told",
-        "told_at",
-        "told_quality",
-        "up_at",
-        "window",
-    )
-
-    def __init__(self, config: NeighbourSet, serial: int, now: Instant) -> None:
-        self.config = config
-        self.serial = serial
-        self.sequence = 0
-        self.downs = 0
-        self.received = 0
-        self.refused = 0
-        self.scheduled: int = NEVER
-        self.sent_at = 0
-        self.told = _TOLD_DOWN
-        self.told_at = 0
-        self.told_quality = LinkQuality(config.node, 0, 0, False, False)
-        self.start(now)
-
-    def start(self, now: Instant) -> None:
-        """Forget all that belongs to one start of the neighbour's proxy."""
-        self.state = DOWN
-        self.suspect = False
-        self.failed = False
-        self.window = Window()
-        self.quality = Quality()
-        self.agent_alive = False
-        self.echo_at = self.echo_us = self.echo_seen = 0
-        self.heard_at: int = now
-        self.judge_at: int = NEVER
-        self.next_send: int = now
-        self.run = 0
-        self.up_at = 0
-        self.agree(self.config.hello_us, 3)
-
-    def settle(self) -> None:
-        """Find out whether the next hello can be taken by `Links._on_calm`.
-
-        `calm` is what it must be like: from a link that is up in all respects, with nothing lost
-        that is remembered.  Whoever changes something of that sets `calm` to ().
-        """
-        quality = self.quality
-        # Silence that is no reason for suspicion: 1.4 intervals, and up to one for jitter.
-        slack = quality.deviation_us << 2
-        self.patience_us = self.suspect_us + (slack if slack < self.base_us else self.base_us)
-        self.calm = (
-            (
-                self.config.incarnation,
-                UP,
-                AGENT_ALIVE if self.agent_alive else 0,
-                self.interval_us,
-                self.multiplier,
-                quality.seen_lost,
-            )
-            if self.state == UP
-            and self.told == _TOLD_UP
-            and quality.clean
-            and self.window.whole
-            and quality.seen_lost >= 0
-            else ()
-        )
-
-    def agree(self, interval_us: int, multiplier: int) -> None:
-        """Timers from both ends' intervals (RFC 5880 section 6.8.4)."""
-        self.interval_us = interval_us
-        self.multiplier = multiplier
-        self.base_us = base = max(self.config.hello_us, interval_us)
-        self.detect_us = multiplier * base
-        self.suspect_us = base * 7 // 5
-        self.settle()
 
 
 class Links:
     """Liveness and quality of all links of one proxy.
 
-    Events: NeighbourSet, NeighbourGone, Received(node, Hello), Tick, AgentAlive, Counted.
+    Events: NeighbourSet, NeighbourGone, Received(node, Hello), Tick, AgentAlive, Counted,
+    Parked.
     Effects: Send(node, Hello), LinkUp, LinkQuality, LinkSuspected, LinkDown.
 
     A hello must have been verified by the caller, under keys of this pair of proxy starts; what
@@ -199,10 +97,10 @@ class Links:
         self._slots = Slots(random.getrandbits(32))
         self._config = config or Config()
         self._agent_alive = False
-        self._neighbours: dict[str, _Neighbour] = {}
+        self._neighbours: dict[str, Neighbour] = {}
         # (instant, serial, neighbour); an entry is stale unless it is its neighbour's
         # `scheduled`.  Rebuilt when it holds more than four entries a neighbour.
-        self._heap: list[tuple[int, int, _Neighbour]] = []
+        self._heap: list[tuple[int, int, Neighbour]] = []
         self._serial = 0
 
     def handle(self, now: Instant, event: Event) -> Effects:
@@ -221,6 +119,13 @@ class Links:
                 neighbour.calm = ()
         elif type(event) is AgentAlive:
             self._agent_alive = event.alive
+        elif type(event) is Parked:
+            n = self._neighbours[event.node]
+            if event.parked:
+                n.scheduled = -1
+                self._settle()
+            else:
+                self._schedule(n)
         return NOTHING
 
     def statistics(self) -> tuple[LinkStatistics, ...]:
@@ -234,7 +139,7 @@ class Links:
                 n.quality.gray,
                 n.agent_alive,
                 n.sequence,
-                n.received,
+                n.window.top - n.skipped,
                 n.refused,
                 n.downs,
             )
@@ -244,7 +149,13 @@ class Links:
     def is_up(self, node: str) -> bool:
         """Whether the last thing told of this neighbour is LinkUp, suspected or not."""
         neighbour = self._neighbours.get(node)
-        return neighbour is not None and neighbour.told != _TOLD_DOWN
+        return neighbour is not None and neighbour.told != TOLD_DOWN
+
+    def end(self, node: str) -> End | None:
+        """This end of a link, for one who moves both ends on at once (`calm`)."""
+        n = self._neighbours.get(node)
+        alive = AGENT_ALIVE if self._agent_alive else 0
+        return End(n, self._slots, self._incarnation, alive, self._config) if n else None
 
     # ------------------------------------------------------------------------------- configuration
     def _on_set(self, now: Instant, event: NeighbourSet) -> Effects:
@@ -255,7 +166,7 @@ class Links:
             if len(self._neighbours) >= NEIGHBOURS_MAX:
                 return (LinkDown(event.node, "too many neighbours"),)
             self._serial += 1
-            n = self._neighbours[event.node] = _Neighbour(event, self._serial, now)
+            n = self._neighbours[event.node] = Neighbour(event, self._serial, now)
         else:
             restarted = n.config.incarnation != event.incarnation
             n.config = event
@@ -298,8 +209,8 @@ class Links:
         if hello.incarnation != n.config.incarnation or not window.fresh(sequence):
             n.refused += 1
             return NOTHING
-        n.received += 1
         step = sequence - window.top
+        n.skipped += step - 1 if step > 0 else -1
         good, lost = window.accept(sequence)
         if step < 0:
             return NOTHING  # Overtaken: what it says is older than what we know.
@@ -328,7 +239,7 @@ class Links:
                 window.forgive()
             last = n.told_quality
             if (
-                n.told != _TOLD_UP
+                n.told != TOLD_UP
                 or now - n.told_at >= self._config.quality_us
                 or quality.gray != last.gray
                 or n.agent_alive != last.agent_alive
@@ -346,15 +257,13 @@ class Links:
         self._schedule(n)
         return tuple(out) if out else NOTHING
 
-    def _on_calm(self, n: _Neighbour, now: Instant, hello: Hello) -> Effects:
+    def _on_calm(self, n: Neighbour, now: Instant, hello: Hello) -> Effects:
         """What `_on_hello` comes to for nearly every hello of nearly every link.
 
         It follows the one before, says nothing new, and nothing lost is remembered.
         """
         quality = n.quality
         n.window.top = hello.sequence
-        n.received += 1
-        n.run += 1
         quality.good = quality.good + 1 & 0xFFFFFFFF
         quality.seen_good = hello.good
         echo_us = hello.echo_us
@@ -375,7 +284,7 @@ class Links:
         self._tell_up(n, now, out)
         return tuple(out)
 
-    def _step(self, n: _Neighbour, theirs: int, out: list[Effect]) -> None:
+    def _step(self, n: Neighbour, theirs: int, out: list[Effect]) -> None:
         """Session state, RFC 5880 section 6.8.6."""
         if theirs == ADMIN_DOWN:
             if n.state != DOWN:
@@ -390,7 +299,7 @@ class Links:
         elif theirs == DOWN:
             self._fail(n, "neighbour down", out)
 
-    def _fail(self, n: _Neighbour, reason: str, out: list[Effect]) -> None:
+    def _fail(self, n: Neighbour, reason: str, out: list[Effect]) -> None:
         n.failed = n.failed or n.state == UP
         n.state = DOWN
         n.suspect = False
@@ -419,7 +328,7 @@ class Links:
         self._settle()
         return tuple(out) if out else NOTHING
 
-    def _judge(self, n: _Neighbour, now: Instant, out: list[Effect]) -> None:
+    def _judge(self, n: Neighbour, now: Instant, out: list[Effect]) -> None:
         """Suspect or condemn a neighbour that has been silent, unless this tick is late."""
         if now - n.judge_at > n.base_us >> 2:
             n.heard_at = max(n.heard_at, now - n.base_us)
@@ -434,11 +343,11 @@ class Links:
             n.suspect = True
             n.calm = ()
             n.next_send = now
-            if n.told == _TOLD_UP:
-                n.told = _TOLD_SUSPECTED
+            if n.told == TOLD_UP:
+                n.told = TOLD_SUSPECTED
                 out.append(LinkSuspected(n.config.node))
 
-    def _say(self, n: _Neighbour, now: Instant, flags: int) -> Send:
+    def _say(self, n: Neighbour, now: Instant, flags: int) -> Send:
         """Make a hello, and choose the time of the next one."""
         config = self._config
         interval = n.base_us
@@ -478,7 +387,7 @@ class Links:
             ),
         )
 
-    def _schedule(self, n: _Neighbour) -> None:
+    def _schedule(self, n: Neighbour) -> None:
         due = n.next_send if n.next_send < n.judge_at else n.judge_at
         if due != n.scheduled:
             n.scheduled = due
@@ -501,46 +410,34 @@ class Links:
         heapq.heapify(self._heap)
 
     # ------------------------------------------------------------------------------- what is told
-    def _tell_up(self, n: _Neighbour, now: Instant, out: list[Effect]) -> None:
+    def _tell_up(self, n: Neighbour, now: Instant, out: list[Effect]) -> None:
         quality = n.quality
-        if n.told == _TOLD_UP:
-            if not _differs(quality, n):
+        if n.told == TOLD_UP:
+            if not n.differs():
                 n.told_at = now
                 return
             kind: type[LinkQuality] | type[LinkUp] = LinkQuality
         else:
             config = self._config
-            if n.told == _TOLD_DOWN and n.failed:
+            if n.told == TOLD_DOWN and n.failed:
                 if n.run < config.good_hellos or now - n.up_at < config.hold_us:
                     return
                 n.failed = False
             kind = LinkUp
-        n.told = _TOLD_UP
+        n.told = TOLD_UP
         n.told_at = now
         fields = (n.config.node, quality.rtt_us, quality.loss_ppm, quality.gray, n.agent_alive)
         n.told_quality = LinkQuality(*fields)
         out.append(kind(*fields))
 
-    def _tell_down(self, n: _Neighbour, reason: str, out: list[Effect]) -> None:
-        if n.told != _TOLD_DOWN:
-            n.told = _TOLD_DOWN
+    def _tell_down(self, n: Neighbour, reason: str, out: list[Effect]) -> None:
+        if n.told != TOLD_DOWN:
+            n.told = TOLD_DOWN
             n.downs += 1
             out.append(LinkDown(n.config.node, reason))
 
 
-def _differs(quality: Quality, n: _Neighbour) -> bool:
-    """A flag, or RTT by more than a tenth and 100 µs, or loss by half a percent."""
-    last = n.told_quality
-    change_us = abs(quality.rtt_us - last.rtt_us)
-    return (
-        (change_us > 100 and change_us * 10 > last.rtt_us)
-        or abs(quality.loss_ppm - last.loss_ppm) >= 5_000
-        or quality.gray != last.gray
-        or n.agent_alive != last.agent_alive
-    )
-
-
-def _shown(n: _Neighbour) -> str:
+def _shown(n: Neighbour) -> str:
     if n.state != UP:
         return _NAMES[n.state]
     return ("held", "up", "suspected")[n.told]

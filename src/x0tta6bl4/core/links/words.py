@@ -47,6 +47,17 @@ class Counted(Value, frozen=True):
 
 
 @final
+class Parked(Value, frozen=True):
+    """Send nothing to this neighbour and judge it by nothing: both ends are moved on (`calm`).
+
+    Or go on, from what was made of them; only simulators say so.
+    """
+
+    node: str
+    parked: bool
+
+
+@final
 class LinkUp(Value, frozen=True):
     """The link can be used; also said when a suspicion turned out to be wrong."""
 

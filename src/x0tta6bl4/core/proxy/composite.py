@@ -23,6 +23,7 @@ from x0tta6bl4.core.links.words import (
     LinkUp,
     NeighbourGone,
     NeighbourSet,
+    Parked,
 )
 from x0tta6bl4.core.machine import (
     NEVER,
@@ -226,8 +227,7 @@ class Proxy:
     # ------------------------------------------------------------------ entrance
     def handle(self, now: Instant, event: Event) -> Effects:
         """See `core.machine.Machine`."""
-        kind = type(event)
-        if kind is Tick and now < self.deadline:
+        if (kind := type(event)) is Tick and now < self.deadline:
             return NOTHING
         hello = type(event) is Received and type(event.message) is Hello
         if hello or (kind is Tick and self._others_at > now):
@@ -308,7 +308,7 @@ class Proxy:
                 self._out.append(facts.CloseCircuit(event.number, "revoked"))
         elif type(event) is OpenSession:
             self._open_session(now, event)
-        elif type(event) is AgentAlive or type(event) is Counted:
+        elif type(event) in (AgentAlive, Counted, Parked):
             self._out += self.links.handle(now, event)
         elif type(event) is ClockSet:
             self._on_clock(now, event)

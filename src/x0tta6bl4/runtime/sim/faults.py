@@ -109,6 +109,8 @@ def _clock_step(fleet: Fleet, fault: Fault) -> Undo:
 def _clock_drift(fleet: Fleet, fault: Fault) -> Undo:
     """CLOCK_BOOTTIME is `number` parts per million fast."""
     host = fleet.mesh.hosts[fault.target[0]]
+    for process in host.processes():
+        process.wake()
     host.clock.drift(fleet.world.now, fault.number)
     for process in host.processes():
         process.arm()
@@ -160,13 +162,11 @@ def _shaped(field: str, one_way: bool = False) -> Kind:
 
     def begin(fleet: Fleet, fault: Fault) -> Undo:
         wires = _both(fleet, fault)[: 1 if one_way else 2]
-        before = [getattr(wire.shape, field) for wire in wires]
-        for wire in wires:
-            setattr(wire.shape, field, fault.number)
+        before = [wire.reshape(field, fault.number) for wire in wires]
 
         def undo() -> None:
             for wire, value in zip(wires, before, strict=True):
-                setattr(wire.shape, field, value)
+                wire.reshape(field, value)
 
         return undo
 
@@ -179,7 +179,7 @@ def _replay_hellos(fleet: Fleet, fault: Fault) -> Undo:
     kept: deque[Datagram] = deque(maxlen=1 + fault.number % 40)
     wires = _both(fleet, fault)
     for wire in wires:
-        wire.taps.append(kept.append)
+        wire.tap(kept.append)
     going = [True]
 
     def again(_: object) -> None:
@@ -199,7 +199,7 @@ def _replay_hellos(fleet: Fleet, fault: Fault) -> Undo:
     def undo() -> None:
         going[0] = False
         for wire in wires:
-            wire.taps.remove(kept.append)
+            wire.untap(kept.append)
 
     return undo
 
@@ -237,12 +237,12 @@ def _forge_hellos(fleet: Fleet, fault: Fault) -> Undo:
             if proxy is not None:
                 proxy.receive(Datagram(b"guessed", hello))
 
-        wire.taps.append(tap)
+        wire.tap(tap)
         taps.append((wire, tap))
 
     def undo() -> None:
         for wire, tap in taps:
-            wire.taps.remove(tap)
+            wire.untap(tap)
 
     return undo
 

@@ -21,6 +21,7 @@ from x0tta6bl4.runtime.sim.network import Flow, Network, Shape
 from x0tta6bl4.runtime.sim.world import Clock, Process, World
 from x0tta6bl4.wire.messages import Intro, LinkMessage, NeighbourItem
 
+HELLO_US: Final = 100 * MS
 LOCAL_US: Final = 50
 """What a message takes between agent and proxy of one host."""
 SILENCE: Final = 5 * SECOND
@@ -309,13 +310,17 @@ class Mesh:
 
     Args:
         world: where it lives.
+        hello_us: calm interval of all links.
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, hello_us: int = HELLO_US) -> None:
         self.world = world
+        self.hello_us = hello_us
         self.network = Network(world)
         self.hosts: dict[str, Host] = {}
         self.links: dict[tuple[str, str], ControlLink] = {}
+        self.elision: Any = None
+        """Moves calm links on without hellos (elision.Elision); None: each hello is passed."""
         self.talks: dict[str, Any] = {}
         """Streams that applications have opened or will open, by name (sessions.Talk)."""
         self.served: dict[str, Any] = {}

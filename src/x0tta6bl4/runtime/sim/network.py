@@ -45,7 +45,8 @@ class Wire:
         shape: how it behaves now.
         sent, lost: packets, for laws and reports.
         cut_since: virtual time of the last cut, meaningful while `shape.cut`.
-        taps: called with each datagram; a fault may record and repeat it.
+        plain_us: latency, while that is all that happens to a datagram; else -1.
+        wake: called before anything of this changes (see `elision`).
     """
 
     __slots__ = (
@@ -53,12 +54,14 @@ class Wire:
         "_free_at",
         "_order",
         "_random",
+        "_taps",
         "_world",
         "cut_since",
         "lost",
+        "plain_us",
         "sent",
         "shape",
-        "taps",
+        "wake",
     )
 
     def __init__(self, world: World, source: str, target: str, shape: Shape) -> None:
@@ -66,25 +69,57 @@ class Wire:
         self.sent = 0
         self.lost = 0
         self.cut_since = 0
-        self.taps: list[Callable[[Any], None]] = []
+        self.wake: Callable[[], None] = _nothing
+        self._taps: list[Callable[[Any], None]] = []
         self._world = world
         self._random = world.random(f"net/{source}>{target}").random
         self._free_at = 0
         self._cuts = 0
         self._order = world.rank(HELLOS)
+        self._changed()
+
+    def _changed(self) -> None:
+        shape = self.shape
+        odd = (
+            shape.jitter_us, shape.loss_ppm, shape.reorder_ppm, shape.corrupt_ppm,
+            shape.bytes_per_s, shape.cut, self._taps,
+        )  # fmt: skip
+        self.plain_us = -1 if any(odd) else shape.latency_us
+
+    def reshape(self, field: str, value: int) -> int:
+        """Change one field of the shape; returns what it was."""
+        self.wake()
+        before: int = getattr(self.shape, field)
+        setattr(self.shape, field, value)
+        self._changed()
+        return before
+
+    def tap(self, tap: Callable[[Any], None]) -> None:
+        """Call `tap` with each datagram from now on; a fault may record and repeat it."""
+        self.wake()
+        self._taps.append(tap)
+        self._changed()
+
+    def untap(self, tap: Callable[[Any], None]) -> None:
+        """Undo `tap`."""
+        self._taps.remove(tap)
+        self._changed()
 
     def cut(self) -> None:
         """Let nothing pass, until as many `mend` have come."""
+        self.wake()
         self._cuts += 1
         if not self.shape.cut:
             self.shape.cut = True
             self.cut_since = self._world.now
+        self._changed()
 
     def mend(self) -> None:
         """Undo one `cut`."""
         assert self._cuts
         self._cuts -= 1
         self.shape.cut = self._cuts > 0
+        self._changed()
 
     def datagram(
         self,
@@ -95,6 +130,10 @@ class Wire:
     ) -> None:
         """Send one datagram: `deliver(message)` at its time, or never, or `corrupted(message)`."""
         self.sent += 1
+        world = self._world
+        if self.plain_us >= 0:
+            world.at(world.now + self.plain_us, deliver, message, self._order + self.sent)
+            return
         shape = self.shape
         if shape.cut:
             self.lost += 1
@@ -114,12 +153,23 @@ class Wire:
                 self.lost += 1
                 return
             delay += wait
-        for tap in self.taps:
+        for tap in self._taps:
             tap(message)
         if shape.corrupt_ppm and random() * 1_000_000 < shape.corrupt_ppm:
             deliver = corrupted
-        world = self._world
         world.at(world.now + delay, deliver, message, self._order + self.sent)
+
+    def elided(self, sent: int, deliver: Callable[[Any], None], coming: list[Any]) -> None:
+        """So many datagrams were sent without a word; the last of them have yet to come.
+
+        Args:
+            sent: how many.
+            deliver: takes those that are coming.
+            coming: instant and message of each.
+        """
+        self.sent += sent
+        for number, (at, message) in enumerate(coming, self.sent - len(coming) + 1):
+            self._world.at(at, deliver, message, self._order + number)
 
     def _queued(self, size: int) -> int:
         """Queue a packet; how long until it has left, or more than `queue_us`: it is dropped."""
@@ -263,6 +313,10 @@ class Flow:
         for message in held:
             if self.open:
                 self._deliver(message)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _never() -> bool:

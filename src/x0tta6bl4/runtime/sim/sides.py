@@ -11,9 +11,8 @@ import msgspec
 
 from x0tta6bl4.core.agent import words as agent_words
 from x0tta6bl4.core.identity.renewal import RenewWanted
-from x0tta6bl4.core.links.liveness import AgentAlive
+from x0tta6bl4.core.links.words import AgentAlive
 from x0tta6bl4.core.machine import (
-    MS,
     SECOND,
     ClockSet,
     Done,
@@ -38,7 +37,9 @@ from x0tta6bl4.wire.ids import NodeName
 from x0tta6bl4.wire.messages import (
     PROXY_VERSION,
     AgentOrder,
+    Delta,
     Flood,
+    Full,
     Intro,
     LinkMessage,
     LinkState,
@@ -49,8 +50,6 @@ from x0tta6bl4.wire.messages import (
 
 _OVERLAP: Final = 2 * SECOND
 """How long a neighbour's keys before the newest are still accepted (runtime/loop/neighbours)."""
-
-HELLO_US: Final = 100 * MS
 
 
 @final
@@ -93,6 +92,8 @@ class ProxySide:
         self.process = Process(world, f"{host.name}/proxy", host.clock, self.machine, self.perform)
         self.told: dict[str, str] = {}
         self.refused = 0
+        self._elision = host.mesh.elision
+        self.process.wake = self._wake
         self._routes: dict[str, tuple[Wire, bytes, Callable[[Any], None]]] = {}
         self._by_link: dict[int, tuple[str, bytes]] = {}
         self._links_of: dict[str, list[int]] = {}
@@ -101,9 +102,14 @@ class ProxySide:
         """Wall time of its host."""
         return self.host.clock.unix_us(self.host.mesh.world.now) // SECOND
 
+    def _wake(self) -> None:
+        if self._elision is not None:
+            self._elision.wake(self.host.name)
+
     # ------------------------------------------------------------------------- towards the agent
     def agent_connected(self, connected: bool) -> None:
         """The agent has opened the local socket, or it was closed."""
+        self._wake()
         self.process.give(AgentAlive(connected))
         if connected:
             machine = self.machine
@@ -127,6 +133,8 @@ class ProxySide:
 
     def put(self, order: AgentOrder) -> None:
         """The agent has written a Full or a Delta."""
+        if _rekeys(order):
+            self._wake()
         self.process.give(Received(AGENT, order))
 
     def clock_set(self, _: object) -> None:
@@ -190,7 +198,16 @@ class ProxySide:
                 mesh.world.after(_OVERLAP, self._retire, (item.node, links[-2]))
         self._by_link[item.link] = (item.node, item.rx_hello)
 
+    def way_to(self, node: str) -> tuple[Wire, bytes, Callable[[Any], None]] | None:
+        """Over which wire, under which key and to whom hellos for a neighbour go."""
+        return self._routes.get(node)
+
+    def hears(self, link: int, node: str, key: bytes) -> bool:
+        """Whether a hello of a neighbour under this key would be heard."""
+        return self._by_link.get(link) == (node, key)
+
     def _retire(self, what: tuple[str, int]) -> None:
+        self._wake()
         node, link = what
         if link in self._links_of.get(node, []):
             self._links_of[node].remove(link)
@@ -198,8 +215,17 @@ class ProxySide:
 
     def kill(self) -> None:
         """SIGKILL, or the host's power is gone."""
+        self._wake()
         self.process.kill()
         self.sessions.died(host_lives=not self.host.isolated)
+
+
+def _rekeys(order: AgentOrder) -> bool:
+    """Whether an order says something of neighbours."""
+    items = order.items if type(order) is Full else order.puts
+    return any(type(item) is NeighbourItem for item in items) or (
+        type(order) is Delta and any(key.startswith("NeighbourItem/") for key in order.drops)
+    )
 
 
 def _door(host: Host) -> Callable[[Any], None]:
@@ -341,7 +367,7 @@ class AgentSide:
             return None
         return Intro(
             1, self.host.name, self.incarnation, self._proxy_incarnation, (self.host.name,),
-            HELLO_US, self.host.clock.unix_us(self.host.mesh.world.now),
+            self.host.mesh.hello_us, self.host.clock.unix_us(self.host.mesh.world.now),
         )  # fmt: skip
 
     def link_up(self, node: str, intro: Intro, keys: Keys) -> None:

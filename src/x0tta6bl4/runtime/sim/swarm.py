@@ -18,6 +18,7 @@ from x0tta6bl4.core.machine import MS, SECOND, Effects, Event, Send
 from x0tta6bl4.core.session import facts
 from x0tta6bl4.core.session.frames import ProtocolError
 from x0tta6bl4.runtime.sim import laws, traffic
+from x0tta6bl4.runtime.sim.elision import Elision
 from x0tta6bl4.runtime.sim.faults import KINDS, Faults, draw, shape
 from x0tta6bl4.runtime.sim.fleet import Fleet
 from x0tta6bl4.runtime.sim.mesh import Mesh
@@ -102,6 +103,7 @@ def judged(
     trace: Callable[[str], None] | None = None,
     nodes: int | None = None,
     seconds: int | None = None,
+    elide: bool = False,
     **kinds: Any,
 ) -> Report:
     """Run one seed to its end.
@@ -111,22 +113,31 @@ def judged(
         trace: takes one line per fault and fact.
         nodes: in place of the number of nodes that the seed chooses.
         seconds: virtual seconds with faults, in place of the seed's 35 to 60.
+        elide: pass no hellos over calm links (see `elision`); then timers are never late, and no
+            machine is ticked early.
         kinds: `agent` or `proxy`: makers of broken machines, that the laws must catch.
     """
-    fleet, plan, talk_every = prepared(seed, nodes, seconds, **kinds)
+    fleet, plan, talk_every = prepared(seed, nodes, seconds, elide, **kinds)
     return run(seed, fleet, plan, talk_every, trace)
 
 
 def prepared(
-    seed: int, nodes: int | None = None, seconds: int | None = None, **kinds: Any
+    seed: int,
+    nodes: int | None = None,
+    seconds: int | None = None,
+    elide: bool = False,
+    **kinds: Any,
 ) -> tuple[Fleet, list[Fault], int]:
     """What a seed chooses: the mesh, the faults, the mean time between two streams."""
     random = Random(f"{seed}/swarm")
     count = min(NODES_MAX, max(NODES_MIN, int(random.gauss(14, 6))))
     if nodes is not None:
         count = nodes
-    world = World(seed, tick_late_us=random.choice((0, 0, 500, 5 * MS)))
+    late_us = random.choice((0, 0, 500, 5 * MS))
+    world = World(seed, nervous=not elide, tick_late_us=0 if elide else late_us)
     mesh = build(world, count)
+    if elide:
+        Elision(mesh)
     direct = random.sample(sorted(mesh.hosts), random.randint(1, max(1, count // 3)))
     ttl_s = random.choice((30, 60, 600, 3600, 3600))
     fleet = Fleet(world, mesh, direct, ttl_s, **kinds)

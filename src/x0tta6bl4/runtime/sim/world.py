@@ -100,6 +100,9 @@ class Process:
         clock: of its host.
         machine: what decides.
         perform: carries the effects of one event out.
+
+    Attributes:
+        wake: called before it stands still or its clock changes (see `elision`).
     """
 
     __slots__ = (
@@ -117,6 +120,7 @@ class Process:
         "machine",
         "name",
         "perform",
+        "wake",
         "world",
     )
 
@@ -136,6 +140,7 @@ class Process:
         self.alive = True
         self.frozen = False
         self.handled = 0
+        self.wake: Callable[[], None] = _nothing
         self._inbox: list[Event] = []
         self._due: int = NEVER
         self._armed: int = NEVER  # The deadline that `_due` was set for.
@@ -226,6 +231,7 @@ class Process:
 
     def freeze(self) -> None:
         """Stop it (SIGSTOP, a stalled host); events pile up in its sockets."""
+        self.wake()
         self.frozen = True
 
     def thaw(self) -> None:
@@ -378,6 +384,10 @@ class World:
     def digest(self) -> str:
         """What has happened, as 32 hex digits: equal for equal seeds, under any hash seed."""
         return self._digest.hexdigest()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _opaque(value: Any) -> str:

@@ -1,0 +1,130 @@
+"""What the links machine knows of one neighbour."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from x0tta6bl4.core.links.quality import Quality, Window
+from x0tta6bl4.core.links.words import LinkQuality, NeighbourSet
+from x0tta6bl4.core.machine import NEVER, Instant
+from x0tta6bl4.wire.hello import AGENT_ALIVE, DOWN, UP
+
+TOLD_DOWN: Final = 0
+TOLD_UP: Final = 1
+TOLD_SUSPECTED: Final = 2
+
+
+class Neighbour:
+    __slots__ = (
+        "agent_alive",
+        "base_us",
+        "calm",
+        "config",
+        "detect_us",
+        "downs",
+        "echo_at",
+        "echo_seen",
+        "echo_us",
+        "failed",
+        "heard_at",
+        "interval_us",
+        "judge_at",
+        "multiplier",
+        "next_send",
+        "patience_us",
+        "quality",
+        "refused",
+        "run",
+        "scheduled",
+        "sent_at",
+        "sequence",
+        "serial",
+        "skipped",
+        "state",
+        "suspect",
+        "suspect_us",
+        "told",
+        "told_at",
+        "told_quality",
+        "up_at",
+        "window",
+    )
+
+    def __init__(self, config: NeighbourSet, serial: int, now: Instant) -> None:
+        self.config = config
+        self.serial = serial
+        self.sequence = 0
+        self.downs = 0
+        self.refused = 0
+        self.skipped = 0
+        self.scheduled: int = NEVER
+        self.sent_at = 0
+        self.told = TOLD_DOWN
+        self.told_at = 0
+        self.told_quality = LinkQuality(config.node, 0, 0, False, False)
+        self.window = Window()
+        self.start(now)
+
+    def start(self, now: Instant) -> None:
+        """Forget all that belongs to one start of the neighbour's proxy."""
+        self.state = DOWN
+        self.suspect = False
+        self.failed = False
+        self.skipped -= self.window.top
+        self.window = Window()
+        self.quality = Quality()
+        self.agent_alive = False
+        self.echo_at = self.echo_us = self.echo_seen = 0
+        self.heard_at: int = now
+        self.judge_at: int = NEVER
+        self.next_send: int = now
+        self.run = 0
+        self.up_at = 0
+        self.agree(self.config.hello_us, 3)
+
+    def settle(self) -> None:
+        """Find out whether the next hello can be taken by `Links._on_calm`.
+
+        `calm` is what it must be like: from a link that is up in all respects, with nothing lost
+        that is remembered.  Whoever changes something of that sets `calm` to ().
+        """
+        quality = self.quality
+        # Silence that is no reason for suspicion: 1.4 intervals, and up to one for jitter.
+        slack = quality.deviation_us << 2
+        self.patience_us = self.suspect_us + (slack if slack < self.base_us else self.base_us)
+        self.calm = (
+            (
+                self.config.incarnation,
+                UP,
+                AGENT_ALIVE if self.agent_alive else 0,
+                self.interval_us,
+                self.multiplier,
+                quality.seen_lost,
+            )
+            if self.state == UP
+            and self.told == TOLD_UP
+            and quality.clean
+            and self.window.whole
+            and quality.seen_lost >= 0
+            else ()
+        )
+
+    def agree(self, interval_us: int, multiplier: int) -> None:
+        """Timers from both ends' intervals (RFC 5880 section 6.8.4)."""
+        self.interval_us = interval_us
+        self.multiplier = multiplier
+        self.base_us = base = max(self.config.hello_us, interval_us)
+        self.detect_us = multiplier * base
+        self.suspect_us = base * 7 // 5
+        self.settle()
+
+    def differs(self) -> bool:
+        """A flag, or RTT by more than a tenth and 100 µs, or loss by half a percent."""
+        quality, last = self.quality, self.told_quality
+        change_us = abs(quality.rtt_us - last.rtt_us)
+        return (
+            (change_us > 100 and change_us * 10 > last.rtt_us)
+            or abs(quality.loss_ppm - last.loss_ppm) >= 5_000
+            or quality.gray != last.gray
+            or self.agent_alive != last.agent_alive
+        )

@@ -1,0 +1,95 @@
+"""Worlds without the hellos of calm links say the same, at the same times, as with all hellos."""
+
+from __future__ import annotations
+
+from random import Random
+
+import msgspec
+import pytest
+
+from x0tta6bl4.core.machine import MS, SECOND, Effects, Event, Received, Send, Tick
+from x0tta6bl4.runtime.sim import swarm
+from x0tta6bl4.runtime.sim.elision import Elision
+from x0tta6bl4.runtime.sim.faults import Faults, draw
+from x0tta6bl4.runtime.sim.fleet import Fleet
+from x0tta6bl4.runtime.sim.mesh import Mesh
+from x0tta6bl4.runtime.sim.network import Shape
+from x0tta6bl4.runtime.sim.plan import Fault
+from x0tta6bl4.runtime.sim.traffic import Traffic
+from x0tta6bl4.runtime.sim.world import Clock, Process, World
+from x0tta6bl4.wire.hello import Hello
+
+Step = tuple[int, str, str, str]
+
+
+class History:
+    """Everything that machines hear and say, but hellos."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+
+    def __call__(self, process: Process, event: Event, effects: Effects) -> None:
+        said = [e for e in effects if not (type(e) is Send and type(e.message) is Hello)]
+        hello = type(event) is Received and type(event.message) is Hello
+        if said or not (hello or type(event) is Tick):
+            heard = "" if hello or type(event) is Tick else shown(event)
+            self.steps.append((process.world.now, process.name, heard, shown(said)))
+
+
+def shown(value: object) -> str:
+    return str(msgspec.to_builtins(value, enc_hook=lambda v: type(v).__name__, order="sorted"))
+
+
+def world(seed: int) -> tuple[Fleet, list[Fault], Random]:
+    """A mesh of some nodes, most wires of which only take time, and a plan of faults."""
+    random = Random(f"{seed}/elision")
+    world = World(seed, recording=False, nervous=False)
+    mesh = Mesh(world, random.choice((50, 100, 125)) * MS)
+    count = random.randrange(3, 9)
+    hosts = swarm.names(count)
+    for name in hosts:
+        mesh.host(name, Clock(random.randrange(SECOND, 10**6 * SECOND)))
+    for a, b in swarm.topology(random, count):
+        jitter_us = random.choice((0, 0, 0, 0, 300))
+        mesh.link(hosts[a], hosts[b], Shape(random.randrange(100, 40 * MS), jitter_us))
+    fleet = Fleet(world, mesh, random.sample(hosts, 2), random.choice((30, 3600)))
+    plan = draw(random, mesh, random.randrange(4, 12), 4 * SECOND, 30 * SECOND)
+    return fleet, plan, random
+
+
+def played(seed: int, elided: bool) -> tuple[list[Step], str, int]:
+    """What happens in a world, how all stands in the end, and for how long links were calm."""
+    fleet, plan, random = world(seed)
+    mesh = fleet.mesh
+    elision = Elision(mesh) if elided else None
+    history = History()
+    fleet.world.observe(history)
+    Faults(fleet, plan)
+    fleet.start()
+    talk = Traffic(fleet, 3 * SECOND)
+    fleet.world.at(5 * SECOND, lambda _: talk.start(), None)
+    calm = 0
+    for _ in range(45):
+        fleet.world.run(fleet.world.now + SECOND - random.randrange(1000))
+        calm += len(elision) if elision is not None else 0
+    if elision is not None:
+        elision.wake()
+    states = [
+        (name, host.proxy.machine.links.statistics(), host.proxy.told, host.proxy.refused)
+        for name, host in mesh.hosts.items()
+        if host.proxy is not None
+    ]
+    wires = [(e, mesh.network.wire(*e).sent, mesh.network.wire(*e).lost) for e in mesh.links]
+    fleet.world.run(fleet.world.now + 2 * SECOND)  # What was put back goes on as it would have.
+    return history.steps, shown((states, wires)), calm
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_nothing_else_differs(seed: int) -> None:
+    steps, stands, _ = played(seed, elided=False)
+    elided_steps, elided_stands, calm = played(seed, elided=True)
+    for one, other in zip(steps, elided_steps, strict=False):
+        assert one == other
+    assert len(steps) == len(elided_steps)
+    assert stands == elided_stands
+    assert calm > 20
