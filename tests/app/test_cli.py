@@ -71,6 +71,18 @@ def test_help_is_quick_and_imports_little() -> None:
         assert name in done.stdout or name == "proxy"
 
 
+def test_a_proxy_imports_what_it_needs() -> None:
+    code = (
+        "import sys; import x0tta6bl4.app.cli.main, x0tta6bl4.app.cli.node, x0tta6bl4.app.proxy\n"
+        "print([m for m in ('rich', 'grpclib', 'prometheus_client', 'uvloop', 'asyncio', 'ssl',"
+        " 'sqlalchemy', 'difflib') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
 def _commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     context = click.Context(group)
     for name in group.list_commands(context):
