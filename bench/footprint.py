@@ -29,6 +29,7 @@ from tests.real.lab import (
     rss_kb,
     through_socks,
 )
+from x0tta6bl4.app import settings as cfg
 from x0tta6bl4.app.mesh import wait_for
 
 CLIENT, SERVER = "n1", "n3"
@@ -141,6 +142,7 @@ def measure(outcome: Outcome, root: Path, options: argparse.Namespace) -> None:
         callers=((CLIENT, "shop"),),
         socks=(CLIENT,),
         plain_max=1,
+        hello_ms=cfg.HELLO_MS,
     )
     with Lab(root, shape) as lab:
         lab.start()
