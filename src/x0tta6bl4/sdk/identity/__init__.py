@@ -23,7 +23,15 @@ if TYPE_CHECKING:
     from x0tta6bl4.sdk.identity.jwt import JWTSource, fetch_jwt_svids, validate_jwt
     from x0tta6bl4.sdk.identity.lifetime import validate_certificate
     from x0tta6bl4.sdk.identity.source import BundleSource, X509Source
-    from x0tta6bl4.sdk.identity.tls import Connection, Listener, dial, listen, verify_peer
+    from x0tta6bl4.sdk.identity.tls import (
+        Connection,
+        Listener,
+        dial,
+        listen,
+        ssl_context,
+        stdlib_context,
+        verify_peer,
+    )
 
 __all__ = [
     "WorkloadClient",
@@ -35,6 +43,8 @@ __all__ = [
     "listen",
     "dial",
     "verify_peer",
+    "ssl_context",
+    "stdlib_context",
     "Connection",
     "Listener",
     "Authorizer",
@@ -61,6 +71,8 @@ _WHERE = {
     "listen": _IDENTITY + "tls",
     "dial": _IDENTITY + "tls",
     "verify_peer": _IDENTITY + "tls",
+    "ssl_context": _IDENTITY + "tls",
+    "stdlib_context": _IDENTITY + "tls",
     "Connection": _IDENTITY + "tls",
     "Listener": _IDENTITY + "tls",
     "Authorizer": _IDENTITY + "authorize",

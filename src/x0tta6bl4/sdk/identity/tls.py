@@ -26,6 +26,7 @@ from x0tta6bl4.core.machine import Allowed, Denied
 from x0tta6bl4.edge.tls.aio import SslContext, SslRefused
 from x0tta6bl4.edge.tls.context import GROUP_PQ, GROUPS, GROUPS_PQ, TlsContext
 from x0tta6bl4.edge.tls.engine import Engine, TlsRefused
+from x0tta6bl4.edge.tls.stdlib import StdlibContext
 from x0tta6bl4.edge.tls.x509 import Svid
 from x0tta6bl4.sdk.identity.authorize import Authorizer
 from x0tta6bl4.sdk.identity.connections import Live
@@ -407,6 +408,39 @@ def verify_peer(
         raise Refused("X0-SDK-035", f"peer refused: {verdict.reason}")
     assert type(verdict) is Allowed
     return verdict.peer
+
+
+def ssl_context(
+    source: X509Source,
+    *,
+    authorize: Authorizer,
+    alpn: Sequence[str] = (),
+    require_pq: bool = False,
+    id: str | None = None,
+    hint: str | None = None,
+) -> SslContext:
+    """What asyncio, uvloop and frameworks above them take as `ssl=`; arguments as of `listen`.
+
+    Their connections are not in `source.connections`: who needs them ended registers them there.
+    """
+    expect = Expect(accept=authorize)
+    return SslContext(contexts(source, expect, alpn, require_pq=require_pq, id=id, hint=hint))
+
+
+def stdlib_context(
+    source: X509Source,
+    *,
+    authorize: Authorizer,
+    alpn: Sequence[str] = (),
+    id: str | None = None,
+    hint: str | None = None,
+) -> StdlibContext:
+    """As `ssl_context`, on the TLS of the standard library: blocking sockets, too.
+
+    Never post-quantum (see `edge.tls.stdlib`), so there is no `require_pq`.
+    """
+    newest = contexts(source, Expect(accept=authorize), alpn, id=id, hint=hint)
+    return StdlibContext(newest, lambda: [der for ders in source.bundles.values() for der in ders])
 
 
 def contexts(
