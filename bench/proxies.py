@@ -52,7 +52,7 @@ def medians(rows: Rows) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def judge(outcome: Outcome, found: dict[str, dict[str, dict[str, Any]]]) -> None:
-    """Ratios of ours to the base, and the targets."""
+    """Ratios of ours to the base, direct and through a relay, and the targets of both."""
     targets = (
         ("rr32", "rate", 1.3, True),
         ("bulk1", "gbit", 1.0, True),
@@ -68,12 +68,11 @@ def judge(outcome: Outcome, found: dict[str, dict[str, dict[str, Any]]]) -> None
             if not base or value is None:
                 continue
             ratio = ratios[f"{peer} {work} {column}"] = round(value / base, 2)
-            if peer == "ours":
-                outcome.check(
-                    f"{work} {column} {'>=' if more else '<='} {target} x {BASE}",
-                    ratio >= target if more else ratio <= target,
-                    ratio,
-                )
+            outcome.check(
+                f"{peer}: {work} {column} {'>=' if more else '<='} {target} x {BASE}",
+                ratio >= target if more else ratio <= target,
+                ratio,
+            )
     outcome.figure(f"ratio_to_{BASE}", ratios)
     bad = {f"{w} {p}": f["bad"] for w, peers in found.items() for p, f in peers.items()
            if f["bad"] and p.startswith("ours")}  # fmt: skip
