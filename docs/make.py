@@ -1,8 +1,9 @@
 """Writes the reference pages that are made from the code: `python docs/make.py [--check]`.
 
-    errors.md    every stable id, what it says and what helps, from the calls that raise it
-    metrics.md   every metric, from telemetry/catalogue.py
-    settings.md  every key of the settings files, from app/settings.py
+    conformance.md  every requirement of SPIFFE, and the tests that show it
+    errors.md       every stable id, what it says and what helps, from the calls that raise it
+    metrics.md      every metric, from telemetry/catalogue.py
+    settings.md     every key of the settings files, from app/settings.py
 
 A test keeps them current.
 """
@@ -277,7 +278,161 @@ def _value(default: Any) -> str:
     return f'"{default}"' if isinstance(default, str) else "[]" if default == () else str(default)
 
 
+# ------------------------------------------------------------------ conformance
+REQUIREMENTS: Final = ROOT / "docs" / "spiffe-requirements.txt"
+_NAMED: Final = re.compile(r"test_SP((?:_\d{3})+)_(\w+)")
+_CLIENT_TESTS: Final = ("tests/conformance/", "tests/sdk/")
+_SHARED_TESTS: Final = tuple(
+    f"tests/{room}" for room in ("core/test_identity", "core/test_wire", "edge/test_tls",
+                                 "edge/test_jwt", "edge/test_wit", "edge/test_bundle")
+)  # fmt: skip
+_SIDES: Final = {"S": ("server",), "C": ("client",), "B": ("server", "client")}
+AREAS: Final = {"ID": "SPIFFE-ID", "X509": "X509-SVID", "JWT": "JWT-SVID", "WIT": "WIT-SVID",
+                "TD": "Trust domain and bundle", "WE": "Workload endpoint", "WA": "Workload API",
+                "FED": "Federation", "BR": "Broker"}  # fmt: skip
+
+
+class Requirement(msgspec.Struct, frozen=True):
+    """One line of spiffe-requirements.txt, and what is known of it."""
+
+    number: int
+    who: str
+    section: str
+    level: str
+    says: str
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """Who has to keep it: `server` (issuer, agent), `client` (SDK, validator)."""
+        return _SIDES[self.who]
+
+
+class Conformance(msgspec.Struct, frozen=True):
+    """What is asked for, what shows it, what is left."""
+
+    requirements: list[Requirement]
+    shown: dict[tuple[int, str], list[tuple[str, str]]]
+    """(number, side) -> (file, what the test's name says)."""
+    not_ours: dict[tuple[int, str], str]
+    """Why a requirement does not apply to a side."""
+    open: dict[tuple[int, str], str]
+    """What is still to be shown."""
+
+    def missing(self) -> list[tuple[int, str]]:
+        """MUST and SHOULD that nothing is said about."""
+        return [
+            (one.number, side)
+            for one in self.requirements
+            for side in one.sides
+            if one.level != "MAY"
+            and not any(
+                (one.number, side) in known for known in (self.shown, self.not_ours, self.open)
+            )
+        ]
+
+    def settled(self) -> list[tuple[int, str]]:
+        """Said to be open or not ours although a test shows it, or about no requirement."""
+        asked = {(one.number, side) for one in self.requirements for side in one.sides}
+        said = [*self.not_ours, *self.open]
+        return [key for key in said if key in self.shown or key not in asked]
+
+
+def conformance() -> Conformance:
+    """Read the requirements, and the names of all tests."""
+    requirements: list[Requirement] = []
+    who_of: dict[int, str] = {}
+    notes: dict[str, dict[tuple[int, str], str]] = {"-": {}, "?": {}}
+    for line in REQUIREMENTS.read_text(encoding="utf-8").splitlines():
+        parts = [part.strip() for part in line.lstrip("-? ").split("|")]
+        if line[:1] in notes:
+            first, _, last = parts[0].partition("..")
+            for number in range(int(first), int(last or first) + 1):
+                sides = _SIDES[who_of.get(number, "B")]
+                for side in set(_SIDES[parts[1]]).intersection(sides):
+                    notes[line[0]][number, side] = parts[2]
+        elif line and not line.startswith("#"):
+            requirements.append(Requirement(int(parts[0]), *parts[1:]))
+            who_of[int(parts[0])] = parts[1]
+    shown: dict[tuple[int, str], list[tuple[str, str]]] = {}
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        file = path.relative_to(ROOT).as_posix()
+        for name in _test_names(path.read_text(encoding="utf-8")):
+            match = _NAMED.match(name)
+            if match is None:
+                continue
+            for text in match[1].split("_")[1:]:
+                for side in _sides_of(file, name, who_of.get(int(text), "B")):
+                    shown.setdefault((int(text), side), []).append((file, _plain(match[2])))
+    return Conformance(requirements, shown, notes["-"], notes["?"])
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"_(by_the_)?(server|client)$", "", name).replace("_", " ")
+
+
+def _test_names(code: str) -> list[str]:
+    return sorted(set(re.findall(r"^ *(?:async )?def (test_SP_\w+)", code, re.MULTILINE)))
+
+
+def _sides_of(file: str, name: str, who: str) -> tuple[str, ...]:
+    """For which side a test speaks: the one that is asked, else by its suffix or its directory."""
+    if who != "B":
+        return _SIDES[who]
+    if file.startswith(_CLIENT_TESTS):
+        return ("client",)
+    for side in ("server", "client"):
+        if name.endswith(f"_{side}"):
+            return (side,)
+    return ("server", "client") if file.startswith(_SHARED_TESTS) else ("server",)
+
+
+def conformance_page() -> str:
+    """`docs/conformance.md`."""
+    found = conformance()
+    lines = [
+        HEAD,
+        "# What SPIFFE asks for, and what shows it\n",
+        "Every requirement of the SPIFFE specifications with its number, and the tests whose names"
+        " carry it. *Server* is whoever issues and serves (authority, agent, endpoint), *client*"
+        " whoever asks and validates (SDK). `tests/conformance` drives the SDK from outside, as a"
+        " process, against a Workload API and peers that do whatever a test needs.\n",
+        "| area | requirements | shown by tests | does not apply | open |",
+        "|---|---|---|---|---|",
+    ]
+    for area, title in AREAS.items():
+        keys = [(one.number, side) for one in found.requirements
+                if one.section.split()[0] == area for side in one.sides]  # fmt: skip
+        counts = [sum(key in known for key in keys)
+                  for known in (found.shown, found.not_ours, found.open)]  # fmt: skip
+        lines.append(f"| {title} | {len(keys)} | {' | '.join(map(str, counts))} |")
+    lines.append("\nA requirement that both sides have to keep is counted twice.\n")
+    for area, title in AREAS.items():
+        lines += [f"## {title}\n", "| SP | level | section | what | server | client |",
+                  "|---|---|---|---|---|---|"]  # fmt: skip
+        for one in found.requirements:
+            if one.section.split()[0] == area:
+                cells = [_evidence(found, one, side) for side in ("server", "client")]
+                lines.append(
+                    f"| {one.number:03} | {one.level} | {one.section} | {one.says} |"
+                    f" {cells[0]} | {cells[1]} |"
+                )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _evidence(found: Conformance, one: Requirement, side: str) -> str:
+    key = one.number, side
+    if side not in one.sides:
+        return "–"
+    if key in found.shown:
+        return "<br>".join(f"[{says}](../{file})" for file, says in found.shown[key])
+    if key in found.not_ours:
+        return f"*does not apply:* {found.not_ours[key]}"
+    return f"**open:** {found.open[key]}" if key in found.open else "**nothing**"
+
+
 PAGES: Final = {
+    "conformance.md": conformance_page,
     "errors.md": errors_page,
     "metrics.md": metrics_page,
     "settings.md": settings_page,
