@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 import ssl
 import time
 from collections.abc import Callable
@@ -181,6 +182,43 @@ def test_a_reader_that_asks_only_once_is_told_that_an_end_follows(ca: FakeCa) ->
     assert (s.failed, s.pending) == (True, 1)
     with pytest.raises(TlsClosed):
         s.read(bytearray(100))
+
+
+def test_decrypt_is_feed_and_read_at_once(ca: FakeCa) -> None:
+    c, s = pair(ca)
+    cipher, plain = memoryview(bytearray(1 << 18)), memoryview(bytearray(1 << 16))
+    for length in (1, 16_384, 16_385, 60_000):
+        data = random.Random(length).randbytes(length)
+        c.write(data)
+        assert s.decrypt(cipher, c.take(cipher), plain) == length, "all records"
+        assert bytes(plain[:length]) == data
+    c.write(bytes(100_000))
+    got = s.decrypt(cipher, c.take(cipher), plain)
+    assert got == len(plain), "as much as fits"
+    assert got + s.read(plain) == 100_000
+    c.write(b"in pieces")
+    size = c.take(cipher)
+    assert s.decrypt(cipher, 7, plain) == 0
+    cipher[: size - 7] = bytes(cipher[7:size])
+    assert s.decrypt(cipher, size - 7, plain) == 9
+    other = memoryview(bytearray(1 << 10))
+    c.write(b"elsewhere")
+    assert s.decrypt(other, c.take(other), plain) == 9
+    c.write(b"last")
+    c.close()
+    assert s.decrypt(cipher, c.take(cipher), plain) == 4
+    assert s.failed
+    with pytest.raises(TlsClosed):
+        s.read(plain)
+
+
+def test_decrypt_keeps_pointers_into_whole_buffers_only(ca: FakeCa) -> None:
+    c, s = pair(ca)
+    whole = memoryview(bytearray(1 << 10))
+    c.write(b"x")
+    size = c.take(whole)
+    with pytest.raises(AssertionError, match="a view of a part"):
+        s.decrypt(whole[:size], size, memoryview(bytearray(10)))
 
 
 @each_pair
