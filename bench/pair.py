@@ -55,7 +55,7 @@ def main() -> int:
     try:
         mesh.start("authority")
         operator = Operator(mesh.state("authority"))
-        operator.wait()
+        mesh.wait("authority", operator.is_serving, "the authority")
         uid = f"unix:uid:{os.getuid()}"
         operator.create_entries(
             [

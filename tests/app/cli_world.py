@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from x0tta6bl4.app.cli.main import main
+from x0tta6bl4.app.mesh import wait_for
 from x0tta6bl4.app.operator import Operator
 
 LINE = re.compile(r"x0: X0-[A-Z]+-\d{3}: .+\. .+")
@@ -69,7 +70,7 @@ class Authority:
                 stderr=out,
                 stdin=subprocess.DEVNULL,
             )
-        Operator(self.state).wait(30)
+        wait_for(Operator(self.state).is_serving, "the authority")
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)

@@ -16,6 +16,8 @@ import pytest
 from tests.app.cli_world import LINE, NODE, Authority, Run, config_file, is_one_clear_line
 from tests.app.test_admin import served
 from tests.fakes.node_admin import FakeNode
+from tests.real.lab import running
+from x0tta6bl4.app.mesh import wait_for
 from x0tta6bl4.app.wallet import KEY, Wallet, write_private
 
 # arguments -> id, words in the line, exit status.  {…} are filled in by the test.
@@ -285,6 +287,7 @@ def test_a_token_of_another_name_a_used_one_and_a_deleted_one(
     token = state / "token"
     assert at_authority("token", "create", "--node", "somebody", "--out", token).status == 0
     assert "somebody" in _start(tmp_path, more)
+    wait_for(lambda: not running(tmp_path), "the proxy of a node that never got in to end", 5)
     assert at_authority("token", "create", "--node", "a", "--out", token).status == 0
     listed = json.loads(at_authority("token", "list", "--json").out)
     (id,) = [one["id"] for one in listed if one["node"] == "a"]

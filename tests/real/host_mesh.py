@@ -67,7 +67,7 @@ class HostMesh:
         self._write("authority", "authority.toml", cfg.dump(settings))
         self._at["authority"] = host
         self.start("authority")
-        self.operator.wait()
+        wait_for(self.operator.is_serving, "the authority")
 
     def node(self, host: str, settings: cfg.NodeSettings) -> None:
         """Write a node's file, make its token and start it.

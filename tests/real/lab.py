@@ -124,7 +124,7 @@ class Lab:
         """Start everything and wait until every caller gets a page from every plain listener."""
         self.mesh.lay_out()
         self.mesh.start("authority")
-        self.operator.wait()
+        self.mesh.wait("authority", self.operator.is_serving, "the authority")
         self._register()
         for node in self.shape.nodes:
             self.operator.enrol_file(node, self.mesh.state(node) / "enrol-token")
@@ -254,7 +254,7 @@ class Lab:
         """Start what is dead of some nodes and of the authority; wait until they are ready."""
         if not self.mesh.pids("authority"):
             self.mesh.start("authority")
-            self.operator.wait()
+            self.mesh.wait("authority", self.operator.is_serving, "the authority")
         for node in nodes:
             self.mesh.thaw(node)
             if not self.mesh.pids(node, "agent"):
@@ -468,6 +468,17 @@ def pss_kb(pid: int) -> int:
             if line.startswith("Pss:"):
                 return int(line.split()[1])
     return 0
+
+
+def running(directory: Path) -> list[str]:
+    """Command lines of living processes of ours that name a directory."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            command = process.read_bytes()
+            if str(directory).encode() in command and b"x0tta6bl4" in command:
+                found.append(command.decode().replace("\0", " "))
+    return found
 
 
 def cpu_s(pids: Iterable[int]) -> float:

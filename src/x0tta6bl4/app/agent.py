@@ -94,6 +94,8 @@ class AgentProcess:
         self._linked: dict[NodeName, NeighbourItem] = {}
         """What was told of each neighbour that is connected, its endpoints as it names them."""
         self._tasks: set[asyncio.Task[None]] = set()
+        self._child: asyncio.subprocess.Process | None = None
+        """The proxy that this agent started last."""
 
     # -------------------------------------------------------------- life
     async def run(self) -> None:
@@ -281,12 +283,22 @@ class AgentProcess:
             for task in list(self._tasks):
                 task.cancel()
             await asyncio.wait(list(self._tasks), timeout=0.1)
-        if self.stopping.is_set() and self.proxy.pid:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.proxy.pid, signal.SIGTERM)
+        self._end_proxy()
         self.proxy.hang_up()
         if hasattr(self, "driver"):
             self.driver.close()
+
+    def _end_proxy(self) -> None:
+        """End the proxy with the node, and one that was started for a node that never got in."""
+        child = self._child
+        pids = {child.pid} if child is not None and child.returncode is None else set()
+        if self.stopping.is_set():
+            pids.add(self.proxy.pid)
+        elif self.trusts.svid is not None:
+            return  # It goes on with what it has, and the next agent takes it over.
+        for pid in pids - {0}:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
 
     def _spawn(self, work: Awaitable[None]) -> None:
         async def guarded() -> None:
@@ -334,7 +346,7 @@ class AgentProcess:
     async def _start_proxy(self) -> None:
         """Start a proxy that outlives this agent, and wait for its socket."""
         with open(self.state_dir / "out.log", "ab") as out:
-            child = await asyncio.create_subprocess_exec(
+            child = self._child = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
                 "x0tta6bl4",
@@ -459,7 +471,7 @@ class AgentProcess:
     def _set_changed(self, effect: SetChanged) -> None:
         if self.trusts.set_changed(effect.set, effect.body) and self.wallet.svid is not None:
             self._keep(self.wallet.svid, effect.body)
-        if effect.set in ("bundle", "federated", "revocations"):
+        if effect.set in ("bundle", "crls", "federated", "revocations"):
             self.workload_api.identities.changed()
 
     def _set_gone(self, _effect: SetGone) -> None:

@@ -234,11 +234,14 @@ class Mesh:
             with contextlib.suppress(ProcessLookupError):
                 child.terminate()
         with contextlib.suppress(Unavailable):
+            # An agent ends after the proxy that it may be about to start.
             wait_for(
-                lambda: not any(self.pids(n) for n in names),
+                lambda: (
+                    all(child.poll() is not None for child in self._children.values())
+                    and not any(self.pids(n) for n in names)
+                ),
                 "the mesh to end",
                 STOP_S,
-                reap=self._reap,
             )
         for name in names:
             self.signal(name, signal.SIGKILL)

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from x0tta6bl4.app.mesh import wait_for
 from x0tta6bl4.edge.authority_api.client import AdminClient
 from x0tta6bl4.wire import authority as words
 from x0tta6bl4.wire.errors import X0Error
@@ -51,20 +50,14 @@ class Operator:
         return asyncio.run(ask())
 
     def is_serving(self) -> bool:
-        """Whether the authority answers."""
+        """Whether the authority answers; `Mesh.wait` waits for it."""
+        if not os.path.exists(self._path):
+            return False
         try:
             self.call("Health", words.Nothing())
         except X0Error:
             return False
         return True
-
-    def wait(self, seconds: float = 15.0) -> None:
-        """Wait until the authority answers.
-
-        Raises:
-            Unavailable: it does not, within `seconds`.
-        """
-        wait_for(lambda: os.path.exists(self._path) and self.is_serving(), "the authority", seconds)
 
     def create_entries(self, entries: Sequence[words.Entry]) -> None:
         """Register several workloads."""
