@@ -31,6 +31,9 @@ _SMALL_HOUSE = {
     "core/links.py": "import x0tta6bl4.core.machine",
     "core/machine.py": "import x0tta6bl4.wire.ids",
     "core/proxy.py": "",
+    "sdk/__init__.py": "",
+    "sdk/identity.py": "import x0tta6bl4.edge.tls, x0tta6bl4.runtime.aio",
+    "sdk/testing.py": "import x0tta6bl4.edge.tls",
     "wire/__init__.py": "",
     "wire/ids.py": "",
 }
@@ -83,6 +86,9 @@ def test_a_small_house_stands(small_house: Path) -> None:
         ("edge/tls.py", "import x0tta6bl4.runtime.aio", "floors"),
         ("edge/tls.py", "import x0tta6bl4.app.cli", "floors"),
         ("runtime/aio.py", "import x0tta6bl4.runtime.loop.poll", "runtime"),
+        ("sdk/attic.py", "", "sdk"),
+        ("sdk/testing.py", "import x0tta6bl4.sdk.identity", "sdk"),
+        ("edge/tls.py", "import x0tta6bl4.sdk.identity", "floors"),
     ],
 )
 def test_a_door_that_must_not_be_is_found(
