@@ -402,7 +402,7 @@ def test_a_watcher_gets_everything_of_its_node_and_nothing_of_others() -> None:
     update = desk.ask("Watch", words.WatchRequest(desk.unix_us), desk.node("alpha"))
     assert (update.full, update.entries, update.draining) == (True, (mine,), True)
     assert {decode_record(data).name for data in update.records} == {
-        "bundle", "federated", "heartbeat", "names", "policy", "revocations",
+        "bundle", "crls", "federated", "heartbeat", "names", "policy", "revocations",
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""JWT-SVIDs of an authority: for whom, for how long, and the life of the keys that sign them."""
+"""What an authority signs besides SVIDs: JWT-SVIDs with their keys' life, revocation lists."""
 
 from __future__ import annotations
 
@@ -10,10 +10,16 @@ import pytest
 from tests.fakes.authority_desk import AuthorityDesk
 from tests.fakes.authority_keys import sign
 from x0tta6bl4.core.authority.desk import AuthorityConfig
-from x0tta6bl4.core.authority.rows import Caller, CaRow, NewJwtKey, Refusal
+from x0tta6bl4.core.authority.rows import Caller, CaRow, NewJwtKey, Refusal, Withdrawn
 from x0tta6bl4.core.machine import SECOND, Instant
 from x0tta6bl4.wire import authority as words
-from x0tta6bl4.wire.records import Bundle, decode_bundle
+from x0tta6bl4.wire.records import (
+    Bundle,
+    decode_bundle,
+    decode_crls,
+    decode_manifest,
+    decode_record,
+)
 
 CA = 36_000
 CONFIG = AuthorityConfig(ca_ttl_s=CA)
@@ -173,3 +179,19 @@ def _rows(desk: AuthorityDesk) -> list[Any]:
     state = desk.machine.state
     rows = [row for table in state.tables.values() for row in table.values()]
     return [state.the_domain(), *rows]
+
+
+# ------------------------------------------------------------------ revocation lists
+def test_each_ca_has_a_revocation_list_that_is_published_when_it_is_made() -> None:
+    desk, _ = world(CONFIG)
+    desk.wait(CA // 2)
+    cas = sorted(desk.machine.state.cas)
+    assert len(cas) == 2
+    desk.ask("Withdrawn", Withdrawn(("ab", "cd")), Caller(own=True))
+    expected = tuple(f"{ca} {desk.unix_s} {desk.unix_s + 86_400} ab cd".encode() for ca in cas)
+    assert desk.ask("CrlShow").lists == expected
+    desk.wait(40)
+    record = decode_record(desk.machine.state.sets["crls"].records[0])
+    assert decode_crls(decode_manifest(record.body).inline) == expected
+    for caller in (Caller(operator=True), desk.node("alpha"), Caller()):
+        assert type(desk.ask("Withdrawn", Withdrawn(()), caller)) is Refusal

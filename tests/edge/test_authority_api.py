@@ -36,6 +36,7 @@ from x0tta6bl4.edge.jwt.svid import JwtSvid, judge_token
 from x0tta6bl4.edge.tls import x509
 from x0tta6bl4.edge.tls.aio import SslContext
 from x0tta6bl4.edge.tls.context import ALPN_AUTHORITY, TlsContext
+from x0tta6bl4.edge.tls.crl import withdrawn
 from x0tta6bl4.edge.tls.judge import Judge, allow_all
 from x0tta6bl4.edge.tls.x509 import Svid
 from x0tta6bl4.runtime.clocks import unix_us
@@ -43,7 +44,14 @@ from x0tta6bl4.wire import authority as words
 from x0tta6bl4.wire import errors
 from x0tta6bl4.wire.errors import Conflict, Unavailable
 from x0tta6bl4.wire.ids import NodeName, SpiffeId
-from x0tta6bl4.wire.records import Name, decode_bundle, decode_manifest, decode_names, decode_record
+from x0tta6bl4.wire.records import (
+    Name,
+    decode_bundle,
+    decode_crls,
+    decode_manifest,
+    decode_names,
+    decode_record,
+)
 
 
 # ------------------------------------------------------------------ enrolment
@@ -56,7 +64,7 @@ def test_a_node_enrols_watches_and_is_told_what_changes(tmp_path: Path) -> None:
             updates = connection.watch()
             update = await anext(updates)
             assert (update.full, update.entries) == (True, (first,))
-            assert len(update.records) == 6
+            assert len(update.records) == 7
             await here.entry("beta", "other")
             second = await here.entry("alpha", "db")
             update = await anext(updates)
@@ -98,6 +106,44 @@ def test_a_node_mints_tokens_that_the_bundle_verifies(tmp_path: Path) -> None:
             await here.admin.revoke(words.Revoke(subject=entry.id))
             assert (await mine.mint(entry.key, ("db",))).refused == "subject is banned"
         assert here.process.statistics()["minted"] == 1
+
+    play(tmp_path, story)
+
+
+def test_what_is_revoked_stands_in_a_list_that_the_ca_has_signed(tmp_path: Path) -> None:
+    async def story(here: World) -> None:
+        alpha = await here.enrol("alpha")
+        entry = await here.entry("alpha")
+        anchors = decode_bundle(alpha.bundle).anchors
+        async with here.client(alpha) as mine:
+
+            async def serial() -> int:
+                (issued,) = await mine.issue(wanted(entry.key))
+                return x509.parse(issued.chain[0]).certificate.serial_number
+
+            async def listed() -> set[int]:
+                found, believed = withdrawn((await here.admin.crl_show()).lists, anchors)
+                assert all(believed)
+                return {number for _, number in found}
+
+            old = await serial()
+            await eventually(lambda: len(here.process._machine.state.crls) == 1)
+            assert await listed() == set()
+            await here.admin.revoke(words.Revoke(subject=entry.id, ban=False))
+
+            async def is_listed() -> bool:
+                return await listed() == {old}
+
+            await eventually(is_listed)
+            await serial()  # The new one is good.
+            await here.admin.renew_all()
+            await here.admin.revoke(words.Revoke(subject="spiffe://example.org/other"))
+            await asyncio.sleep(0)
+            assert await listed() == {old}
+            update = await anext(mine.watch())
+            names = {r.name: r for r in map(decode_record, update.records)}
+            lists = decode_crls(decode_manifest(names["crls"].body).inline)
+            assert {number for _, number in withdrawn(lists, anchors)[0]} == {old}
 
     play(tmp_path, story)
 

@@ -246,6 +246,28 @@ def test_a_creation_that_was_cut_off_is_begun_anew(tmp_path: Path) -> None:
     store.close()
 
 
+def test_what_is_revoked_is_listed_by_its_serial_and_nothing_else(store: Store) -> None:
+    web, db, other = (f"spiffe://example.org/{name}" for name in ("web", "db", "other"))
+    node = "spiffe://example.org/node/alpha"
+
+    def issued(serial: str, subject: str, node: str, start: int = 0, end: int = 100) -> Put:
+        return Put(IssuedRow(serial, subject, node, "e", NOW + start, NOW + end))
+
+    store.commit([Put(NodeRow(name, b"p", NOW, NOW)) for name in ("alpha", "beta")])
+    store.commit([
+        issued("aa", web, "beta", 0), issued("ab", web, "beta", 10, 300),
+        issued("ac", web, "beta", 20), issued("ba", db, "beta"),
+        issued("bb", db, "alpha", 0, 200), issued("bc", node, "alpha", 0, 150),
+        issued("ca", other, "alpha", 0, 40), issued("cb", other, "beta"),
+        Put(Revocation(web, NOW + 999, "", NOW + 20)), Put(Revocation(node, NOW + 999, "", 0)),
+    ])  # fmt: skip
+    assert store.withdrawn(NOW + 50, 10) == ("ab", "bb", "bc", "aa")
+    assert store.withdrawn(NOW + 50, 2) == ("ab", "bb")
+    store.commit([Put(Revocation(db, NOW + 999, "", 0))])
+    assert set(store.withdrawn(NOW, 10)) == {"ab", "bb", "bc", "aa", "ca", "ba"}
+    assert store.withdrawn(NOW + 999, 10) == ()
+
+
 # ------------------------------------------------------------------ migrations
 def test_migrations_lead_to_the_schema(place: Path) -> None:
     scripts = ScriptDirectory(str(Path(module.__file__).parent / "migrations"))

@@ -41,6 +41,9 @@ class FakeKeys:
             name.encode(),
         )
 
+    def crl(self, ca: CaRow, serials: tuple[str, ...], this_unix_s: int, next_unix_s: int) -> bytes:
+        return f"{ca.id} {this_unix_s} {next_unix_s} {' '.join(serials)}".encode()
+
     def new_jwt_key(self) -> NewJwtKey:
         name = self.random(8)
         return NewJwtKey(point(name), name)

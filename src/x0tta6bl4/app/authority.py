@@ -39,6 +39,7 @@ from x0tta6bl4.core.authority.rows import (
     PollWanted,
     Published,
     ReadBundle,
+    Withdrawn,
 )
 from x0tta6bl4.core.identity.rules import NODE
 from x0tta6bl4.core.machine import Allowed, Denied, Effect, Verdict
@@ -69,6 +70,10 @@ NAME: Final = "main"
 RELEASED_UNIX_S: Final = 1_780_000_000
 """A clock that stands before the release of this code is wrong."""
 _OWN: Final = Caller(own=True)
+CRL_ENTRIES_MAX: Final = 32_768
+"""Most certificates in a revocation list, those that end last; others end by subject."""
+CRL_EVERY_S: Final = 3600.0
+"""Revocation lists are made anew so often, and whenever something is revoked."""
 
 
 class Keys:
@@ -94,11 +99,7 @@ class Keys:
         via: NodeName | None,
     ) -> Leaf:
         """Issue for the key in a CSR; raises BadInput for a CSR without proof of possession."""
-        issuer = self._issuers.get(ca.id)
-        if issuer is None:
-            _bound(self._issuers)
-            issuer = x509.Issuer(self._domain, x509.load_key(ca.private), ca.certificate)
-            self._issuers[ca.id] = issuer
+        issuer = self._issuer(ca)
         chain = x509.issue_leaf(
             issuer,
             csr,
@@ -109,6 +110,19 @@ class Keys:
             ttl_s=not_after_unix_s - not_before_unix_s,
         )
         return Leaf(chain, f"{load_der_x509_certificate(chain[0]).serial_number:x}")
+
+    def _issuer(self, ca: CaRow) -> x509.Issuer:
+        issuer = self._issuers.get(ca.id)
+        if issuer is None:
+            _bound(self._issuers)
+            issuer = x509.Issuer(self._domain, x509.load_key(ca.private), ca.certificate)
+            self._issuers[ca.id] = issuer
+        return issuer
+
+    def crl(self, ca: CaRow, serials: tuple[str, ...], this_unix_s: int, next_unix_s: int) -> bytes:
+        """Make the revocation list of a CA."""
+        numbers = [int(serial, 16) for serial in serials]
+        return x509.make_crl(self._issuer(ca), numbers, this_unix_s, next_unix_s)
 
     def new_ca(self, trust_domain: str, not_before_unix_s: int, not_after_unix_s: int) -> NewCa:
         """Make a CA and a record key."""
@@ -196,6 +210,7 @@ class AuthorityProcess:
         self._context: TlsContext | None = None
         self._svid: x509.Svid | None = None
         self._bundle_changed = asyncio.Event()
+        self._revocations_changed = asyncio.Event()
         check_clock(self._started_unix_us)
         domain = trust_domain(settings.trust_domain)
         self._domain, keys, config = domain, Keys(domain), machine_config(settings)
@@ -289,6 +304,7 @@ class AuthorityProcess:
             metrics = await self._serve_metrics()
             tasks.append(asyncio.create_task(self._renew_for_ever()))
             tasks.append(asyncio.create_task(self._poller.run()))
+            tasks.append(asyncio.create_task(self._list_revoked()))
             tasks.append(asyncio.create_task(self._end_with(tasks[0])))
             self._log.info(
                 "serving",
@@ -380,6 +396,27 @@ class AuthorityProcess:
                 except X0Error as error:  # The one in use stays good; tried again soon.
                     self._log.warning("own SVID not renewed", error=str(error))
 
+    async def _list_revoked(self) -> None:
+        """Have revocation lists made when they are wanted, for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            self._revocations_changed.clear()
+            now_s = unix_us() // 1_000_000
+            wait_s = CRL_EVERY_S
+            try:
+                serials = await loop.run_in_executor(
+                    self._executor, self._store.withdrawn, now_s, CRL_ENTRIES_MAX
+                )
+                await self.service.ask(_OWN, "Withdrawn", Withdrawn(serials))
+            except X0Error as error:  # The lists that are out stay good for a day.
+                self._log.warning("revocation lists not made", error=str(error))
+                wait_s = 5.0
+            try:
+                async with asyncio.timeout(wait_s):
+                    await self._revocations_changed.wait()
+            except TimeoutError:
+                pass
+
     def _tls(self) -> TlsContext:
         if self._context is None:
             assert self._svid is not None
@@ -404,6 +441,9 @@ class AuthorityProcess:
         elif type(effect) is Published and effect.set == "bundle":
             self._context = None
             self._bundle_changed.set()
+            self._revocations_changed.set()
+        elif type(effect) is Published and effect.set == "revocations":
+            self._revocations_changed.set()
         elif type(effect) is PollWanted:
             self._poller.wake.set()
 

@@ -131,7 +131,7 @@ class WorkloadApi:
 
     def crls(self) -> tuple[bytes, ...]:
         """Revocation lists of this trust domain, DER."""
-        return ()
+        return self._agent.machine.crls
 
     def good(self, item: SvidItem) -> Verdict:
         """Whether an SVID of ours still counts: not revoked, and neither is this node."""

@@ -467,6 +467,13 @@ class Federations(Call, frozen=True):
 
 
 @final
+class Crls(Call, frozen=True):
+    """A certificate revocation list of each CA, DER."""
+
+    lists: tuple[bytes, ...]
+
+
+@final
 class BundleInfo(Call, frozen=True):
     """The bundle of now with the life of its CAs."""
 
@@ -545,6 +552,7 @@ ADMIN_METHODS: Final[dict[str, tuple[type[msgspec.Struct], type[msgspec.Struct]]
     "Revoke": (Revoke, Revocation),
     "RevocationList": (Nothing, Revocations),
     "Unban": (Key, Nothing),
+    "CrlShow": (Nothing, Crls),
     "BundleShow": (Nothing, BundleInfo),
     "BundleRotate": (BundleRotate, BundleInfo),
     "RenewAll": (Nothing, Nothing),

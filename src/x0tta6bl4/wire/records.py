@@ -109,7 +109,7 @@ class Manifest(Word, frozen=True):
 CHUNKS_MAX: Final = 4096
 CHUNK_BYTES_MAX: Final = 12 * 1024
 SET_BYTES_MAX: Final = CHUNKS_MAX * CHUNK_BYTES_MAX
-SETS: Final = ("bundle", "revocations", "names", "policy", "heartbeat", "federated")
+SETS: Final = ("bundle", "revocations", "names", "policy", "heartbeat", "federated", "crls")
 
 
 @final
@@ -252,7 +252,7 @@ def decode_record(data: bytes) -> Record:
         raise BadMessage("X0-REC-002", f"not a record: {error}") from None
 
 
-def encode_body(value: Word | tuple[Word, ...]) -> bytes:
+def encode_body(value: Word | tuple[Word, ...] | tuple[bytes, ...]) -> bytes:
     """Encode the body of a record or of an authority set."""
     return _ENCODER.encode(value)
 
@@ -320,6 +320,17 @@ def decode_federated(body: bytes) -> tuple[Federated, ...]:
     return _decoded(_FEDERATED, body)
 
 
+def decode_crls(body: bytes) -> tuple[bytes, ...]:
+    """Decode set `crls`: a certificate revocation list of each CA, DER (RFC 5280 section 5).
+
+    For programs that know certificates and not our revocations by subject.
+
+    Raises:
+        BadMessage: not a tuple of bytes.
+    """
+    return _decoded(_CRLS, body)
+
+
 def decode_heartbeat(body: bytes) -> Heartbeat:
     """Decode set `heartbeat`.
 
@@ -358,4 +369,5 @@ _POLICY: msgspec.msgpack.Decoder[tuple[Rule, ...]] = msgspec.msgpack.Decoder(tup
 _FEDERATED: msgspec.msgpack.Decoder[tuple[Federated, ...]] = msgspec.msgpack.Decoder(
     tuple[Federated, ...]
 )
+_CRLS: msgspec.msgpack.Decoder[tuple[bytes, ...]] = msgspec.msgpack.Decoder(tuple[bytes, ...])
 _HEARTBEAT = msgspec.msgpack.Decoder(Heartbeat)

@@ -187,6 +187,22 @@ def revocations(authority_dir: Path | None, as_json: bool) -> None:
 @authority.command(
     epilog="""\b
 Examples:
+  x0 authority crl > crl.pem"""
+)
+@authority_option
+def crl(authority_dir: Path | None) -> None:
+    """Print the revocation list of each CA as PEM, for programs outside of the mesh."""
+    from base64 import encodebytes
+
+    from x0tta6bl4.wire.authority import Nothing
+
+    for der in ask_authority(authority_dir, "CrlShow", Nothing()).lists:
+        print(f"-----BEGIN X509 CRL-----\n{encodebytes(der).decode()}-----END X509 CRL-----")
+
+
+@authority.command(
+    epilog="""\b
+Examples:
   x0 authority unban spiffe://example.org/web"""
 )
 @click.argument("subject")

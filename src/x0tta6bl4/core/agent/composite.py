@@ -228,6 +228,11 @@ class Agent:
         """Bundles of other trust domains."""
         return self._sets.federated
 
+    @property
+    def crls(self) -> tuple[bytes, ...]:
+        """Revocation lists of this trust domain, DER, for programs of this host."""
+        return self._sets.crls
+
     def svid(self, id: str) -> SvidItem | None:
         """The SVID held for an ID, key and all."""
         return self._own.svids.get(id)

@@ -21,6 +21,7 @@ from x0tta6bl4.wire.records import (
     Bundle,
     Federated,
     decode_bundle,
+    decode_crls,
     decode_federated,
     decode_heartbeat,
     decode_names,
@@ -49,7 +50,16 @@ class Sets:
         snapshot: of the proxy.
     """
 
-    __slots__ = ("_policy", "_snapshot", "banned", "bundle", "federated", "headers", "heartbeat_us")
+    __slots__ = (
+        "_policy",
+        "_snapshot",
+        "banned",
+        "bundle",
+        "crls",
+        "federated",
+        "headers",
+        "heartbeat_us",
+    )
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
@@ -62,6 +72,8 @@ class Sets:
         self.heartbeat_us = 0
         self.federated: tuple[Federated, ...] = ()
         """Bundles of other trust domains, as the authority has verified them."""
+        self.crls: tuple[bytes, ...] = ()
+        """Revocation lists, for programs that know certificates only."""
 
     def changed(self, fact: SetChanged) -> Told | None:
         """Take a new set in.
@@ -80,6 +92,8 @@ class Sets:
                 self._on_policy(fact.body)
             elif fact.set == "federated":
                 self.federated = decode_federated(fact.body)
+            elif fact.set == "crls":
+                self.crls = decode_crls(fact.body)
             else:
                 self.heartbeat_us = max(self.heartbeat_us, decode_heartbeat(fact.body).unix_us)
                 self._snapshot.put(ClockItem(self.heartbeat_us))

@@ -27,6 +27,7 @@ from x0tta6bl4.core.authority.rows import (
     Published,
     Row,
     SetRow,
+    Withdrawn,
 )
 from x0tta6bl4.core.authority.state import State
 from x0tta6bl4.core.authority.trust import sign_set
@@ -46,6 +47,9 @@ from x0tta6bl4.wire.records import (
 BUNDLE: Final = "bundle"
 HEARTBEAT: Final = "heartbeat"
 FEDERATED: Final = "federated"
+CRLS: Final = "crls"
+CRL_S: Final = 86_400
+"""From thisUpdate to nextUpdate; the driver has them made anew much more often."""
 AHEAD_S_MAX: Final = 30
 """Generations may run ahead of the clock by this (nodes refuse 60 s); then changes coalesce."""
 _BUNDLES_MAX: Final = 256
@@ -117,6 +121,8 @@ def _body(desk: Desk, name: str, sequence: int) -> bytes:
         return encode_body(
             tuple(Federated(f.trust_domain, f.bundle, f.sequence) for f in held if f.bundle)
         )
+    if name == CRLS:
+        return encode_body(state.crls)
     tables: dict[str, dict[str, Any]] = {
         "revocations": state.revocations,
         "names": state.names,
@@ -251,6 +257,26 @@ def show(desk: Desk, caller: Caller, request: words.Nothing) -> words.BundleInfo
     return words.BundleInfo(
         bundle=bundle_of(desk.state, row.sequence), sha256=row.digest.hex(), cas=cas
     )
+
+
+def withdrawn(desk: Desk, caller: Caller, request: Withdrawn) -> words.Nothing:
+    """Make the revocation list of each CA.
+
+    Who issued a certificate is not kept, and serial numbers are drawn from 159 bits: every list
+    has all of them.
+    """
+    now = desk.unix_s
+    desk.state.crls = tuple(
+        desk.crypto.crl(ca, request.serials, now, now + CRL_S)
+        for ca in sorted(desk.state.cas.values(), key=lambda ca: ca.id)
+    )
+    desk.dirty.add(CRLS)
+    return words.Nothing()
+
+
+def crl_show(desk: Desk, caller: Caller, request: words.Nothing) -> words.Crls:
+    """The revocation lists of now."""
+    return words.Crls(lists=desk.state.crls)
 
 
 def _prepare(desk: Desk, state: str) -> None:

@@ -108,6 +108,7 @@ _OPERATORS: Final[dict[str, _Handler]] = {
     "Revoke": operating.revoke,
     "RevocationList": operating.revocation_list,
     "Unban": operating.unban,
+    "CrlShow": life.crl_show,
     "BundleShow": life.show,
     "BundleRotate": life.rotate,
     "RenewAll": operating.renew_all,
@@ -121,6 +122,7 @@ _OPERATORS: Final[dict[str, _Handler]] = {
 _OWN: Final[dict[str, _Handler]] = {
     "OwnSvid": issuing.own_svid,
     "Polled": federating.polled,
+    "Withdrawn": life.withdrawn,
 }
 
 

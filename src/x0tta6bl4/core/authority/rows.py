@@ -228,6 +228,17 @@ class OwnSvid(msgspec.Struct, frozen=True, gc=False):
 
 
 @final
+class Withdrawn(msgspec.Struct, frozen=True, gc=False):
+    """Request of the authority's own process: all certificates that are revoked and not expired.
+
+    The store knows single certificates, the machine only subjects.
+    """
+
+    serials: tuple[str, ...]
+    """Hexadecimal."""
+
+
+@final
 class Persisted(Value, frozen=True):
     """All changes handed out so far are on the disk."""
 
@@ -380,6 +391,10 @@ class Crypto(Protocol):
 
     def verify(self, point: bytes, data: bytes, signature: bytes) -> bool:
         """Whether the P-256 key signed this."""
+        ...
+
+    def crl(self, ca: CaRow, serials: tuple[str, ...], this_unix_s: int, next_unix_s: int) -> bytes:
+        """Make the revocation list of a CA."""
         ...
 
     def new_jwt_key(self) -> NewJwtKey:

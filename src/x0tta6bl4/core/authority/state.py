@@ -40,7 +40,7 @@ LIMITS: Final[dict[type, int]] = {
     Revocation: 100_000,
     Ban: 100_000,
     CaRow: 8,
-    SetRow: 6,
+    SetRow: 7,
     BundleRow: 257,
     DomainRow: 1,
 }
@@ -60,6 +60,7 @@ class State:
         "bundles",
         "by_node",
         "cas",
+        "crls",
         "domain",
         "entries",
         "federations",
@@ -75,6 +76,8 @@ class State:
     def __init__(self, rows: Iterable[Row]) -> None:
         self.domain: DomainRow | None = None
         self.cas: dict[str, CaRow] = {}
+        self.crls: tuple[bytes, ...] = ()
+        """Made anew by every process, from what its store says was issued."""
         self.nodes: dict[str, NodeRow] = {}
         self.tokens: dict[str, TokenRow] = {}
         self.sets: dict[str, SetRow] = {}

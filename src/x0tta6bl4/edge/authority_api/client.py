@@ -353,6 +353,10 @@ class AdminClient:
         """Let a banned subject have SVIDs again; those revoked stay so."""
         return await self._connection.call("Unban", words.Key(key=key), words.Nothing)
 
+    async def crl_show(self) -> words.Crls:
+        """The revocation list of each CA."""
+        return await self._connection.call("CrlShow", words.Nothing(), words.Crls)
+
     async def bundle_show(self) -> words.BundleInfo:
         """The bundle and the life of its CAs."""
         return await self._connection.call("BundleShow", words.Nothing(), words.BundleInfo)

@@ -103,7 +103,7 @@ class Watcher:
 
     def take(self, unix_us: int, draining: bool) -> words.Update:
         """What waits, as one update; afterwards nothing waits."""
-        order = ("bundle", "revocations", "policy", "names", "federated", "heartbeat")
+        order = ("bundle", "revocations", "policy", "names", "federated", "crls", "heartbeat")
         update = words.Update(
             unix_us=unix_us,
             entries=tuple(self._entries.values()),

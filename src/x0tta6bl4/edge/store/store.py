@@ -15,7 +15,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, Table, create_engine, delete, event, func, select
+from sqlalchemy import (
+    Connection,
+    Table,
+    create_engine,
+    delete,
+    event,
+    func,
+    literal,
+    select,
+    union,
+)
 from sqlalchemy.dialects.sqlite import Insert, insert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import StaticPool
@@ -154,6 +164,33 @@ class Store:
         )
         for subject, node, start, end in self._connection.execute(query):
             yield IssuedRow("", subject, node or "", "", start, end)
+
+    def withdrawn(self, now_unix_s: int, most: int) -> tuple[str, ...]:
+        """Serial numbers of certificates that are revoked and not expired.
+
+        Args:
+            now_unix_s: wall time.
+            most: so many at most, those that end last.
+        Returns:
+            Hexadecimal; the longest valid first.
+        """
+        issued, revoked = schema.ISSUED.c, schema.REVOCATIONS.c
+        domain = select(schema.TRUST_DOMAIN.c.trust_domain).scalar_subquery()
+        node_id = literal("spiffe://") + domain + literal("/node/") + issued.node
+        ended = (revoked.issued_before_unix_s == 0) | (
+            issued.not_before_unix_s < revoked.issued_before_unix_s
+        )
+        found = union(
+            *(
+                select(issued.serial, issued.not_after_unix_s)
+                .join_from(schema.ISSUED, schema.REVOCATIONS, ended & of)
+                .where(issued.not_after_unix_s > now_unix_s)
+                for of in (issued.subject == revoked.subject, node_id == revoked.subject)
+            )
+        ).subquery()
+        query = select(found.c.serial).order_by(found.c.not_after_unix_s.desc()).limit(most)
+        with self._connection.begin():
+            return tuple(self._connection.execute(query).scalars())
 
     def commit(self, changes: Sequence[Change]) -> None:
         """Write changes in one transaction; on the disk when this returns.

@@ -339,6 +339,29 @@ def issue_leaf_for(
     return (certificate.public_bytes(serialization.Encoding.DER), *issuer.intermediates)
 
 
+def make_crl(issuer: Issuer, serials: Sequence[int], this_unix_s: int, next_unix_s: int) -> bytes:
+    """Make a revocation list, DER (RFC 5280 section 5).
+
+    Args:
+        issuer: the CA; its own key signs.
+        serials: of the revoked certificates.
+        this_unix_s: when it was made; also its number (CRLNumber), which thereby grows.
+        next_unix_s: when there will be a newer one at the latest.
+    """
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(issuer.parsed.certificate.subject)
+        .last_update(_time(this_unix_s))
+        .next_update(_time(next_unix_s))
+        .add_extension(x509.CRLNumber(this_unix_s), critical=False)
+        .add_extension(_authority_key(issuer), critical=False)
+    )
+    revoked = x509.RevokedCertificateBuilder().revocation_date(_time(this_unix_s))
+    for serial in serials:
+        builder = builder.add_revoked_certificate(revoked.serial_number(serial).build())
+    return builder.sign(issuer.key, _hash_for(issuer.key)).public_bytes(serialization.Encoding.DER)
+
+
 # ---------------------------------------------------------------------------------------- records
 def sign(key: PrivateKey, data: bytes) -> bytes:
     """Sign a record: ECDSA with SHA-256, DER."""
