@@ -153,6 +153,8 @@ def test_unknown_names_and_missing_svids(mesh: Mesh) -> None:
         mesh.socks.append(mine)
         verdict = a.endpoint.connect(theirs, mesh.ca.id(source), name)
         assert verdict == Denied(why)
+    # One form of a name, however it was asked for.
+    assert [record.name for record in a.records] == ["nobody", "web", ""]
 
 
 def test_another_replica_is_tried_and_gets_the_first_bytes(mesh: Mesh) -> None:

@@ -42,6 +42,7 @@ from x0tta6bl4.runtime.loop.endpoint import Endpoint
 from x0tta6bl4.runtime.loop.hellos import Hellos
 from x0tta6bl4.runtime.loop.hops import Hops
 from x0tta6bl4.runtime.loop.ingress import Ingress
+from x0tta6bl4.runtime.loop.notices import Notices
 from x0tta6bl4.runtime.loop.poll import READ, Loop
 from x0tta6bl4.runtime.loop.sessions import Reply, StreamRecord
 from x0tta6bl4.telemetry import log
@@ -73,6 +74,8 @@ from x0tta6bl4.wire.messages import (
 TELL_US: Final = SECOND
 CONTEXTS_MAX: Final = 4096
 OUTCOMES_MAX: Final = 256
+REFUSED_EVERY: Final = 10 * SECOND
+"""Between two notices of refusals of one caller and name for one reason; others are counted."""
 
 
 class CountedTls(Engine):
@@ -187,6 +190,7 @@ class ProxyProcess:
         self.tcp_port = tcp.getsockname()[1]
         self.loop = loop = Loop()
         self._floor_unix_us = 0
+        self._refusals = Notices(loop, self._notice, REFUSED_EVERY)
         self.outcomes: dict[tuple[str, str], int] = {}
         """Streams that have ended, by side and outcome."""
         self.carried: dict[tuple[str, str], int] = {}
@@ -388,7 +392,8 @@ class ProxyProcess:
     ) -> None:
         verdict = self.endpoint.connect(sock, source, name, reply=reply, first=first)
         if type(verdict) is Denied:
-            self._notice("refused", f"{source} -> {name}: {verdict.reason}")
+            what = f"{source} -> {name}: {verdict.reason}"
+            self._refusals.say("refused", what, about=what)
 
     def _record(self, record: StreamRecord) -> None:
         side = "client" if record.client else "server"

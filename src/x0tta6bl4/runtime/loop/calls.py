@@ -81,9 +81,9 @@ class Calls:
         sock.setblocking(False)
         now = clock()
         target = self._target(name)
+        name = "" if is_id(name) else plain(name)
         if target is None:
             return self._refuse(sock, source, name, reply, "no such name", Reset.NO_SERVICE)
-        name = "" if is_id(name) else plain(name)
         if self._proxy.svid(source) is None:
             return self._refuse(sock, source, name, reply, "caller has no svid", Reset.DENIED)
         verdict = self._proxy.open(source, target, name)
