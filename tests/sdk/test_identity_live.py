@@ -26,6 +26,7 @@ from x0tta6bl4.sdk.identity import (
     dial,
     exact,
     member_of,
+    register,
     ssl_context,
     stdlib_context,
     verify_peer,
@@ -238,6 +239,46 @@ def test_contexts_for_frameworks_rotate_and_judge(served: WorkloadApi, run: Run)
                     )
                 assert refused.value.reason == "unexpected trust domain"
                 server.close()
+
+    run(story)
+
+
+@pytest.mark.parametrize("make", [ssl_context, stdlib_context])
+def test_a_registered_connection_of_a_framework_ends_with_its_identity(
+    served: WorkloadApi, run: Run, make: Any
+) -> None:
+    async def story() -> None:
+        async with source_of(served) as source:
+            accepted: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
+
+            async def handler(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                assert register(writer.transport, source, authorize=anyone) == WEB
+                accepted.put_nowait(writer)
+
+            context = make(source, authorize=anyone)
+            server = await asyncio.start_server(handler, "127.0.0.1", 0, ssl=context)
+            port = server.sockets[0].getsockname()[1]
+            ends = []
+            for _ in range(2):
+                ends.append(
+                    await asyncio.open_connection(
+                        "127.0.0.1", port, ssl=context, server_hostname=""
+                    )
+                )
+                await accepted.get()
+            assert len(source.connections) == 2
+            ends.pop()[1].close()
+            while len(source.connections) > 1:
+                await asyncio.sleep(0.01)
+                source.connections.expire()  # What was closed is forgotten.
+            started = time.monotonic()
+            served.withdraw()
+            with contextlib.suppress(OSError, Refused):
+                assert await asyncio.wait_for(ends[0][0].read(), 5) == b""
+            assert time.monotonic() - started < 1
+            assert len(source.connections) == 0
+            ends[0][1].close()
+            server.close()
 
     run(story)
 

@@ -23,6 +23,7 @@ from typing import Any, Final
 from x0tta6bl4.core.machine import Allowed, Verdict
 from x0tta6bl4.edge.tls.context import TlsContext
 from x0tta6bl4.edge.tls.engine import Engine, TlsClosed, TlsRefused
+from x0tta6bl4.edge.tls.x509 import Svid
 from x0tta6bl4.wire.ids import SpiffeId
 
 _CHUNK: Final = 256 * 1024
@@ -166,6 +167,16 @@ class SslObject:
     def peer_not_after_unix_s(self) -> int:
         """End of the peer's SVID; 0 where it has none."""
         return self.engine.peer_not_after_unix_s
+
+    @property
+    def peer_chain(self) -> tuple[bytes, ...]:
+        """The peer's certificates, DER, as they were judged."""
+        return self.engine.peer_chain
+
+    @property
+    def own(self) -> Svid | None:
+        """What this end presents."""
+        return self.engine.context.svid
 
     @property
     def group(self) -> str:

@@ -174,10 +174,12 @@ def _judge(connection: Any) -> Verdict:
             return Denied("no certificate")
         raise SslRefused("no certificate")
     chain = [one.public_bytes(_DER) for one in made._sslobj.get_unverified_chain()]
-    verdict = tls.judge.judge(chain, tls.expect).verdict
-    if type(verdict) is Denied:
-        raise SslRefused(verdict.reason)
-    return verdict
+    judgement = tls.judge.judge(chain, tls.expect)
+    if type(judgement.verdict) is Denied:
+        raise SslRefused(judgement.verdict.reason)
+    connection.peer_chain = tuple(chain)
+    connection.peer_not_after_unix_s = judgement.not_after_unix_s
+    return judgement.verdict
 
 
 class _Judged:
@@ -185,6 +187,18 @@ class _Judged:
 
     _verdict: Verdict | None = None
     _refused: str = ""
+    peer_chain: tuple[bytes, ...] = ()
+    """The peer's certificates, DER, as they were judged."""
+    peer_not_after_unix_s: int = 0
+    """Earliest end of a certificate on the peer's path."""
+    group: str = ""
+    """The standard library does not tell."""
+
+    @property
+    def own(self) -> Svid | None:
+        """What this end presents."""
+        made: _Connection = cast(Any, self)
+        return cast(Settings, made.context).tls.svid
 
     @property
     def peer(self) -> Verdict:

@@ -10,7 +10,7 @@ Source: SPIFFE_Workload_API.md section 4.4 (SP-109, SP-116); RFC 5280 section 4.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Final, final
 
 from x0tta6bl4.core.identity.rules import Expect
@@ -35,11 +35,13 @@ class Live:
         expect: what was asked of the peer.
         group: key exchange, e.g. `X25519MLKEM768`.
         end: ends the connection at once, with a reason.
+        gone: whether it was closed meanwhile, for those that nobody takes out again.
     """
 
     __slots__ = (
         "end",
         "expect",
+        "gone",
         "group",
         "not_after_unix_s",
         "own_id",
@@ -58,6 +60,7 @@ class Live:
         expect: Expect,
         group: str,
         end: Callable[[str], None],
+        gone: Callable[[], bool] = lambda: False,
     ) -> None:
         self.own_id = own_id
         self.own_is_first = 0 < own_not_after_unix_s <= peer_not_after_unix_s
@@ -68,6 +71,7 @@ class Live:
         self.expect = expect
         self.group = group
         self.end = end
+        self.gone = gone
 
     @property
     def expired_reason(self) -> str:
@@ -95,7 +99,7 @@ class Connections:
     def __len__(self) -> int:
         return len(self._live)
 
-    def __iter__(self) -> object:
+    def __iter__(self) -> Iterator[Live]:
         return iter(tuple(self._live))
 
     def add(self, live: Live) -> None:
@@ -114,8 +118,10 @@ class Connections:
         self._live.pop(live, None)
 
     def expire(self) -> None:
-        """End those whose certificates have expired."""
+        """End those whose certificates have expired; forget those that were closed."""
         now = self._clock()
+        for live in [one for one in self._live if one.gone()]:
+            self.remove(live)
         for live in [one for one in self._live if one.not_after_unix_s * SECOND <= now]:
             self._end(live, live.expired_reason)
 

@@ -421,10 +421,44 @@ def ssl_context(
 ) -> SslContext:
     """What asyncio, uvloop and frameworks above them take as `ssl=`; arguments as of `listen`.
 
-    Their connections are not in `source.connections`: who needs them ended registers them there.
+    Who gets hold of such a connection's transport gives it to `register`, so that it ends when an
+    identity does.
     """
     expect = Expect(accept=authorize)
     return SslContext(contexts(source, expect, alpn, require_pq=require_pq, id=id, hint=hint))
+
+
+def register(
+    transport: asyncio.BaseTransport, source: X509Source, *, authorize: Authorizer
+) -> SpiffeId:
+    """Let a connection of a framework end as those of `listen` and `dial` do.
+
+    Args:
+        transport: over `ssl_context` or `stdlib_context`, after its handshake.
+        source: what its context was made from.
+        authorize: asked again at every change.
+    Returns:
+        The peer's ID.
+    Raises:
+        Refused: the peer has shown no SVID.
+        Unavailable: there are too many connections.
+    """
+    tls = transport.get_extra_info("ssl_object")
+    own: Svid | None = tls.own
+    abort = getattr(transport, "abort", transport.close)
+    live = Live(
+        own.id if own is not None else None,
+        own.not_after_unix_s if own is not None else 0,
+        tls.peer_id,
+        tls.peer_chain,
+        tls.peer_not_after_unix_s,
+        Expect(accept=authorize),
+        tls.group or "not told",
+        lambda reason: abort(),
+        transport.is_closing,
+    )
+    source.connections.add(live)
+    return live.peer_id
 
 
 def stdlib_context(
