@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from grpclib.client import Channel, Stream, UnaryStreamMethod, UnaryUnaryMethod
+from grpclib.client import Channel, UnaryStreamMethod, UnaryUnaryMethod
 from grpclib.encoding.base import CodecBase
 
 from x0tta6bl4.edge.workload_api import schema
@@ -53,7 +53,7 @@ class WorkloadClient:
         return await ask(request, metadata=self._metadata, timeout=30)
 
     @contextlib.asynccontextmanager
-    async def stream(self, method: str, request: Any = None) -> AsyncIterator[Stream[Any, Any]]:
+    async def stream(self, method: str, request: Any = None) -> AsyncIterator[Any]:
         """One open stream; `recv_message` is bounded by the test's own timeout."""
         kind, response, _ = schema.METHODS[method]
         ask = UnaryStreamMethod(self.channel, schema.path(method), kind, response)
@@ -69,6 +69,15 @@ class WorkloadClient:
         """The first message of a stream."""
         async with self.stream(method, request) as stream, asyncio.timeout(30):
             message = await stream.recv_message()
-            if message is None:
-                await stream.recv_trailing_metadata()
-            return message
+            return await end_of(stream) if message is None else message
+
+
+async def end_of(stream: Any) -> None:
+    """Wait for the end of a stream.
+
+    Raises:
+        GRPCError: as it was ended.
+        AssertionError: it was not: another message has come.
+    """
+    assert await stream.recv_message() is None
+    await stream.recv_trailing_metadata()

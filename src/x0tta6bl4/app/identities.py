@@ -26,12 +26,11 @@ from x0tta6bl4.core.identity.selectors import (
 )
 from x0tta6bl4.core.machine import Allowed, Denied, Verdict
 from x0tta6bl4.edge.attest.listener import needs
-from x0tta6bl4.edge.attest.peer import Peer
 from x0tta6bl4.edge.attest.process import Needs
 from x0tta6bl4.edge.bundle.document import Document, encode_jwks, of_bundle, parse
 from x0tta6bl4.edge.jwt.svid import judge_token
 from x0tta6bl4.edge.workload_api.schema import HINT_BYTES_MAX
-from x0tta6bl4.edge.workload_api.words import Snapshot, Svid, TrustBundle, Validated
+from x0tta6bl4.edge.workload_api.words import Caller, Snapshot, Svid, TrustBundle, Validated
 from x0tta6bl4.wire.authority import Entry, Minted
 from x0tta6bl4.wire.errors import BadInput, Refused
 from x0tta6bl4.wire.ids import TrustDomain
@@ -250,7 +249,7 @@ class Identities:
             cohort.ring()
 
     # -------------------------------------------------------------- for the server
-    async def subscribe(self, caller: Peer) -> AsyncIterator[Snapshot]:
+    async def subscribe(self, caller: Caller) -> AsyncIterator[Snapshot]:
         """See `edge.workload_api.words.Directory`."""
         key = caller.uid, caller.gid
         cohort = self._cohorts.get(key)
@@ -269,7 +268,7 @@ class Identities:
         finally:
             cohort.members -= 1
 
-    def _of(self, cohort: _Cohort, caller: Peer) -> Snapshot:
+    def _of(self, cohort: _Cohort, caller: Caller) -> Snapshot:
         """What one caller has: all entries whose selectors hold."""
         base = caller.attributes(_UID)
         if isinstance(base, Denied):
@@ -329,7 +328,7 @@ class Identities:
 
     # -------------------------------------------------------------- JWT-SVIDs
     async def mint(
-        self, caller: Peer, svids: tuple[Svid, ...], audience: tuple[str, ...]
+        self, caller: Caller, svids: tuple[Svid, ...], audience: tuple[str, ...]
     ) -> tuple[str, ...]:
         """See `edge.workload_api.words.Directory`."""
         return tuple(await asyncio.gather(*(self._token(svid.id, audience) for svid in svids)))

@@ -77,6 +77,21 @@ class _Codec(CodecBase):
         return message_type.FromString(data)
 
 
+class _Table(dict[str, Handler]):
+    """Handlers; grpclib's own answer for a method that is not there has no content type."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The handler of a path, or one that says that there is none."""
+        return super().get(key, _UNIMPLEMENTED)
+
+
+async def _unimplemented(stream: Stream[Any, Any]) -> None:
+    raise GRPCError(Status.UNIMPLEMENTED, "no such method")
+
+
+_UNIMPLEMENTED: Final = Handler(_unimplemented, Cardinality.STREAM_STREAM, bytes, bytes)
+
+
 class _Protocol(H2Protocol):
     """One accepted connection; registers itself with its listener."""
 
@@ -110,6 +125,7 @@ class _Listener(Server):
                 http2_connection_window_size=_WINDOW_BYTES, http2_stream_window_size=_WINDOW_BYTES
             ),
         )
+        self._mapping = _Table(self._mapping)
         self._attestor = attestor
         self._bounds = bounds
         self._on_refused = on_refused

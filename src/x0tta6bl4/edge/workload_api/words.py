@@ -9,8 +9,20 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import Protocol, final
 
+from x0tta6bl4.core.identity.selectors import Attributes
 from x0tta6bl4.core.machine import Denied, Value
-from x0tta6bl4.edge.attest.peer import Peer
+from x0tta6bl4.edge.attest.process import Needs
+
+
+class Caller(Protocol):
+    """Who has called, as the kernel knows it (`edge.attest.peer.Peer`)."""
+
+    uid: int
+    gid: int
+
+    def attributes(self, wanted: Needs) -> Attributes | Denied:
+        """What the process is now."""
+        ...
 
 
 @final
@@ -108,7 +120,7 @@ class Validated(Value, frozen=True):
 class Directory(Protocol):
     """Who has which identities, and what they are made of."""
 
-    def subscribe(self, caller: Peer) -> AsyncIterator[Snapshot]:
+    def subscribe(self, caller: Caller) -> AsyncIterator[Snapshot]:
         """What a caller has: at once, and again after each change that may concern it.
 
         The newest only: whoever reads slowly misses what was replaced meanwhile.  Without an
@@ -117,7 +129,7 @@ class Directory(Protocol):
         ...
 
     async def mint(
-        self, caller: Peer, svids: tuple[Svid, ...], audience: tuple[str, ...]
+        self, caller: Caller, svids: tuple[Svid, ...], audience: tuple[str, ...]
     ) -> tuple[str, ...]:
         """JWT-SVIDs for identities that the caller was just found to have, in their order.
 
