@@ -20,7 +20,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Self
 
 import msgspec
@@ -28,10 +27,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from OpenSSL import SSL, crypto
 
+from tests.conformance import harness
 from x0tta6bl4.edge.tls.binding import lib
 from x0tta6bl4.sdk.testing.domain import Svid
 
-HARNESS = Path(__file__).with_name("harness.py")
+HARNESS = harness.__file__
 READY_S = 10.0
 PEER_S = 5.0
 UNTIL_S = 5.0
@@ -82,7 +82,7 @@ class Harness:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop().
         self._said = ""
         self.process = subprocess.Popen(
-            [sys.executable, "-I", str(HARNESS)],
+            [sys.executable, "-I", HARNESS],
             env={"SPIFFE_ENDPOINT_SOCKET": endpoint},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
