@@ -132,20 +132,10 @@ class Authority:
     def _look(self, _: object) -> None:
         """Once a second: who has a connection?"""
         mesh = self._mesh
-
-        def usable(a: str, b: str) -> bool:
-            ends = (mesh.hosts[a].proxy, mesh.hosts[b].proxy)
-            return (
-                all(end is not None and not end.process.frozen for end in ends)
-                and mesh.passes(a, b)
-                and mesh.passes(b, a)
-            )
-
-        number = mesh.components(usable)
-        served = {number[name] for name in self.direct if not mesh.hosts[name].isolated}
+        reached = mesh.reached([name for name in self.direct if not mesh.hosts[name].isolated])
         for name, host in mesh.hosts.items():
             agent = host.agent
-            reaches = (number[name] in served and host.proxy is not None) or name in self.direct
+            reaches = (name in reached and host.proxy is not None) or name in self.direct
             up = agent is not None and not agent.process.frozen and not host.isolated and reaches
             known = self._up.get(name)
             if known is not None and (known is not agent or not up):

@@ -159,6 +159,7 @@ class ControlLink:
     def __init__(self, mesh: Mesh, a: str, b: str) -> None:
         self.mesh = mesh
         self.names = (a, b)
+        self.wires = (mesh.network.wire(a, b), mesh.network.wire(b, a))
         self.up = False
         self.delivered = 0
         self._serial = 0
@@ -267,14 +268,11 @@ class ControlLink:
         """Once a second: is the other end still heard of?"""
         if not self.up or serial != self._serial:
             return
-        a, b = self.names
-        world = self.mesh.world
-        for source, target in ((a, b), (b, a)):
-            wire = self.mesh.network.wire(source, target)
-            host = self.mesh.hosts[source]
+        world, hosts = self.mesh.world, self.mesh.hosts
+        for wire, source, target in zip(self.wires, self.names, self.names[::-1], strict=True):
             silent = wire.shape.cut and world.now - wire.cut_since >= SILENCE
-            stopped = host.agent is not None and host.agent.silent_for() >= SILENCE
-            if silent or stopped:
+            agent = hosts[source].agent
+            if silent or (agent is not None and agent.silent_for() >= SILENCE):
                 self.lost("silent", target)
                 return
         world.after(_LOOK, self._look, serial)
@@ -363,21 +361,27 @@ class Mesh:
         """Whether packets get from one host to the other, now."""
         return not self.network.wire(source, target).shape.cut
 
-    def components(self, usable: Callable[[str, str], bool]) -> dict[str, int]:
-        """Number of the connected component of each host, over usable links."""
-        number: dict[str, int] = {}
-        for start in sorted(self.hosts):
-            if start in number:
-                continue
-            number[start] = len(number)
-            todo = [start]
-            while todo:
-                here = todo.pop()
-                for other in self.neighbours(here):
-                    if other not in number and usable(here, other):
-                        number[other] = number[start]
+    def reached(self, starts: list[str]) -> set[str]:
+        """Hosts that are reached from some, over proxies that run and wires that pass."""
+        hosts = self.hosts
+        runs = {
+            name
+            for name, host in hosts.items()
+            if host.proxy is not None and not host.proxy.process.frozen
+        }
+        reached = set(starts)
+        todo = [name for name in starts if name in runs]
+        while todo:
+            here = todo.pop()
+            for link in self._links_of[here]:
+                a, b = link.names
+                other = b if a == here else a
+                if other in runs and other not in reached:
+                    there, back = link.wires
+                    if not (there.shape.cut or back.shape.cut):
+                        reached.add(other)
                         todo.append(other)
-        return number
+        return reached
 
 
 def neighbour_item(node: str, intro: Intro, keys: Keys) -> NeighbourItem:
