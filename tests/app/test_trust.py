@@ -76,9 +76,9 @@ def test_an_endpoint_is_signed_by_its_workload_for_one_node(ca: FakeCa, trusts: 
     assert verify("b", good, NOW_S) == Allowed(ca.id("web"))
     assert verify("c", good, NOW_S) == Denied("bad record signature")
     # With the workload's key in hand, but at a node to which its SVID was not issued.
-    for node, stolen in (("c", svid), ("b", ca.svid("web"))):
-        moved = endpoint(stolen, node, svid.not_after_unix_s)
-        assert verify(node, moved, NOW_S) == Denied("endpoint of an SVID of another node")
+    for writer, stolen in (("c", svid), ("b", ca.svid("web"))):
+        moved = endpoint(stolen, writer, svid.not_after_unix_s)
+        assert verify(writer, moved, NOW_S) == Denied("endpoint of an SVID of another node")
     late = endpoint(svid, "b", svid.not_after_unix_s + 1)
     assert verify("b", late, NOW_S) == Denied("endpoint outlives its SVID")
     node = endpoint(ca.svid("node/b"), "b", NOW_S + 10)

@@ -594,10 +594,10 @@ def test_the_view_has_what_status_shows_and_no_key() -> None:
     view = node.agent.view(mesh.now)
     assert (view.node, view.authority_up, view.proxy_up) == ("a", True, True)
     assert [(link.node, link.state, link.cost) for link in view.links] == [("b", "up", 16)]
-    assert [(n.node, n.cost, n.endpoints) for n in view.nodes] == [
-        ("a", 0, ()),
-        ("b", 16, ()),
-        ("c", 32, (WEB,)),
+    assert [(n.node, n.cost, n.links, n.endpoints) for n in view.nodes] == [
+        ("a", 0, 1, ()),
+        ("b", 16, 2, ()),
+        ("c", 32, 1, (WEB,)),
     ]
     assert view.nodes[2].paths == (("a", "b", "c"),)
     assert view.sessions == (session,)

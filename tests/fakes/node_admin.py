@@ -98,8 +98,8 @@ def a_status(node: str = "a", uptime_ms: int = 1000, **changes: object) -> Statu
         metrics_address="127.0.0.1:9100",
         authority=AuthorityView("192.0.2.1:7000", True, (), 4000, 3, 17),
         links=(
-            LinkView(others[0], "up", 412, 0, not_after_unix_s=UNIX_S + 3000),
-            LinkView(others[4], "suspected", 1804, 21_000, not_after_unix_s=UNIX_S + 3000),
+            LinkView(others[0], "up", 412, 0),
+            LinkView(others[4], "suspected", 1804, 21_000),
         ),
         members=tuple(
             MemberView(name, UNIX_S, 2, expires_unix_s=UNIX_S + 3000) for name in "abcdef"
@@ -124,7 +124,6 @@ def a_status(node: str = "a", uptime_ms: int = 1000, **changes: object) -> Statu
                 bytes_in=1_000_000_000,
                 resent_bytes=512,
                 moves=1,
-                group="X25519MLKEM768",
             ),
         ),
         sessions_total=1,

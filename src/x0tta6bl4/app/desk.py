@@ -134,7 +134,7 @@ class Desk:
                 admin.MemberView(
                     node=n.node,
                     generation=n.generation,
-                    links=0,
+                    links=n.links,
                     endpoints=n.endpoints,
                     stub=n.stub,
                     expires_unix_s=n.expires_unix_s,

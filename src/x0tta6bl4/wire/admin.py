@@ -132,11 +132,7 @@ class LinkView(Message, frozen=True):
     loss_ppm: int = 0
     udp: bool = True
     """Hellos by UDP; false: over TCP, because UDP does not get through."""
-    dials: bool = True
-    """Whether this node dials the neighbour's proxy, else the other way round."""
     agent_alive: bool = True
-    not_after_unix_s: int = 0
-    """When the neighbour's SVID on the link connection ends; 0: no connection."""
     since_ms: int = 0
     reason: str = ""
 
@@ -148,8 +144,8 @@ class MemberView(Message, frozen=True):
     node: str
     generation: int
     links: int
+    """As it publishes them; one counts only if the other end says so, too."""
     endpoints: tuple[str, ...] = ()
-    area: int = 0
     stub: bool = False
     expires_unix_s: int = 0
 
@@ -199,8 +195,6 @@ class SessionView(Message, frozen=True):
     bytes_in: int = 0
     resent_bytes: int = 0
     moves: int = 0
-    group: str = ""
-    """Key exchange of the active circuit."""
 
 
 @final

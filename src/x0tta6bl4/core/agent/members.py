@@ -17,6 +17,7 @@ class _Member(Value, frozen=True):
     expires_unix_s: int
     stub: bool
     authority: bool
+    links: int
 
 
 class Members:
@@ -30,7 +31,7 @@ class Members:
     def say(self, record: Record, body: NodeBody) -> None:
         """A node's own record says this now."""
         self._members[record.writer] = _Member(
-            record.generation, record.expires_unix_s, body.stub, body.authority
+            record.generation, record.expires_unix_s, body.stub, body.authority, len(body.links)
         )
 
     def gone(self, node: str) -> None:
@@ -51,6 +52,7 @@ class Members:
                 endpoints=tuple(directory.ids_at(node)),
                 stub=member.stub,
                 authority=member.authority,
+                links=member.links,
             )
             for node, member in sorted(self._members.items())
         )

@@ -204,6 +204,8 @@ class NodeView(Value, frozen=True):
     endpoints: tuple[str, ...]
     stub: bool
     authority: bool
+    links: int
+    """That it publishes, confirmed by their other ends or not."""
 
 
 @final
