@@ -43,7 +43,7 @@ night:  ## all tests, the long ones too
 attacks: setup  ## every attack on a running mesh: what was tried, why refused, what was let in
 	$(PY) -m tests.real.attacks
 
-BENCH := long_stream rotations revocation outages failover_tcp footprint
+BENCH := long_stream rotations revocation outages failover_tcp footprint simulator
 
 bench: setup  ## all measurements, about an hour (BENCH=rotations ARGS="--ttl 30"); docs/benchmarks.md
 	@status=0; for name in $(BENCH); do $(PY) -m bench.$$name $(ARGS) || status=1; done; \

@@ -31,6 +31,7 @@ TITLES = {
     "failover_tcp": "A TCP request stream when the network breaks",
     "footprint": "What a node takes",
     "proxies": "Beside other pairs of mutual-TLS proxies",
+    "simulator": "The simulator: a thousand nodes in virtual time",
 }
 
 

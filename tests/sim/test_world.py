@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from x0tta6bl4.app.settings import HELLO_MS
 from x0tta6bl4.core.machine import MS, NEVER, NOTHING, SECOND, Effects, Event, Instant, Tick
 from x0tta6bl4.runtime.sim import bench, swarm
 from x0tta6bl4.runtime.sim.world import Clock, LawBroken, Process, World
@@ -128,3 +129,12 @@ def test_the_bench_boots_a_mesh_in_which_everybody_knows_everybody() -> None:
     assert measured.links_up >= 2 * measured.links - 4  # One link may be cut at the end.
     assert measured.records_min == measured.records_max >= 12
     assert measured.times_real_time > 3
+    assert HELLO_MS * MS == bench.HELLO
+
+
+def test_the_bench_without_hellos_counts_as_many_messages() -> None:
+    every, elided = (bench.measure(12, 10, elide=elide) for elide in (False, True))
+    assert elided.messages == every.messages
+    assert elided.links_up == every.links_up
+    assert elided.elided >= elided.links - 2
+    assert elided.events * 3 < every.events
