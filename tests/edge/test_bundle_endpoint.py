@@ -295,7 +295,7 @@ def test_SP_135_only_get_and_head_of_the_document() -> None:
 
 
 def test_a_client_that_says_nothing_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("x0tta6bl4.edge.bundle.serve.REQUEST_S", 0.2)
+    monkeypatch.setattr("x0tta6bl4.edge.http.REQUEST_S", 0.2)
 
     async def story() -> None:
         async with endpoint() as (made, port):

@@ -77,7 +77,7 @@ def accepted(token: str, proof: str | None = None, **options: Any) -> WitSvid:
 
 
 # ------------------------------------------------------------------ the token
-def test_SP_056_058_061_063_what_is_minted_and_proven_is_accepted() -> None:
+def test_SP_056_058_061_063_067_what_is_minted_and_proven_is_accepted() -> None:
     holder = x509.public_bytes(HOLDER)  # type: ignore[arg-type]
     made = WitSigner(pkcs8(CA_KEY), "w1").mint(WEB, holder, 300, NOW, "t9")
     svid = accepted(made)
@@ -158,7 +158,7 @@ def test_SP_070_a_wit_is_no_jwt_svid_nor_the_other_way_round() -> None:
 
 
 # ------------------------------------------------------------------ the proof
-def test_SP_069_without_a_proof_of_the_key_it_is_refused() -> None:
+def test_SP_069_071_without_a_proof_of_the_key_it_is_refused() -> None:
     token = wit()
     assert reason(token, "") == "proof: not a compact token"
     assert reason(token, token) == "proof: wrong type of token"

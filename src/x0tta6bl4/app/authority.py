@@ -24,6 +24,7 @@ from cryptography.x509 import load_der_x509_certificate
 
 from x0tta6bl4 import __version__
 from x0tta6bl4.app.federation import OwnEndpoint, Poller, own_document
+from x0tta6bl4.app.ocsp import OcspEndpoint
 from x0tta6bl4.app.settings import AuthoritySettings
 from x0tta6bl4.core.authority.desk import AuthorityConfig
 from x0tta6bl4.core.authority.life import genesis
@@ -99,7 +100,7 @@ class Keys:
         via: NodeName | None,
     ) -> Leaf:
         """Issue for the key in a CSR; raises BadInput for a CSR without proof of possession."""
-        issuer = self._issuer(ca)
+        issuer = self.issuer(ca)
         chain = x509.issue_leaf(
             issuer,
             csr,
@@ -111,7 +112,8 @@ class Keys:
         )
         return Leaf(chain, f"{load_der_x509_certificate(chain[0]).serial_number:x}")
 
-    def _issuer(self, ca: CaRow) -> x509.Issuer:
+    def issuer(self, ca: CaRow) -> x509.Issuer:
+        """A CA that can issue."""
         issuer = self._issuers.get(ca.id)
         if issuer is None:
             _bound(self._issuers)
@@ -122,7 +124,7 @@ class Keys:
     def crl(self, ca: CaRow, serials: tuple[str, ...], this_unix_s: int, next_unix_s: int) -> bytes:
         """Make the revocation list of a CA."""
         numbers = [int(serial, 16) for serial in serials]
-        return x509.make_crl(self._issuer(ca), numbers, this_unix_s, next_unix_s)
+        return x509.make_crl(self.issuer(ca), numbers, this_unix_s, next_unix_s)
 
     def new_ca(self, trust_domain: str, not_before_unix_s: int, not_after_unix_s: int) -> NewCa:
         """Make a CA and a record key."""
@@ -197,6 +199,7 @@ class AuthorityProcess:
         port: TCP port of the nodes' server, once it serves.
         service: for tests and metrics.
         endpoint: the bundle endpoint, with its port where it serves.
+        ocsp: the OCSP responder, likewise.
     """
 
     def __init__(self, settings: AuthoritySettings) -> None:
@@ -238,6 +241,11 @@ class AuthorityProcess:
         )
         self.endpoint = OwnEndpoint(
             settings.bundle_endpoint, lambda: own_document(self._machine.state, config.ca_advance_s)
+        )
+        self.ocsp = OcspEndpoint(
+            settings.ocsp,
+            lambda: [keys.issuer(ca) for ca in self._machine.state.cas.values()],
+            unix_us,
         )
         self._poller = Poller(
             settings.federation,
@@ -299,6 +307,7 @@ class AuthorityProcess:
             await self._api.serve_nodes(nodes, SslContext(self._tls, self._on_refused))
             await self._api.serve_operators(operators)
             await self.endpoint.start(self._own_svid())
+            await self.ocsp.start()
             with contextlib.suppress(OSError):  # A full disk; nobody needs it to serve.
                 (self._dir / PID_FILE).write_text(str(os.getpid()))
             metrics = await self._serve_metrics()
@@ -318,6 +327,7 @@ class AuthorityProcess:
                 await metrics.close()
             await self._api.stop()
             await self.endpoint.stop()
+            await self.ocsp.stop()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -407,6 +417,7 @@ class AuthorityProcess:
                 serials = await loop.run_in_executor(
                     self._executor, self._store.withdrawn, now_s, CRL_ENTRIES_MAX
                 )
+                self.ocsp.withdrawn = frozenset(int(serial, 16) for serial in serials)
                 await self.service.ask(_OWN, "Withdrawn", Withdrawn(serials))
             except X0Error as error:  # The lists that are out stay good for a day.
                 self._log.warning("revocation lists not made", error=str(error))
@@ -476,6 +487,7 @@ class AuthorityProcess:
             **self.service.counts,
             **self._api.statistics(),
             **self.endpoint.statistics(),
+            **self.ocsp.statistics(),
             **self._poller.counts,
             **{f"handshakes_refused|{reason}": n for reason, n in self._refused.items()},
             "watchers": self.service.watchers(),

@@ -87,7 +87,7 @@ class OwnEndpoint:
 
     def statistics(self) -> dict[str, int]:
         """Plain sums."""
-        return dict(self._endpoint.counts)
+        return self._endpoint.counts
 
 
 class Poller:

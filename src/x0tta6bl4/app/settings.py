@@ -186,6 +186,14 @@ class BundleEndpointAt(Section, frozen=True):
 
 
 @final
+class OcspAt(Section, frozen=True):
+    """`[ocsp]` of the authority: whether one certificate is revoked, for programs elsewhere."""
+
+    listen: str = ""
+    """Plain HTTP, the answers are signed; empty: off."""
+
+
+@final
 class FederationAt(Section, frozen=True):
     """`[federation]` of the authority: how it fetches the bundles of other trust domains."""
 
@@ -213,6 +221,7 @@ class AuthoritySettings(Section, frozen=True):
     """How often it signs that it lives; nodes warn after 120 s without."""
     bundle_endpoint: BundleEndpointAt = BundleEndpointAt()
     federation: FederationAt = FederationAt()
+    ocsp: OcspAt = OcspAt()
     metrics: Metrics = Metrics()
     log: Log = Log()
 
@@ -261,6 +270,8 @@ def parse_authority(text: str, source: str = "authority.toml") -> AuthoritySetti
     where.bindable("listen", settings.listen)
     _advertised(where, "advertise", settings.advertise)
     _bundle_endpoint(where, settings.bundle_endpoint)
+    if settings.ocsp.listen:
+        where.bindable("ocsp.listen", settings.ocsp.listen)
     if settings.federation.roots:
         where.path("federation.roots", settings.federation.roots)
     _metrics_and_log(where, settings.metrics, settings.log)

@@ -269,6 +269,7 @@ AUTHORITY: Final = (
         "Times that the bundle endpoint gave our bundle.",
         process="authority",
     ),
+    _c("authority_ocsp_answered_total", "edge/tls", "OCSP answers signed.", process="authority"),
     _c("authority_minted_total", "edge/authority_api", "JWT-SVIDs signed.", process="authority"),
     _c(
         "authority_issue_cpu_seconds_total",

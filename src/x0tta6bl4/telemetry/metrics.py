@@ -144,6 +144,7 @@ _OF_AUTHORITY: Final = {
     "minted": "minted_total",
     "polls": "polls_total",
     "polls_failed": "polls_failed_total",
+    "ocsp_answered": "ocsp_answered_total",
     "bundles_served": "bundles_served_total",
     "issue_cpu_us": "issue_cpu_seconds_total",
     "commits": "commits_total|ok",

@@ -9,7 +9,6 @@ Source: SPIFFE_Federation.md section 5 (SP-130 to SP-137).
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import socket
@@ -17,16 +16,12 @@ import ssl
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-import h11
 from cryptography.hazmat.primitives import serialization
 from cryptography.x509 import load_der_x509_certificate
 
+from x0tta6bl4.edge.http import HttpServer, Request, Response
 from x0tta6bl4.wire.errors import BadConfig
 
-CONNECTIONS_MAX: Final = 256
-REQUEST_S: Final = 10.0
-"""From the handshake to the last byte of the answer."""
-HEAD_BYTES_MAX: Final = 8 * 1024
 _CIPHERS: Final = (
     "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:"
     "ECDHE-RSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305"
@@ -42,10 +37,8 @@ class BundleEndpoint:
 
     def __init__(self, document: Callable[[], bytes]) -> None:
         self._document = document
-        self._open: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
+        self._server = HttpServer(self._answer)
         self._tls = _intermediate()
-        self.counts = {"bundles_served": 0, "bundle_requests_refused": 0}
 
     def present_svid(self, chain: Sequence[bytes], key: bytes) -> None:
         """Serve as the holder of this X.509-SVID from the next connection on (`https_spiffe`).
@@ -84,65 +77,26 @@ class BundleEndpoint:
 
     async def serve(self, sock: socket.socket) -> None:
         """Take connections on a bound socket; a certificate is presented already."""
-        self._server = await asyncio.start_server(
-            self._accept,
-            sock=sock,
-            ssl=self._tls,
-            ssl_handshake_timeout=REQUEST_S,
-            limit=HEAD_BYTES_MAX,
-        )
+        await self._server.serve(sock, self._tls)
 
     async def stop(self) -> None:
         """Close it and every connection."""
-        if self._server is not None:
-            self._server.close()
-        for task in list(self._open):
-            task.cancel()
-        await asyncio.gather(*self._open, return_exceptions=True)
+        await self._server.stop()
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._open) >= CONNECTIONS_MAX:
-            self.counts["bundle_requests_refused"] += 1
-            writer.transport.abort()
-            return
-        task = asyncio.create_task(self._answer(reader, writer))
-        self._open.add(task)
-        task.add_done_callback(self._open.discard)
+    @property
+    def counts(self) -> dict[str, int]:
+        """Plain sums."""
+        return {
+            "bundles_served": self._server.served,
+            "bundle_requests_refused": self._server.refused,
+        }
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            async with asyncio.timeout(REQUEST_S):
-                await self._exchange(reader, writer)
-                writer.close()
-                await writer.wait_closed()
-        except (OSError, TimeoutError, h11.RemoteProtocolError):
-            self.counts["bundle_requests_refused"] += 1
-        finally:
-            writer.transport.abort()
-
-    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES_MAX)
-        while (event := connection.next_event()) is h11.NEED_DATA:
-            connection.receive_data(await reader.read(HEAD_BYTES_MAX))
-        if not isinstance(event, h11.Request):
-            return
-        wrong = 0
-        if event.method not in (b"GET", b"HEAD"):
-            wrong = 405
-        elif event.target.partition(b"?")[0] != b"/":
-            wrong = 404
-        body = b"" if wrong else self._document()
-        head = [
-            ("content-type", "application/json" if not wrong else "text/plain"),
-            ("content-length", str(len(body))),
-            ("connection", "close"),
-        ]
-        out = connection.send(h11.Response(status_code=wrong or 200, headers=head)) or b""
-        if event.method != b"HEAD":
-            out += connection.send(h11.Data(data=body)) or b""
-        writer.write(out + (connection.send(h11.EndOfMessage()) or b""))
-        await writer.drain()
-        self.counts["bundle_requests_refused" if wrong else "bundles_served"] += 1
+    def _answer(self, request: Request) -> Response:
+        if request.method not in ("GET", "HEAD"):
+            return Response(405)
+        if request.path != "/":
+            return Response(404)
+        return Response(200, "application/json", self._document())
 
 
 def _intermediate() -> ssl.SSLContext:

@@ -362,6 +362,38 @@ def make_crl(issuer: Issuer, serials: Sequence[int], this_unix_s: int, next_unix
     return builder.sign(issuer.key, _hash_for(issuer.key)).public_bytes(serialization.Encoding.DER)
 
 
+def issue_ocsp_delegate(
+    issuer: Issuer, key: PrivateKey, now_unix_s: int, ttl_s: int
+) -> tuple[x509.Certificate, int]:
+    """Certificate with which somebody may answer OCSP for a CA, and nothing else.
+
+    It has no SPIFFE ID and no use in TLS, and is itself not to be asked about (RFC 6960 section
+    4.2.2.2.1).
+
+    Returns:
+        The certificate and its end, unix seconds.
+    Raises:
+        Unavailable: the CA has expired.
+    """
+    start, end = _period(issuer, now_unix_s, ttl_s, BACKDATE_S)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(_ca_name("OCSP of " + issuer.domain))
+        .issuer_name(issuer.parsed.certificate.subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(start)
+        .not_valid_after(end)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage("digital_signature"), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.OCSP_SIGNING]), critical=True)
+        .add_extension(x509.OCSPNoCheck(), critical=False)
+        .add_extension(_authority_key(issuer), critical=False)
+        .sign(issuer.key, _hash_for(issuer.key))
+    )
+    return certificate, int(end.timestamp())
+
+
 # ---------------------------------------------------------------------------------------- records
 def sign(key: PrivateKey, data: bytes) -> bytes:
     """Sign a record: ECDSA with SHA-256, DER."""

@@ -1,0 +1,134 @@
+"""One request, one answer, on h11: for the few things that have to speak HTTP to strangers.
+
+Every connection is bounded in time and bytes, carries one exchange and is closed after it.
+
+Source: RFC 9112; what a request may be is h11's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Final, final
+
+import h11
+
+from x0tta6bl4.core.machine import Value
+
+CONNECTIONS_MAX: Final = 256
+REQUEST_S: Final = 10.0
+"""From the handshake to the last byte of the answer."""
+HEAD_BYTES_MAX: Final = 8 * 1024
+
+
+@final
+class Request(Value, frozen=True):
+    """What was asked."""
+
+    method: str
+    path: str
+    """Without its query."""
+    body: bytes
+
+
+@final
+class Response(Value, frozen=True):
+    """What is answered; the body of an answer to HEAD is left out by the server."""
+
+    status: int
+    kind: str = "text/plain"
+    body: bytes = b""
+
+
+class HttpServer:
+    """Serves one thing.
+
+    Args:
+        answer: decides at once.
+        body_bytes_max: of a request; one more is 413.
+    """
+
+    def __init__(self, answer: Callable[[Request], Response], body_bytes_max: int = 0) -> None:
+        self._answer = answer
+        self._body_max = body_bytes_max
+        self._open: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+        self.served = 0
+        """Requests answered with 200."""
+        self.refused = 0
+        """All others, and connections on which there was none."""
+
+    async def serve(self, sock: socket.socket, tls: ssl.SSLContext | None) -> None:
+        """Take connections on a bound socket."""
+        self._server = await asyncio.start_server(
+            self._accept,
+            sock=sock,
+            limit=HEAD_BYTES_MAX,
+            ssl=tls,
+            ssl_handshake_timeout=None if tls is None else REQUEST_S,
+        )
+
+    async def stop(self) -> None:
+        """Close it and every connection."""
+        if self._server is not None:
+            self._server.close()
+        for task in list(self._open):
+            task.cancel()
+        await asyncio.gather(*self._open, return_exceptions=True)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._open) >= CONNECTIONS_MAX:
+            self.refused += 1
+            writer.transport.abort()
+            return
+        task = asyncio.create_task(self._converse(reader, writer))
+        self._open.add(task)
+        task.add_done_callback(self._open.discard)
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(REQUEST_S):
+                await self._exchange(reader, writer)
+                writer.close()
+                await writer.wait_closed()
+        except (OSError, TimeoutError, h11.RemoteProtocolError):
+            self.refused += 1
+        finally:
+            writer.transport.abort()
+
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES_MAX)
+        asked: h11.Request | None = None
+        body = bytearray()
+        while True:
+            event = connection.next_event()
+            if event is h11.NEED_DATA:
+                connection.receive_data(await reader.read(HEAD_BYTES_MAX))
+            elif isinstance(event, h11.Request):
+                asked = event
+            elif isinstance(event, h11.Data) and len(body) <= self._body_max:
+                body += event.data
+            elif isinstance(event, h11.EndOfMessage) or len(body) > self._body_max:
+                break
+            else:
+                raise h11.RemoteProtocolError("no request")
+        assert asked is not None
+        path = asked.target.partition(b"?")[0].decode("ascii", "replace")
+        request = Request(asked.method.decode("ascii", "replace"), path, bytes(body))
+        answer = Response(413) if len(body) > self._body_max else self._answer(request)
+        head = [
+            ("content-type", answer.kind),
+            ("content-length", str(len(answer.body))),
+            ("connection", "close"),
+        ]
+        out = connection.send(h11.Response(status_code=answer.status, headers=head)) or b""
+        if request.method != "HEAD":
+            out += connection.send(h11.Data(data=answer.body)) or b""
+        writer.write(out + (connection.send(h11.EndOfMessage()) or b""))
+        await writer.drain()
+        if answer.status == 200:
+            self.served += 1
+        else:
+            self.refused += 1
