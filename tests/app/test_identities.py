@@ -256,6 +256,27 @@ def test_only_those_who_have_something_new_are_woken_and_callers_of_a_user_share
     told(story)
 
 
+def test_a_new_call_hears_nothing_old_while_the_others_wait_for_more() -> None:
+    async def story(table: Table) -> None:
+        world = table.world
+        world.add("a", "unix:uid:7")
+        world.add("b", "unix:uid:7")
+        table.changed()
+        await asyncio.sleep(0.01)
+        one = table.subscribe(Process(7))
+        assert names(await anext(one)) == ["a", "b"]
+        assert names(await table.now(Process(8))) == []
+        del world.told["a"]
+        world.add("c", "unix:uid:8")
+        table.changed()
+        table.changed()
+        assert names(await table.now(Process(7))) == ["b"]
+        assert names(await table.now(Process(8))) == ["c"]
+        assert names(await anext(one)) == ["b"]
+
+    told(story)
+
+
 def test_entries_that_ask_for_the_program_have_it_looked_at_again_when_they_change() -> None:
     async def story(table: Table) -> None:
         world = table.world

@@ -115,16 +115,18 @@ class _Cohort:
 
     Attributes:
         candidates: entries that user and group don't rule out, the best first.
+        generation: of the entries that it was worked out from.
         same: what all of them have; None: each has to be looked at.
         stamp: grows when there is something to look at.
     """
 
-    __slots__ = ("_waiting", "candidates", "gid", "members", "same", "stamp", "uid")
+    __slots__ = ("_waiting", "candidates", "generation", "gid", "members", "same", "stamp", "uid")
 
     def __init__(self, uid: int, gid: int) -> None:
         self.uid, self.gid = uid, gid
         self.candidates: tuple[_Candidate, ...] = ()
         self.same: Snapshot | None = None
+        self.generation = 0
         self.stamp = 0
         self.members = 0
         self._waiting: dict[asyncio.Future[None], None] = {}
@@ -178,11 +180,14 @@ class Identities:
         self._timer: asyncio.TimerHandle | None = None
         self._gap_s = 0.0
         self._told_at = -QUIET_S
+        self._stale = False
+        self._generation = 0
         self._look()
 
     # -------------------------------------------------------------- changes
     def changed(self) -> None:
         """Something that the world answers is different now."""
+        self._stale = True
         if self._timer is not None:
             return
         loop = asyncio.get_running_loop()
@@ -200,7 +205,8 @@ class Identities:
         self._timer = None
         self._told_at = asyncio.get_running_loop().time()
         self._gap_s = min(max(2 * self._gap_s, GAP_FIRST_S), GAP_LAST_S)
-        self._look()
+        if self._stale:
+            self._look()
         for key, cohort in list(self._cohorts.items()):
             if cohort.members:
                 self._review(cohort)
@@ -209,6 +215,8 @@ class Identities:
 
     def _look(self) -> None:
         """Take in what the world is now."""
+        self._stale = False
+        self._generation += 1
         candidates: dict[str, _Candidate] = {}
         for entry in self._world.entries():
             known = self._candidates.get(entry.key)
@@ -235,6 +243,9 @@ class Identities:
 
     def _review(self, cohort: _Cohort) -> None:
         """Find out what a cohort has now, and wake it if that is, or may be, something new."""
+        if cohort.generation == self._generation:
+            return
+        cohort.generation = self._generation
         found = [*self._of_uid.get(str(cohort.uid), ()), *self._of_any]
         found = [one for one in found if one.may_be(cohort.uid, cohort.gid)]
         found.sort(key=lambda one: (-len(one.selectors), one.entry.key))
@@ -252,12 +263,14 @@ class Identities:
     async def subscribe(self, caller: Caller) -> AsyncIterator[Snapshot]:
         """See `edge.workload_api.words.Directory`."""
         key = caller.uid, caller.gid
+        if self._stale:  # Who calls anew hears nothing old; the others are told in a moment.
+            self._look()
         cohort = self._cohorts.get(key)
         if cohort is None:
             if len(self._cohorts) >= COHORTS_MAX:
                 self._cohorts = {k: x for k, x in self._cohorts.items() if x.members}
             cohort = self._cohorts[key] = _Cohort(*key)
-            self._review(cohort)
+        self._review(cohort)
         cohort.members += 1
         try:
             while True:
