@@ -19,14 +19,10 @@ from x0tta6bl4.core.agent.directory import Directory
 from x0tta6bl4.core.agent.members import Members
 from x0tta6bl4.core.agent.neighbours import Neighbours
 from x0tta6bl4.core.agent.own import Own
-from x0tta6bl4.core.agent.pace import Pace
+from x0tta6bl4.core.agent.pace import Pace, Said
 from x0tta6bl4.core.agent.snapshot import Snapshot
 from x0tta6bl4.core.agent.told import Sets
-from x0tta6bl4.core.identity.renewal import (
-    RenewWanted,
-    SvidExpired,
-    SvidRefused,
-)
+from x0tta6bl4.core.identity.renewal import RenewWanted, SvidExpired, SvidRefused
 from x0tta6bl4.core.machine import (
     NEVER,
     NOTHING,
@@ -78,8 +74,7 @@ from x0tta6bl4.wire.records import (
 SETTLE_AFTER: Final = 15 * SECOND
 """After a start: until then what an earlier agent told the proxy stands."""
 SESSIONS_MAX: Final = 4096
-_SAY_AGAIN_AFTER: Final = 60 * SECOND
-_SAID_MAX: Final = 256
+_TOTALS: Final = ("accepted", "refused", "verified")
 
 
 class Agent:
@@ -110,9 +105,8 @@ class Agent:
         self.domain = domain
         self._decode_body = decode_body
         self._snapshot = Snapshot()
-        self._own = Own(
-            me, domain, crypto.sign, Random(f"{seed}/renewal/{me}"), self._snapshot
-        )  # fmt: skip
+        random = Random(f"{seed}/renewal/{me}")
+        self._own = Own(me, domain, crypto.sign, random, self._snapshot)
         self._records = Records(
             me,
             domain,
@@ -134,12 +128,11 @@ class Agent:
         """Nodes whose paths are wanted, and whether there is one."""
         self._calling = False
         self._proxy = 0
-        self._authority_up = False
-        self._authority_reason = "not tried yet"
+        self._authority = words.AuthorityState(False, "not tried yet")
         self._settle_at: Instant = NEVER
         self._settled = False
         self._persist = Pace()
-        self._said: dict[tuple[str, str], Instant] = {}
+        self._said = Said()
         self._out: list[Effect] = []
         self._now = Instant(0)
         self.deadline: Instant = self._records.deadline
@@ -197,8 +190,8 @@ class Agent:
         self, source: str, target: str
     ) -> tuple[tuple[tuple[str, ...], ...], tuple[int, ...]]:
         """Paths from any node to any other by this node's map, best first, and their costs."""
-        found, costs = self._routing.paths_from(source, target)
-        return found, tuple(costs)
+        paths, costs = self._routing.paths_from(source, target)
+        return paths, tuple(costs)
 
     def explain(self, source: str, target: str) -> Explanation:
         """What the gate says of a call, and because of what.
@@ -251,8 +244,8 @@ class Agent:
             unix_s=unix_s,
             bundle_sequence=self._sets.bundle.sequence if self._sets.bundle else 0,
             heartbeat_age_s=self._sets.heartbeat_age_s(unix_s),
-            authority_up=self._authority_up,
-            authority_reason=self._authority_reason,
+            authority_up=self._authority.up,
+            authority_reason=self._authority.reason,
             proxy_up=self._snapshot.connected,
             snapshot=self._snapshot.version,
             svids=tuple((id, item.not_after_unix_s) for id, item in self._own.svids.items()),
@@ -267,14 +260,9 @@ class Agent:
 
     def statistics(self) -> dict[str, int]:
         """Sums since the start and sizes now, for metrics."""
-        records = self._records.statistics()
-        return {
-            "records": records.records,
-            "records_bytes": records.bytes,
-            "records_accepted_total": records.accepted,
-            "records_refused_total": records.refused,
-            "records_verified_total": records.verified,
-        }
+        sums = self._records.statistics()
+        totals = {f"records_{t}_total": getattr(sums, t) for t in _TOTALS}
+        return {"records": sums.records, "records_bytes": sums.bytes} | totals
 
     # -------------------------------------------------------------------------- events: driver
     def _on_tick(self, now: Instant, event: Tick) -> Effects:
@@ -307,8 +295,7 @@ class Agent:
 
     def _on_configured(self, now: Instant, event: words.Configured) -> Effects:
         before, config = self._own.config, event.config
-        self._own.config = config
-        self._own.stale = True
+        self._own.config, self._own.stale = config, True
         effects: Effects = NOTHING
         for node in before.neighbours:
             if node not in config.neighbours:
@@ -318,8 +305,8 @@ class Agent:
 
     def _on_stopping(self, now: Instant, event: words.Stopping) -> Effects:
         self._own.stop()
-        kept = (words.KeepWanted(),) if self._own.keep.at != NEVER else ()
-        return (words.PersistWanted(), *kept)
+        kept = self._own.keep.at != NEVER
+        return (words.PersistWanted(), words.KeepWanted()) if kept else (words.PersistWanted(),)
 
     def _reassert(self) -> None:
         """Tell the proxy again what the configuration and the entries say: they are complete."""
@@ -353,7 +340,7 @@ class Agent:
 
     def _on_renew(self, now: Instant, event: words.RenewNow) -> Effects:
         unix_s = self._records.unix_s(now)
-        return self._own.renew(now, unix_s, event.ids) if unix_s is not None else NOTHING
+        return NOTHING if unix_s is None else self._own.renew(now, unix_s, event.ids)
 
     def _on_authority(self, now: Instant, event: words.AuthoritySaid) -> Effects:
         update = event.update
@@ -364,7 +351,7 @@ class Agent:
         return effects + self._look_around(now)
 
     def _on_authority_state(self, now: Instant, event: words.AuthorityState) -> Effects:
-        self._authority_up, self._authority_reason = event.up, event.reason
+        self._authority = event
         return NOTHING
 
     # -------------------------------------------------------------------------- events: links
@@ -450,9 +437,8 @@ class Agent:
                 until = Instant(now + left_s * SECOND)
             effects = self._routing.handle(now, route.MemberChanged(record.writer, body, until))
         if body.endpoints or record.name:
-            changed, refused = self._directory.say(
-                record.writer, record.name, body.endpoints, unix_s
-            )
+            said_now = record.writer, record.name, body.endpoints, unix_s
+            changed, refused = self._directory.say(*said_now)
             for reason in refused:
                 effects += self._notice(now, "refused", f"endpoint at {record.writer}: {reason}")
             self._changed(changed)
@@ -493,9 +479,8 @@ class Agent:
         return NOTHING
 
     def _on_duplicate(self, now: Instant, fact: said.DuplicateName) -> Effects:
-        return self._notice(
-            now, "duplicate", f"another node publishes as {fact.node}, with a valid SVID"
-        )
+        text = f"another node publishes as {fact.node}, with a valid SVID"
+        return self._notice(now, "duplicate", text)
 
     def _on_refused(self, now: Instant, fact: said.RecordRefused) -> Effects:
         return self._notice(now, "refused", f"record from {fact.src}: {fact.reason}")
@@ -561,13 +546,7 @@ class Agent:
 
     # -------------------------------------------------------------------------- details
     def _notice(self, now: Instant, kind: str, text: str) -> Effects:
-        """Say something to operators, the same at most once a minute."""
-        if now < self._said.get((kind, text), Instant(0)):
-            return NOTHING
-        if len(self._said) >= _SAID_MAX:
-            self._said = {}
-        self._said[kind, text] = Instant(now + _SAY_AGAIN_AFTER)
-        return (words.Noticed(kind, text),)
+        return (words.Noticed(kind, text),) if self._said.is_news(now, kind, text) else NOTHING
 
     def _wake(self, now: Instant) -> None:
         at = min(

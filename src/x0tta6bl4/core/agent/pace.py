@@ -1,4 +1,4 @@
-"""When something that is worth doing is done: soon, but at most once in a while."""
+"""When something that is worth doing or saying is: soon, but at most once in a while."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Final
 from x0tta6bl4.core.machine import NEVER, SECOND, Instant
 
 EVERY: Final = 1 * SECOND
+SAY_AGAIN_AFTER: Final = 60 * SECOND
+SAID_MAX: Final = 256
 
 
 class Pace:
@@ -31,4 +33,22 @@ class Pace:
         if now < self.at:
             return False
         self.at, self._done_at = NEVER, now
+        return True
+
+
+class Said:
+    """What operators have been told, the same at most once a minute; bounded by SAID_MAX."""
+
+    __slots__ = ("_until",)
+
+    def __init__(self) -> None:
+        self._until: dict[tuple[str, str], int] = {}
+
+    def is_news(self, now: Instant, kind: str, text: str) -> bool:
+        """Whether this is to be said; who asks says it then."""
+        if now < self._until.get((kind, text), 0):
+            return False
+        if len(self._until) >= SAID_MAX:
+            self._until = {}
+        self._until[kind, text] = now + SAY_AGAIN_AFTER
         return True
