@@ -15,6 +15,14 @@ TOLD_SUSPECTED: Final = 2
 
 
 class Neighbour:
+    """State of one link, at this end; only `Links` and `calm` change it.
+
+    Attributes:
+        sequence: of our newest hello; `window.top` is the neighbour's.
+        skipped: sequences up to `window.top` that never came, so `top - skipped` did.
+        scheduled: when a tick was last asked for; -1: none is wanted.
+    """
+
     __slots__ = (
         "agent_alive",
         "base_us",
