@@ -123,11 +123,11 @@ class WorkloadApi:
 
     def bundle(self) -> Bundle | None:
         """Of this trust domain; the one from the disk until the authority has said it again."""
-        return self._agent.machine.bundle or self._agent.wallet.known_bundle
+        return self._agent.machine.sets.bundle or self._agent.wallet.known_bundle
 
     def federated(self) -> tuple[Federated, ...]:
         """Of the others."""
-        return self._agent.machine.federated
+        return self._agent.machine.sets.federated
 
     def crls(self) -> tuple[bytes, ...]:
         """Revocation lists of this trust domain, DER."""

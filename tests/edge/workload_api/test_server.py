@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
-import socket
-import subprocess
-import sys
-import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,116 +12,35 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from grpclib.client import StreamStreamMethod, UnaryStreamMethod, UnaryUnaryMethod
 from grpclib.const import Status
-from grpclib.exceptions import GRPCError, StreamTerminatedError
 
-from tests.fakes.ca import FakeCa
 from tests.fakes.workload_client import METADATA, WorkloadClient, end_of
-from x0tta6bl4.core.machine import Denied
-from x0tta6bl4.edge.attest.peer import PeerAttestor
-from x0tta6bl4.edge.workload_api import reflection, schema, server
-from x0tta6bl4.edge.workload_api.server import Bounds, WorkloadServer
-from x0tta6bl4.edge.workload_api.words import Caller, Snapshot, Svid, TrustBundle, Validated, WitSvid
-from x0tta6bl4.wire.errors import Conflict, Refused, Unavailable, X0Error
-
-CA = FakeCa()
-FOREIGN = TrustBundle("other.test", (b"foreign",), b'{"keys":["theirs"]}')
-OWN = TrustBundle("mesh.test", (CA.issuer.certificate,), b'{"keys":["ours"]}')
-STREAMS = sorted(name for name, (_, _, stream) in schema.METHODS.items() if stream)
-GOOD_REQUESTS: dict[str, Any] = {
-    "FetchJWTSVID": schema.JWTSVIDRequest(audience=["db"]),
-    "ValidateJWTSVID": schema.ValidateJWTSVIDRequest(audience="db", svid="good"),
-}
-
-
-def made(path: str, hint: str = "") -> Svid:
-    svid = CA.svid(path)
-    return Svid(svid.id, svid.chain, svid.key, hint)
-
-
-WEB, DB = made("web", "external"), made("db")
-WIT = (WitSvid(WEB.id, "token", '{"kty":"EC"}', "h"), WitSvid(DB.id, "other", "{}"))
-
-
-class Told:
-    """A directory: everybody has `snapshot`; `say` replaces it."""
-
-    def __init__(self, *svids: Svid) -> None:
-        self.snapshot = Snapshot(svids, OWN)
-        self.bells: list[asyncio.Event] = []
-        self.minted: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
-        self.error: X0Error | None = None
-
-    def say(self, *svids: Svid, **others: Any) -> None:
-        self.snapshot = Snapshot(svids, others.pop("own", OWN), **others)
-        for bell in self.bells:
-            bell.set()
-
-    async def subscribe(self, caller: Caller) -> AsyncIterator[Snapshot]:
-        bell = asyncio.Event()
-        self.bells.append(bell)
-        try:
-            while True:
-                bell.clear()
-                yield self.snapshot
-                await bell.wait()
-        finally:
-            self.bells.remove(bell)
-
-    async def mint(
-        self, caller: Caller, svids: tuple[Svid, ...], audience: tuple[str, ...]
-    ) -> tuple[str, ...]:
-        if self.error is not None:
-            raise self.error
-        self.minted.append((tuple(svid.id for svid in svids), audience))
-        return tuple(f"token of {svid.id}" for svid in svids)
-
-    def validate(self, snapshot: Snapshot, token: str, audience: str) -> Validated | Denied:
-        if token != "good":
-            return Denied("bad signature")
-        return Validated(WEB.id, {"sub": WEB.id, "aud": [audience], "exp": 1, "x": {"y": [None]}})
+from tests.fakes.workload_directory import (
+    CA,
+    DB,
+    FOREIGN,
+    GOOD_REQUESTS,
+    OWN,
+    STREAMS,
+    WEB,
+    WIT,
+    Told,
+    refused,
+    run,
+    socket_path,
+    until,
+)
+from x0tta6bl4.edge.workload_api import reflection, schema
+from x0tta6bl4.edge.workload_api.server import WorkloadServer
+from x0tta6bl4.edge.workload_api.words import (
+    TrustBundle,
+)
+from x0tta6bl4.wire.errors import Refused, Unavailable
 
 
 @pytest.fixture
 def path() -> Iterator[Path]:
-    directory = tempfile.mkdtemp(prefix="x0wl")
-    yield Path(directory) / "sock"
-    shutil.rmtree(directory)
-
-
-def run(
-    path: Path,
-    directory: Told,
-    story: Callable[[WorkloadClient, WorkloadServer], Awaitable[None]],
-    hold_s: float = 5.0,
-    bounds: Bounds | None = None,
-) -> WorkloadServer:
-    async def main() -> WorkloadServer:
-        attestor = PeerAttestor()
-        made = WorkloadServer(directory, attestor, hold_s, bounds)
-        await made.start(path)
-        try:
-            async with asyncio.timeout(20), WorkloadClient(path) as client:
-                await story(client, made)
-        finally:
-            await made.stop()
-            attestor.close()
-        assert not directory.bells, "a subscription was left open"
-        assert made.statistics() == {"connections": 0, "open": 0}
-        return made
-
-    return asyncio.run(main())
-
-
-async def refused(call: Awaitable[Any]) -> Status:
-    with pytest.raises(GRPCError) as caught:
-        await call
-    return caught.value.status
-
-
-async def until(what: Callable[[], bool]) -> None:
-    """Bounded by the timeout of the story."""
-    while not what():  # noqa: ASYNC110
-        await asyncio.sleep(0.001)
+    with socket_path() as made:
+        yield made
 
 
 # ------------------------------------------------------------------ the endpoint
@@ -520,102 +433,3 @@ def test_wit_svids_come_with_their_keys_one_or_all(path: Path) -> None:
         assert dict(bundles.bundles) == {"spiffe://mesh.test": '{"keys":["w"]}'}
 
     run(path, directory, story)
-
-
-# ------------------------------------------------------------------ bounds
-def test_calls_beyond_the_bound_of_a_user_are_resource_exhausted(path: Path) -> None:
-    async def story(client: WorkloadClient, made: WorkloadServer) -> None:
-        async with client.stream("FetchX509SVID") as one, client.stream("FetchX509SVID") as two:
-            assert await one.recv_message()
-            assert await two.recv_message()
-            assert await refused(client.first("FetchX509SVID")) == Status.RESOURCE_EXHAUSTED
-        await until(lambda: not made.statistics()["open"])
-        assert await client.first("FetchX509SVID")
-
-    run(path, Told(WEB), story, bounds=Bounds(calls_of_user_max=2))
-    run(path, Told(WEB), story, bounds=Bounds(calls_max=2))
-
-
-@pytest.mark.parametrize("bounds", [Bounds(connections_max=1), Bounds(connections_of_user_max=1)])
-def test_connections_beyond_the_bound_are_closed(path: Path, bounds: Bounds) -> None:
-    async def story(client: WorkloadClient, made: WorkloadServer) -> None:
-        assert await client.first("FetchX509SVID")
-        async with WorkloadClient(path) as other:
-            with pytest.raises((StreamTerminatedError, ConnectionError, GRPCError)):
-                await other.first("FetchX509SVID")
-        assert made.statistics()["connections"] == 1
-
-    run(path, Told(WEB), story, bounds=bounds)
-
-
-def test_a_client_that_does_not_read_is_cut_off(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server, "PUSH_S", 0.2)
-    directory = Told()
-    # More than the windows of HTTP/2 and the socket take.
-    directory.say(WEB, crl=(bytes(4 << 20),))
-
-    async def story(client: WorkloadClient, made: WorkloadServer) -> None:
-        code = f"""
-import socket, sys
-sys.path[:0] = {sys.path!r}
-import h2.connection
-s = socket.socket(socket.AF_UNIX); s.connect({str(path)!r})
-c = h2.connection.H2Connection(); c.initiate_connection()
-c.send_headers(1, [(":method", "POST"), (":scheme", "http"), (":path",
-    "/SpiffeWorkloadAPI/FetchX509SVID"), (":authority", "x"), ("te", "trailers"),
-    ("content-type", "application/grpc"), ("workload.spiffe.io", "true")])
-c.send_data(1, bytes(5), end_stream=True)
-s.sendall(c.data_to_send())
-print("asked", flush=True)
-while True:
-    data = s.recv(1 << 16)
-    if not data: break
-print("cut", flush=True)
-"""
-        child = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", code, stdout=subprocess.PIPE
-        )
-        out, _ = await child.communicate()
-        assert out == b"asked\ncut\n"
-        assert made.calls == {"FetchX509SVID|deadline_exceeded": 1}
-
-    run(path, directory, story)
-
-
-def test_a_server_that_stops_leaves_no_call_and_one_that_starts_takes_over_the_path(
-    path: Path,
-) -> None:
-    async def main() -> None:
-        attestor = PeerAttestor()
-        first, second = (WorkloadServer(Told(WEB), attestor) for _ in range(2))
-        await first.start(path)
-        with pytest.raises(Conflict) as caught:
-            await second.start(path)
-        assert caught.value.id == "X0-WLA-001"
-        async with WorkloadClient(path) as client, client.stream("FetchX509SVID") as stream:
-            assert await stream.recv_message()
-            await first.stop()
-            with pytest.raises((StreamTerminatedError, GRPCError)):
-                await stream.recv_message()
-        left = socket.socket(socket.AF_UNIX)  # As a killed agent leaves it.
-        left.bind(str(path))
-        left.close()
-        await second.start(path)
-        async with WorkloadClient(path) as client:
-            assert await client.first("FetchX509SVID")
-        await second.stop()
-        with pytest.raises(Unavailable) as unavailable:
-            await second.start(path.parent / "none" / "sock")
-        assert unavailable.value.id == "X0-WLA-002"
-        attestor.close()
-
-    asyncio.run(asyncio.wait_for(main(), 20))
-
-
-def test_secrets_stay_out_of_words() -> None:
-    key = WEB.key
-    assert repr(key)[2:-1] not in repr(WEB)
-    assert "token" not in repr(WIT[0])
-    assert str(os.getpid()) not in repr(WEB)

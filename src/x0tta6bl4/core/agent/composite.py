@@ -63,8 +63,6 @@ from x0tta6bl4.wire.messages import (
 )
 from x0tta6bl4.wire.records import (
     KIND_NODE,
-    Bundle,
-    Federated,
     NodeBody,
     Record,
     decode_node,
@@ -212,14 +210,9 @@ class Agent:
         return tuple(self._own.entries.values())
 
     @property
-    def bundle(self) -> Bundle | None:
-        """Bundle of the trust domain; None before the first."""
-        return self._sets.bundle
-
-    @property
-    def federated(self) -> tuple[Federated, ...]:
-        """Bundles of other trust domains."""
-        return self._sets.federated
+    def sets(self) -> Sets:
+        """What the authority has said: its bundle, and those of other trust domains."""
+        return self._sets
 
     @property
     def crls(self) -> tuple[bytes, ...]:
