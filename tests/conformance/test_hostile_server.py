@@ -23,6 +23,8 @@ from x0tta6bl4.sdk.testing.faults import Change, Fault
 from x0tta6bl4.sdk.testing.workload_api import WorkloadApi
 
 X509 = "FetchX509SVID"
+SAMPLES = 8
+"""Connections between a bad message and the next good one: many times what its delivery takes."""
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +70,8 @@ def is_ignored(api: WorkloadApi, harness: Harness, spoil: Callable[[], None]) ->
     assert until(lambda: harness.meet(peer).chain == before.chain)
     with watched(api, harness) as seen:
         spoil()
+        sampled = len(seen)
+        assert until(lambda: len(seen) > sampled + SAMPLES)
         api.clear()
         api.serve(after)
         assert until(lambda: harness.meet(peer).chain == after.chain)

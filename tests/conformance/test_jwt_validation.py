@@ -270,6 +270,8 @@ def test_SP_052_a_name_twice_in_the_claims_or_the_header(hall: Hall) -> None:
         f'{{"sub":"spiffe://example.org/admin","sub":"{ID}","aud":"web","exp":{end}}}',
         f'{{"sub":"{ID}","aud":"db","aud":"web","exp":{end}}}',
         f'{{"sub":"{ID}","aud":"web","exp":1,"exp":{end}}}',
+        f'{{"sub":"{ID}","aud":"web","exp":{end},"own":1,"own":2}}',
+        f'{{"sub":"{ID}","aud":"web","exp":{end},"own":{{"a":1,"a":2}}}}',
     )
     for claims in twice:
         refused(hall, forge(header, claims.encode(), key))

@@ -266,6 +266,14 @@ def test_SP_118_tokens_of_one_or_of_all_identities(api: WorkloadApi, harness: Ha
     assert one["spiffe_id"] == "spiffe://example.org/second"
 
 
+def test_SP_115_of_two_tokens_with_one_hint_the_first_counts(
+    api: WorkloadApi, harness: Harness
+) -> None:
+    api.serve(api.domain.svid("/first", hint="same"), api.domain.svid("/second", hint="same"))
+    (svid,) = harness.fetch("db").body["svids"]
+    assert svid["spiffe_id"] == "spiffe://example.org/first"
+
+
 def test_SP_119_no_token_for_somebody_else_and_none_that_is_stale(
     api: WorkloadApi, harness: Harness
 ) -> None:
