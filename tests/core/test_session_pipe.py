@@ -584,39 +584,3 @@ def test_a_closed_session_resets_its_streams_once() -> None:
     both.client.close(Reset.UNREACHABLE)
     both.client.close(Reset.UNREACHABLE)
     assert app.events == ["unreachable"]
-
-
-def test_whoever_resumes_while_a_chunk_is_taken_comes_behind_it() -> None:
-    """An application that is read again may fill the batch, and `ready` pumps from within."""
-    both = Both()
-    stream = Taker()
-    both.client.open(stream, Open())
-    both.carry()
-    carried: list[bytes] = []
-
-    class Resuming(Ends):
-        def resume(self, pipe: Pipe) -> None:
-            pipe.write(stream, b"last")
-            pipe.flush()
-
-        def ready(self, pipe: Pipe) -> None:
-            pump()
-
-    def pump() -> None:
-        while (view := both.near.pending()) is not None:
-            carried.append(bytes(view))
-
-    sent = 0
-    while not both.client.paused:
-        for _ in range(8):
-            stream.credit = 64 * 1024
-            sent += both.client.write(stream, bytes([sent % 251]) * 40_000)
-        both.client.flush()
-    both.client.hooks = Resuming()
-    pump()
-    assert not both.client.paused
-    for each in carried:
-        both.far.feed(memoryview(each))
-    got = both.ends.accepted[0].got
-    assert bytes(got[-4:]) == b"last"
-    assert len(got) == sent + 4

@@ -176,11 +176,9 @@ class Circuit:
         """Execute numbered frames from `at`; stops at another kind or an incomplete frame."""
         pipe = self.pipe
         assert pipe is not None
-        size = len(data)
-        offset = self.offset
+        size, offset, came = len(data), self.offset, 0
         skip = pipe.received - offset
         streams = pipe.streams
-        came = 0
         try:
             while at < size:
                 rest = self._remaining
@@ -218,19 +216,14 @@ class Circuit:
                             raise ProtocolError("frames don't lie where they lay before")
                     continue
                 if kind == ACK:
-                    if pipe.acknowledge(number | (word & VALUE_MAX) << 32):
-                        self.progress += 1
+                    self.progress += pipe.acknowledge(number | (word & VALUE_MAX) << 32)
                     at += HEADER_BYTES
                     continue
                 if kind > LAST_NUMBERED:
                     return at
-                length = HEADER_BYTES
-                if kind == OPEN:
-                    length += word & VALUE_MAX
-                    if length > HEADER_BYTES + OPEN_BYTES_MAX:
-                        raise ProtocolError("OPEN is too long")
-                    if size - at < length:
-                        return at
+                length = HEADER_BYTES if kind != OPEN else _open_length(word)
+                if size - at < length:
+                    return at
                 if skip:
                     skip -= length
                     if skip < 0:
@@ -296,3 +289,11 @@ class Circuit:
         if pipe is None or self._remaining or not self.offset <= offset <= pipe.received:
             raise ProtocolError("SEEK out of range")
         self.offset = offset
+
+
+def _open_length(word: int) -> int:
+    """Bytes of a whole OPEN, by the second word of its header."""
+    length = HEADER_BYTES + (word & VALUE_MAX)
+    if length > HEADER_BYTES + OPEN_BYTES_MAX:
+        raise ProtocolError("OPEN is too long")
+    return length
