@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import stat
 import subprocess
@@ -23,6 +24,7 @@ from x0tta6bl4.app.cli import authority as authority_commands
 from x0tta6bl4.app.cli import federation, mesh, node, policy, registry, status
 from x0tta6bl4.app.cli import main as cli
 from x0tta6bl4.app.cli.main import COMMANDS, root
+from x0tta6bl4.app.settings import parse_authority
 
 MODULES = {
     "authority": authority_commands,
@@ -140,6 +142,30 @@ def test_foreign_trust_domains_are_made_shown_changed_and_deleted(
     assert "X0-CLI-001" in wrong.err
     http = at_authority(*"federation create o.test --url http://x/ --profile https_web".split())
     assert "X0-FED-001" in http.err
+
+
+def test_the_page_on_federation_can_be_followed(at_authority: Run, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "howto-federation.md").read_text()
+    (block,) = re.findall(r"```toml\n(.*?)```", page, re.S)
+    text = 'trust_domain = "example.org"\nstate_dir = "/s"\n' + re.sub("^ +", "", block, flags=re.M)
+    assert parse_authority(text).bundle_endpoint.listen == "0.0.0.0:8443"
+    bundle = tmp_path / "other.json"
+    bundle.write_text(at_authority("bundle", "show").out)
+    at_authority(*"entry create --id spiffe://example.org/k --node a --key k".split(),
+                 "--selector", "unix:uid:1")  # fmt: skip
+    commands = "".join(re.findall(r"```sh\n(.*?)```", page, re.S)).replace("\\\n", " ")
+    commands += "x0 federation update other.test --bundle other.json"
+    ran = 0
+    for line in filter(None, map(str.strip, commands.splitlines())):
+        words = line.replace("other.json", str(bundle)).replace("KEY", "k").split()
+        assert words.pop(0) == "x0"
+        answer = at_authority(*words)
+        assert answer.status == 0, (line, answer.err)
+        ran += 1
+    assert ran == 4
+    at_authority("entry", "delete", "k")
+    at_authority("federation", "delete", "other.test")
+    assert "BEGIN X509 CRL" in at_authority("authority", "crl").out
 
 
 def test_entries_are_made_listed_changed_and_deleted(at_authority: Run) -> None:

@@ -268,6 +268,9 @@ def test_base64_that_is_not_the_one_form_is_refused() -> None:
     head, body, signature = token().split(".")
     for wrong in (head + "=", head + "\n", " " + head, head.replace(head[5], "+", 1)):
         assert reason(f"{wrong}.{body}.{signature}") == "malformed header", wrong
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    spare = alphabet[alphabet.index(signature[-1]) ^ 1]  # The same 64 bytes, written otherwise.
+    assert reason(f"{head}.{body}.{signature[:-1]}{spare}") == "malformed signature"
 
 
 def test_a_token_too_large_is_refused_unread() -> None:
