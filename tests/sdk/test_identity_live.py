@@ -23,14 +23,18 @@ from x0tta6bl4.sdk.identity import (
     Connection,
     anyone,
     blocking,
+    connections,
     dial,
     exact,
+    listen,
     member_of,
     register,
     ssl_context,
     stdlib_context,
+    tls,
     verify_peer,
 )
+from x0tta6bl4.sdk.testing.domain import Domain
 from x0tta6bl4.sdk.testing.workload_api import WorkloadApi
 from x0tta6bl4.wire.errors import Refused, Unavailable
 
@@ -100,6 +104,51 @@ def test_connections_end_when_the_ca_of_the_peer_is_gone(served: WorkloadApi) ->
             "peer refused: untrusted issuer",
         )
     )
+
+
+def test_peers_are_judged_again_only_when_bundles_or_revocations_change(
+    served: WorkloadApi,
+) -> None:
+    async def story() -> None:
+        async with source_of(served) as source:
+            first = source.judges
+            for change, same in (
+                (served.rotate, True),
+                (lambda: served.issue("/db"), True),
+                (lambda: served.revoke(served.svids[0]), False),
+                (lambda: served.federate(Domain("a.test")), False),
+            ):
+                version = source.version
+                change()
+                await source.changed(version, 5)
+                assert (source.judges is first) == same
+                first = source.judges
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(tls, "LISTENER_CONNECTIONS_MAX"), (connections, "CONNECTIONS_MAX")],
+    ids=["listener", "registry"],
+)
+def test_at_the_bound_a_connection_is_closed_without_a_byte(
+    served: WorkloadApi, monkeypatch: pytest.MonkeyPatch, module: Any, name: str
+) -> None:
+    monkeypatch.setattr(module, name, 1)
+
+    async def story() -> None:
+        taken = socket.create_server(("127.0.0.1", 0))
+        async with source_of(served) as ours, source_of(served) as theirs, source_of(served) as to:  # noqa: SIM117
+            async with await listen(taken, ours, hold, authorize=anyone) as listener:
+                where = f"127.0.0.1:{listener.port}"
+                async with await dial(where, theirs, authorize=anyone, first_byte=True):
+                    with pytest.raises((Refused, ConnectionError)):
+                        await dial(where, to, authorize=anyone, first_byte=True)
+                    assert listener.refused == {"too many connections": 1}
+                assert sum(ours.connections.groups.values()) == 1
+
+    asyncio.run(story())
 
 
 def test_connections_live_on_over_an_ordinary_rotation(served: WorkloadApi) -> None:

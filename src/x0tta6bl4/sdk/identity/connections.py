@@ -125,17 +125,18 @@ class Connections:
         for live in [one for one in self._live if one.not_after_unix_s * SECOND <= now]:
             self._end(live, live.expired_reason)
 
-    def judge(self, judging: Judging, own: Collection[SpiffeId]) -> None:
-        """End those that would be refused now.
+    def withdraw(self, own: Collection[SpiffeId]) -> None:
+        """End those under an identity that is not ours any more.
 
         Args:
-            judging: the newest judges.
-            own: the identities that are still ours.
+            own: the identities that are.
         """
+        for live in [one for one in self._live if one.own_id and one.own_id not in own]:
+            self._end(live, "own identity withdrawn")
+
+    def judge(self, judging: Judging) -> None:
+        """End those whose peers would be refused by these judges."""
         for live in tuple(self._live):
-            if live.own_id is not None and live.own_id not in own:
-                self._end(live, "own identity withdrawn")
-                continue
             verdict = judging.judge(live.peer_chain, live.expect).verdict
             if type(verdict) is Denied:
                 self._end(live, f"peer refused: {verdict.reason}")

@@ -292,16 +292,19 @@ class X509Source(Source):
     def _take(self, given: X509Set) -> None:
         self.error = None
         self.problems.extend(given.problems)
-        self._judges = judges_of(given.bundles, given.crls, self.clock, self.problems)
-        self._set = given
-        self.connections.judge(self._judges, {svid.id for svid in given.svids})
+        held, self._set = self._set, given
+        self.connections.withdraw({svid.id for svid in given.svids})
+        if held is None or (held.bundles, held.crls) != (given.bundles, given.crls):
+            self._judges = judges_of(given.bundles, given.crls, self.clock, self.problems)
+            self.connections.judge(self._judges)
         self._tell()
 
     def _forget(self) -> None:
         if self._set is not None:
             self._set = None
             self._judges = Judges({})
-            self.connections.judge(self._judges, ())
+            self.connections.withdraw(())
+            self.connections.judge(self._judges)
             self._tell()
 
     async def _tend(self) -> None:
