@@ -89,7 +89,7 @@ def test_SP_110_114_a_mandatory_field_is_missing(
 ) -> None:
     def spoil() -> None:
         api.inject(X509, Fault(change=change))
-        api.rotate()
+        api.serve(api.domain.svid("/web"))
 
     is_ignored(api, harness, spoil)
 
@@ -107,7 +107,7 @@ def test_SP_110_112_a_message_that_is_not_what_it_says(
 ) -> None:
     def spoil() -> None:
         api.inject(X509, Fault(change=change))
-        api.issue("/second")
+        api.serve(api.domain.svid("/web"), api.domain.svid("/second"))
 
     is_ignored(api, harness, spoil)
 
@@ -155,7 +155,7 @@ def test_SP_112_bytes_that_are_no_key_and_no_certificate(
 ) -> None:
     def spoil() -> None:
         api.inject(X509, Fault(change=change))
-        api.rotate()
+        api.serve(api.domain.svid("/web"))
 
     is_ignored(api, harness, spoil)
 

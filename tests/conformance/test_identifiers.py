@@ -166,3 +166,15 @@ def test_SP_006_008_015_names_that_look_like_something_else(
 
 def test_SP_015_a_trust_domain_of_256_bytes(hall: Hall) -> None:
     refused(hall, f"spiffe://{LONG * 3}{'a' * 64}/a")
+
+
+def test_SP_015_a_trust_domain_of_256_bytes_has_no_bundle() -> None:
+    """Even where the Workload API has one for it."""
+    longest, longer = Domain(LONG * 3 + "a" * 63), Domain(LONG * 3 + "a" * 64)
+    with WorkloadApi() as api:
+        api.issue("/web")
+        api.federate(longer, longest)
+        with Harness(api.endpoint) as harness:
+            for role in ROLES:
+                assert harness.accepts(role, longest.svid("/a"))
+                assert harness.accepts(role, longer.svid("/a")) == ""
