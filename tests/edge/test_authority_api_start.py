@@ -50,6 +50,22 @@ def test_it_starts_again_with_all_it_had(tmp_path: Path) -> None:
     assert not (tmp_path / "authority" / ADMIN_SOCKET).exists()
 
 
+@pytest.mark.logs_errors
+def test_a_part_that_fails_ends_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(federations: object, unix_s: int) -> object:
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr("x0tta6bl4.app.federation.due", broken)
+
+    async def story() -> None:
+        async with asyncio.timeout(10):
+            await AuthorityProcess(settings(tmp_path)).run()
+
+    asyncio.run(story())
+
+
 def test_a_taken_port_and_a_running_authority_are_named(tmp_path: Path) -> None:
     async def story(here: World) -> None:
         with pytest.raises(Conflict, match="X0-STO-003"):

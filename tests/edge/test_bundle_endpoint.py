@@ -324,6 +324,9 @@ def test_SP_133_138_redirects_are_followed_under_the_same_checks(tmp_path: Path)
                 (f"https://u:p@127.0.0.1:{port}/", "X0-FED-001"),
                 (f"https://127.0.0.1:{spiffe}/", "X0-FED-011"),  # Not judged by the web's rules.
                 ("", "X0-FED-012"),
+                ("https://[::1", "X0-FED-012"),
+                ("https://a..b/", "X0-FED-012"),
+                ("https://" + "a" * 64 + ".test/", "X0-FED-012"),
                 ("/again", "X0-FED-012"),  # For ever.
             ):
                 async with hostile(to(where), web) as first:

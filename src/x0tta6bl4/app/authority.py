@@ -311,10 +311,10 @@ class AuthorityProcess:
             with contextlib.suppress(OSError):  # A full disk; nobody needs it to serve.
                 (self._dir / PID_FILE).write_text(str(os.getpid()))
             metrics = await self._serve_metrics()
-            tasks.append(asyncio.create_task(self._renew_for_ever()))
-            tasks.append(asyncio.create_task(self._poller.run()))
-            tasks.append(asyncio.create_task(self._list_revoked()))
-            tasks.append(asyncio.create_task(self._end_with(tasks[0])))
+            for running in (self._renew_for_ever(), self._poller.run(), self._list_revoked()):
+                tasks.append(asyncio.create_task(running))
+            for task in tasks:
+                task.add_done_callback(self._end_with)
             self._log.info(
                 "serving",
                 listen=self._settings.listen,
@@ -358,16 +358,11 @@ class AuthorityProcess:
         health = self._health(self._machine.health(clock()))
         return text_of(authority_sums(health, self.statistics()))
 
-    async def _end_with(self, writer: asyncio.Task[None]) -> None:
-        """A writer that has failed ends the process: systemd starts it anew."""
-        try:
-            await asyncio.shield(writer)
-        except asyncio.CancelledError:
-            raise
-        finally:
-            if writer.done() and not writer.cancelled() and writer.exception() is not None:
-                self._log.error("writer failed", error=repr(writer.exception()))
-                self.stopping.set()
+    def _end_with(self, task: asyncio.Task[None]) -> None:
+        """A part that has failed ends the process: systemd starts it anew."""
+        if not task.cancelled() and task.exception() is not None:
+            self._log.error("a part failed", error=repr(task.exception()))
+            self.stopping.set()
 
     def _close(self) -> None:
         self._executor.shutdown()

@@ -94,6 +94,8 @@ async def fetch(url: str, tls: ssl.SSLContext) -> bytes:
         raise Unavailable("X0-FED-011", f"TLS with {url} refused: {reason}") from None
     except (OSError, EOFError) as error:
         raise Unavailable("X0-FED-010", f"no connection to {url}: {error}") from None
+    except ValueError as error:  # A host name or a redirect that is none.
+        raise Unavailable("X0-FED-012", f"{url} leads nowhere: {error}", "correct it") from None
     except h11.RemoteProtocolError as error:
         raise Unavailable("X0-FED-012", f"{url} does not speak HTTP: {error}") from None
     raise Unavailable("X0-FED-012", f"more than {REDIRECTS_MAX} redirects, the last to {url}")
