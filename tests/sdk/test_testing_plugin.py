@@ -143,6 +143,23 @@ def test_tokens_and_their_bundles(api: WorkloadApi) -> None:
     against(api, story)
 
 
+def test_it_validates_tokens_as_an_agent_does(api: WorkloadApi) -> None:
+    other = Domain("other.test")
+    api.federate(other)
+
+    async def story(client: Client) -> None:
+        for domain in (api.domain, other):
+            token = domain.token("/peer", ["web"], claims={"own": 1})
+            answer = await client.ask("ValidateJWTSVID", audience="web", svid=token)
+            assert answer.spiffe_id == domain.id("/peer")
+            assert answer.claims["own"] == 1
+            with pytest.raises(GRPCError) as refused:
+                await client.ask("ValidateJWTSVID", audience="db", svid=token)
+            assert refused.value.status is Status.INVALID_ARGUMENT
+
+    against(api, story)
+
+
 def test_calls_are_remembered_and_want_the_header(api: WorkloadApi) -> None:
     async def story(client: Client) -> None:
         async with client.stream("FetchX509SVID", metadata={}) as read:

@@ -27,10 +27,14 @@ from grpclib.encoding.base import CodecBase
 from grpclib.exceptions import GRPCError
 from grpclib.server import Server
 
+from x0tta6bl4.core.machine import Denied
+from x0tta6bl4.edge.bundle.document import parse
+from x0tta6bl4.edge.jwt.svid import judge_token
 from x0tta6bl4.edge.workload_api import schema
 from x0tta6bl4.sdk.testing.domain import Domain, Shape, Svid
 from x0tta6bl4.sdk.testing.faults import Fault
-from x0tta6bl4.wire.ids import domain_of, spiffe_id
+from x0tta6bl4.wire.errors import BadInput
+from x0tta6bl4.wire.ids import TrustDomain, domain_of, spiffe_id
 
 CALLS_MAX: Final = 10_000
 """Calls that are remembered; the oldest goes first."""
@@ -327,7 +331,7 @@ class WorkloadApi:
             return schema.JWTBundlesResponse(bundles=bundles)
         if method == "FetchJWTSVID":
             return self._tokens(request)
-        raise GRPCError(Status.UNIMPLEMENTED, "validate with the bundles")
+        return self._validated(request)
 
     def _x509_svids(self) -> Any:
         return schema.X509SVIDResponse(
@@ -361,6 +365,22 @@ class WorkloadApi:
                 for svid in wanted
             ]
         )
+
+    def _validated(self, request: Any) -> Any:
+        try:
+            documents = {
+                TrustDomain(domain.name): parse(self._jwks(domain), TrustDomain(domain.name))
+                for domain in self._domains()
+            }
+        except BadInput as error:
+            raise GRPCError(Status.INTERNAL, error.what) from None
+        now_us = self.domain.now_unix_s * 1_000_000
+        found = judge_token(request.svid, request.audience, documents, now_us)
+        if isinstance(found, Denied):
+            raise GRPCError(Status.INVALID_ARGUMENT, found.reason)
+        answer = schema.ValidateJWTSVIDResponse(spiffe_id=found.id)
+        answer.claims.update(found.claims)
+        return answer
 
     def _domains(self) -> tuple[Domain, ...]:
         return (self.domain, *self._federated)
