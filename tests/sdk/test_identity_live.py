@@ -18,7 +18,9 @@ import pytest
 
 from tests.fakes.ca import FakeClock
 from tests.fakes.workload import WEB, hold, listening, source_of, to
+from x0tta6bl4.core.identity.rules import Expect
 from x0tta6bl4.core.machine import SECOND
+from x0tta6bl4.edge.tls.engine import Engine
 from x0tta6bl4.sdk.identity import (
     Connection,
     anyone,
@@ -147,6 +149,35 @@ def test_at_the_bound_a_connection_is_closed_without_a_byte(
                         await dial(where, to, authorize=anyone, first_byte=True)
                     assert listener.refused == {"too many connections": 1}
                 assert sum(ours.connections.groups.values()) == 1
+
+    asyncio.run(story())
+
+
+def test_a_handshake_that_outlasts_the_revocation_of_its_peer_is_in_vain(
+    served: WorkloadApi,
+) -> None:
+    async def story() -> None:
+        async with source_of(served) as source, listening(source) as listener:
+            for revoked in (False, True):
+                engine = Engine(tls.contexts(source, Expect(accept=anyone))(), server=False)
+                reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
+                buffer = bytearray(64 * 1024)
+                while not engine.shake():  # The last flight is not sent yet.
+                    writer.write(bytes(buffer[: engine.take(buffer)]))
+                    engine.feed(await reader.read(64 * 1024))
+                version = source.version
+                served.revoke(*served.svids[: int(revoked)])
+                await source.changed(version, 5)
+                writer.write(bytes(buffer[: engine.take(buffer)]))
+                if not revoked:
+                    while not (got := engine.read(buffer)):
+                        engine.feed(await reader.read(64 * 1024))
+                    assert buffer[:got] == f"{WEB}\n".encode()
+                else:
+                    with contextlib.suppress(ConnectionResetError):
+                        assert not await asyncio.wait_for(reader.read(), 5)
+                writer.close()
+            assert source.connections.refused == {"revoked": 1}
 
     asyncio.run(story())
 

@@ -23,6 +23,7 @@ from typing import Any, Final
 from x0tta6bl4.core.machine import Allowed, Verdict
 from x0tta6bl4.edge.tls.context import TlsContext
 from x0tta6bl4.edge.tls.engine import Engine, TlsClosed, TlsRefused
+from x0tta6bl4.edge.tls.judge import Judging
 from x0tta6bl4.edge.tls.x509 import Svid
 from x0tta6bl4.wire.ids import SpiffeId
 
@@ -177,6 +178,11 @@ class SslObject:
     def own(self) -> Svid | None:
         """What this end presents."""
         return self.engine.context.svid
+
+    @property
+    def judged_by(self) -> Judging:
+        """Who has judged the peer."""
+        return self.engine.context.judge
 
     @property
     def group(self) -> str:

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from x0tta6bl4.core.machine import Allowed, Denied, Verdict
 from x0tta6bl4.edge.tls.aio import SslRefused
 from x0tta6bl4.edge.tls.context import TlsContext
+from x0tta6bl4.edge.tls.judge import Judging
 from x0tta6bl4.edge.tls.x509 import Svid, load_any_key
 from x0tta6bl4.wire.ids import SpiffeId
 
@@ -199,6 +200,12 @@ class _Judged:
         """What this end presents."""
         made: _Connection = cast(Any, self)
         return cast(Settings, made.context).tls.svid
+
+    @property
+    def judged_by(self) -> Judging:
+        """Who has judged the peer."""
+        made: _Connection = cast(Any, self)
+        return cast(Settings, made.context).tls.judge
 
     @property
     def peer(self) -> Verdict:

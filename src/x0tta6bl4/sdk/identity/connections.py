@@ -16,10 +16,12 @@ from typing import Final, final
 from x0tta6bl4.core.identity.rules import Expect
 from x0tta6bl4.core.machine import SECOND, Denied
 from x0tta6bl4.edge.tls.judge import Clock, Judging
-from x0tta6bl4.wire.errors import Unavailable
+from x0tta6bl4.wire.errors import Refused, Unavailable
 from x0tta6bl4.wire.ids import SpiffeId
 
 CONNECTIONS_MAX: Final = 65_536
+RETIRE_S_MAX: Final = 30
+"""A connection takes no new request in the last tenth of its life, or so many seconds of it."""
 
 
 @final
@@ -48,6 +50,7 @@ class Live:
         "own_is_first",
         "peer_chain",
         "peer_id",
+        "retire_unix_us",
     )
 
     def __init__(
@@ -66,6 +69,8 @@ class Live:
         self.own_is_first = 0 < own_not_after_unix_s <= peer_not_after_unix_s
         """Whose certificate ends first: ours, or the peer's."""
         self.not_after_unix_s = own_not_after_unix_s if self.own_is_first else peer_not_after_unix_s
+        self.retire_unix_us = self.not_after_unix_s * SECOND
+        """From then on nothing new should begin on it, so that nothing is cut off at its end."""
         self.peer_id = peer_id
         self.peer_chain = peer_chain
         self.expect = expect
@@ -86,15 +91,19 @@ class Connections:
         clock: wall time, microseconds.
     """
 
-    __slots__ = ("_clock", "_live", "ended", "groups")
+    __slots__ = ("_clock", "_judging", "_live", "_own", "ended", "groups", "refused")
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._live: dict[Live, None] = {}
+        self._judging: Judging | None = None
+        self._own: Collection[SpiffeId] = ()
         self.ended: Counter[str] = Counter()
         """Reason -> connections that were ended here; bounded by the number of reasons."""
         self.groups: Counter[str] = Counter()
         """Key exchange -> connections since the start."""
+        self.refused: Counter[str] = Counter()
+        """Reason -> peers that we have refused; bounded by the number of reasons."""
 
     def __len__(self) -> int:
         return len(self._live)
@@ -102,16 +111,44 @@ class Connections:
     def __iter__(self) -> Iterator[Live]:
         return iter(tuple(self._live))
 
-    def add(self, live: Live) -> None:
+    def add(self, live: Live, judged_by: Judging | None = None) -> None:
         """Take a connection in; it is ended as soon as it must be.
 
+        Args:
+            live: the connection.
+            judged_by: who has judged its peer.  A handshake takes as long as the peer likes: if
+                there are newer judges by now, they are asked, too.
         Raises:
-            Unavailable: there are too many; the connection has to be closed.
+            Refused: it would be refused now; the connection has to be closed.
+            Unavailable: there are too many; likewise.
         """
         if len(self._live) >= CONNECTIONS_MAX:
             raise Unavailable("X0-SDK-020", "too many connections", f"at most {CONNECTIONS_MAX}")
+        reason = self._refusal(live, judged_by) if judged_by is not None else ""
+        if reason:
+            self.refuse(reason)
+            raise Refused("X0-SDK-030", f"connection ended: {reason}")
+        end_us = live.not_after_unix_s * SECOND
+        live.retire_unix_us = end_us - min(RETIRE_S_MAX * SECOND, (end_us - self._clock()) // 10)
         self._live[live] = None
         self.groups[live.group] += 1
+
+    def _refusal(self, live: Live, judged_by: Judging) -> str:
+        """Why a connection is late; empty: it is not."""
+        if live.own_id is not None and live.own_id not in self._own:
+            return "own identity withdrawn"
+        if self._judging is None or self._judging is judged_by:
+            return ""
+        verdict = self._judging.judge(live.peer_chain, live.expect).verdict
+        return verdict.reason if type(verdict) is Denied else ""
+
+    def retiring(self, live: Live) -> bool:
+        """Whether nothing new should begin on it, as its end is near."""
+        return self._clock() >= live.retire_unix_us
+
+    def refuse(self, reason: str) -> None:
+        """Count a peer that was refused."""
+        self.refused[reason] += 1
 
     def remove(self, live: Live) -> None:
         """It was closed; unknown ones are ignored."""
@@ -131,11 +168,13 @@ class Connections:
         Args:
             own: the identities that are.
         """
+        self._own = own
         for live in [one for one in self._live if one.own_id and one.own_id not in own]:
             self._end(live, "own identity withdrawn")
 
     def judge(self, judging: Judging) -> None:
         """End those whose peers would be refused by these judges."""
+        self._judging = judging
         for live in tuple(self._live):
             verdict = judging.judge(live.peer_chain, live.expect).verdict
             if type(verdict) is Denied:

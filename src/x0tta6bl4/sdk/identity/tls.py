@@ -84,8 +84,9 @@ class Connection:
             expect,
             engine.group,
             self.end,
+            writer.is_closing,
         )
-        source.connections.add(self._live)
+        source.connections.add(self._live, engine.context.judge)
 
     @property
     def reader(self) -> asyncio.StreamReader:
@@ -131,6 +132,11 @@ class Connection:
     def not_after_unix_s(self) -> int:
         """When the connection is ended at the latest: the first certificate expires."""
         return self._live.not_after_unix_s
+
+    @property
+    def retiring(self) -> bool:
+        """Whether nothing new should begin on it, as its end is near: time for another one."""
+        return self._source.connections.retiring(self._live)
 
     def __iter__(self) -> Iterator[Any]:
         """`reader, writer = await dial(...)`."""
@@ -238,6 +244,7 @@ class Listener:
 
     def _count_refused(self, reason: str) -> None:
         self.refused[reason] = self.refused.get(reason, 0) + 1
+        self._source.connections.refuse(reason)
 
     def _protocol(self) -> asyncio.Protocol:
         reader = _Reader(LINE_BYTES_MAX, asyncio.get_running_loop())
@@ -250,6 +257,9 @@ class Listener:
             connection = Connection(reader, writer, self._source, self._expect)
         except Unavailable:
             self._count_refused("too many connections")
+            writer.transport.abort()
+            return
+        except Refused:  # Counted by the registry.
             writer.transport.abort()
             return
         task = asyncio.get_running_loop().create_task(self._handle(connection))
@@ -371,7 +381,7 @@ async def dial(
             writer = asyncio.StreamWriter(transport, protocol, reader, loop)
             try:
                 connection = Connection(reader, writer, source, expect)
-            except Unavailable:
+            except (Refused, Unavailable):
                 transport.abort()
                 raise
             if first_byte:
@@ -425,7 +435,8 @@ def ssl_context(
     identity does.
     """
     expect = Expect(accept=authorize)
-    return SslContext(contexts(source, expect, alpn, require_pq=require_pq, id=id, hint=hint))
+    make = contexts(source, expect, alpn, require_pq=require_pq, id=id, hint=hint)
+    return SslContext(make, source.connections.refuse)
 
 
 def register(
@@ -440,9 +451,14 @@ def register(
     Returns:
         The peer's ID.
     Raises:
-        Refused: the peer has shown no SVID.
+        Refused: the peer has shown no SVID, or would be refused now.
         Unavailable: there are too many connections.
     """
+    return admit(transport, source, authorize=authorize).peer_id
+
+
+def admit(transport: asyncio.BaseTransport, source: X509Source, *, authorize: Authorizer) -> Live:
+    """As `register`; returns all that the registry knows of the connection."""
     tls = transport.get_extra_info("ssl_object")
     own: Svid | None = tls.own
     abort = getattr(transport, "abort", transport.close)
@@ -457,8 +473,8 @@ def register(
         lambda reason: abort(),
         transport.is_closing,
     )
-    source.connections.add(live)
-    return live.peer_id
+    source.connections.add(live, tls.judged_by)
+    return live
 
 
 def stdlib_context(
