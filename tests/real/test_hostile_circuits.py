@@ -30,6 +30,7 @@ from x0tta6bl4.edge.tls.context import ALPN_AUTHORITY, ALPN_CIRCUIT, ALPN_LINK, 
 from x0tta6bl4.edge.tls.engine import Engine
 from x0tta6bl4.edge.tls.impostors import Presented
 from x0tta6bl4.edge.tls.x509 import Svid
+from x0tta6bl4.runtime.loop.endpoint import SHAKING_MAX
 from x0tta6bl4.wire import hop
 from x0tta6bl4.wire.address import split_address
 from x0tta6bl4.wire.errors import Unavailable
@@ -498,15 +499,16 @@ def test_no_link(attempt: Attempt, evil: Scene) -> None:
 
 @attack(
     "setup frames",
-    tried="more hops at once than a neighbour may have",
-    reason=f"too many hops from {EVIL}",
+    tried="more silent circuits at once than one neighbour's share of handshakes",
+    reason=f"too many handshakes from {EVIL}",
     twin="one, when the others have gone",
 )
 def test_over_the_bounds(attempt: Attempt, evil: Scene) -> None:
+    # The bound of hops that are past their handshake: tests/real/test_hops.py.
     address = evil.member.data_of("n1")
     with contextlib.ExitStack() as stack:
         socks = []
-        for _ in range(1100):
+        for _ in range(SHAKING_MAX // 2 + 20):
             sock = stack.enter_context(socket.create_connection(address, 5))
             sock.sendall(hop_frame(evil.member, "n1", ("n1",), spiffe("shop")))
             socks.append(sock)
