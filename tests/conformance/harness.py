@@ -76,6 +76,8 @@ class Control:
                 call = self.calls[what]
                 asked = json.loads(data) if data else {}
             code, body = 200, {"status": "ok", **await call(asked)}
+        except asyncio.CancelledError:
+            return  # We are told to end; asyncio 3.11 would write a traceback for each.
         except NotFound as error:
             code, body = 501, {"status": "unsupported", "message": str(error)}
         except (Refused, BadInput) as error:
