@@ -187,9 +187,12 @@ def test_each_ca_has_a_revocation_list_that_is_published_when_it_is_made() -> No
     desk.wait(CA // 2)
     cas = sorted(desk.machine.state.cas)
     assert len(cas) == 2
-    desk.ask("Withdrawn", Withdrawn(("ab", "cd")), Caller(own=True))
-    expected = tuple(f"{ca} {desk.unix_s} {desk.unix_s + 86_400} ab cd".encode() for ca in cas)
-    assert desk.ask("CrlShow").lists == expected
+    for number in (desk.unix_s, desk.unix_s + 1):  # Two of one second are told apart.
+        desk.ask("Withdrawn", Withdrawn(("ab", "cd")), Caller(own=True))
+        expected = tuple(
+            f"{ca} {number} {desk.unix_s} {desk.unix_s + 86_400} ab cd".encode() for ca in cas
+        )
+        assert desk.ask("CrlShow").lists == expected
     desk.wait(40)
     record = decode_record(desk.machine.state.sets["crls"].records[0])
     assert decode_crls(decode_manifest(record.body).inline) == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from base64 import b64encode
 from pathlib import Path
 from typing import Any
@@ -274,6 +275,22 @@ def test_the_authority_answers_over_http(tmp_path: Path) -> None:
             found = await answer(by)
             assert isinstance(found, Answer), found
             assert not found.revoked
+        for name, der in (("ca", ca), ("leaf", leaf)):
+            (tmp_path / f"{name}.pem").write_text(ssl.DER_cert_to_PEM_cert(der))
+
+        async def openssl() -> list[str]:
+            """What OpenSSL's own client makes of it."""
+            process = await asyncio.create_subprocess_exec(
+                "openssl", "ocsp", "-issuer", "ca.pem", "-cert", "leaf.pem", "-CAfile", "ca.pem",
+                "-url", f"http://127.0.0.1:{here.process.ocsp.port}/", cwd=tmp_path,
+                stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+            )  # fmt: skip
+            said, _ = await process.communicate()
+            return said.decode().splitlines()
+
+        lines = await openssl()
+        assert "leaf.pem: good" in lines
+        assert "Response verify OK" in lines
         await here.admin.revoke(words.Revoke(subject=entry.id))
 
         async def revoked() -> bool:
@@ -281,6 +298,9 @@ def test_the_authority_answers_over_http(tmp_path: Path) -> None:
             return isinstance(found, Answer) and found.revoked
 
         await eventually(revoked)
+        lines = await openssl()
+        assert "leaf.pem: revoked" in lines
+        assert "Response verify OK" in lines
         port = here.process.ocsp.port
         for request, status in (
             (b"GET /%%% HTTP/1.1\r\nHost: x\r\n\r\n", b"400"),

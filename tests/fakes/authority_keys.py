@@ -41,8 +41,15 @@ class FakeKeys:
             name.encode(),
         )
 
-    def crl(self, ca: CaRow, serials: tuple[str, ...], this_unix_s: int, next_unix_s: int) -> bytes:
-        return f"{ca.id} {this_unix_s} {next_unix_s} {' '.join(serials)}".encode()
+    def crl(
+        self,
+        ca: CaRow,
+        serials: tuple[str, ...],
+        number: int,
+        this_unix_s: int,
+        next_unix_s: int,
+    ) -> bytes:
+        return f"{ca.id} {number} {this_unix_s} {next_unix_s} {' '.join(serials)}".encode()
 
     def new_jwt_key(self) -> NewJwtKey:
         name = self.random(8)

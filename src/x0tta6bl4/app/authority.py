@@ -121,10 +121,17 @@ class Keys:
             self._issuers[ca.id] = issuer
         return issuer
 
-    def crl(self, ca: CaRow, serials: tuple[str, ...], this_unix_s: int, next_unix_s: int) -> bytes:
-        """Make the revocation list of a CA."""
-        numbers = [int(serial, 16) for serial in serials]
-        return x509.make_crl(self.issuer(ca), numbers, this_unix_s, next_unix_s)
+    def crl(
+        self,
+        ca: CaRow,
+        serials: tuple[str, ...],
+        number: int,
+        this_unix_s: int,
+        next_unix_s: int,
+    ) -> bytes:
+        """Make the revocation list of a CA; `number` grows with each."""
+        revoked = [int(serial, 16) for serial in serials]
+        return x509.make_crl(self.issuer(ca), revoked, number, this_unix_s, next_unix_s)
 
     def new_ca(self, trust_domain: str, not_before_unix_s: int, not_after_unix_s: int) -> NewCa:
         """Make a CA and a record key."""

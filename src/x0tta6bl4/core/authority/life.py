@@ -266,8 +266,9 @@ def withdrawn(desk: Desk, caller: Caller, request: Withdrawn) -> words.Nothing:
     has all of them.
     """
     now = desk.unix_s
+    number = desk.state.crl_number = max(desk.state.crl_number + 1, now)
     desk.state.crls = tuple(
-        desk.crypto.crl(ca, request.serials, now, now + CRL_S)
+        desk.crypto.crl(ca, request.serials, number, now, now + CRL_S)
         for ca in sorted(desk.state.cas.values(), key=lambda ca: ca.id)
     )
     desk.dirty.add(CRLS)

@@ -393,8 +393,15 @@ class Crypto(Protocol):
         """Whether the P-256 key signed this."""
         ...
 
-    def crl(self, ca: CaRow, serials: tuple[str, ...], this_unix_s: int, next_unix_s: int) -> bytes:
-        """Make the revocation list of a CA."""
+    def crl(
+        self,
+        ca: CaRow,
+        serials: tuple[str, ...],
+        number: int,
+        this_unix_s: int,
+        next_unix_s: int,
+    ) -> bytes:
+        """Make the revocation list of a CA; `number` grows with each."""
         ...
 
     def new_jwt_key(self) -> NewJwtKey:

@@ -60,6 +60,7 @@ class State:
         "bundles",
         "by_node",
         "cas",
+        "crl_number",
         "crls",
         "domain",
         "entries",
@@ -78,6 +79,7 @@ class State:
         self.cas: dict[str, CaRow] = {}
         self.crls: tuple[bytes, ...] = ()
         """Made anew by every process, from what its store says was issued."""
+        self.crl_number = 0
         self.nodes: dict[str, NodeRow] = {}
         self.tokens: dict[str, TokenRow] = {}
         self.sets: dict[str, SetRow] = {}

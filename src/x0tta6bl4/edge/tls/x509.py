@@ -339,13 +339,16 @@ def issue_leaf_for(
     return (certificate.public_bytes(serialization.Encoding.DER), *issuer.intermediates)
 
 
-def make_crl(issuer: Issuer, serials: Sequence[int], this_unix_s: int, next_unix_s: int) -> bytes:
+def make_crl(
+    issuer: Issuer, serials: Sequence[int], number: int, this_unix_s: int, next_unix_s: int
+) -> bytes:
     """Make a revocation list, DER (RFC 5280 section 5).
 
     Args:
         issuer: the CA; its own key signs.
         serials: of the revoked certificates.
-        this_unix_s: when it was made; also its number (CRLNumber), which thereby grows.
+        number: greater than that of any list before (RFC 5280 section 5.2.3).
+        this_unix_s: when it was made.
         next_unix_s: when there will be a newer one at the latest.
     """
     builder = (
@@ -353,7 +356,7 @@ def make_crl(issuer: Issuer, serials: Sequence[int], this_unix_s: int, next_unix
         .issuer_name(issuer.parsed.certificate.subject)
         .last_update(_time(this_unix_s))
         .next_update(_time(next_unix_s))
-        .add_extension(x509.CRLNumber(this_unix_s), critical=False)
+        .add_extension(x509.CRLNumber(number), critical=False)
         .add_extension(_authority_key(issuer), critical=False)
     )
     revoked = x509.RevokedCertificateBuilder().revocation_date(_time(this_unix_s))
