@@ -116,6 +116,16 @@ def test_one_node_shows_its_paths() -> None:
     assert "a b c" in got
 
 
+def test_one_node_shows_where_its_workloads_ask() -> None:
+    node = msgspec.structs.replace(a_status(), workload_api="unix:/run/x/sock")
+    assert "Workload API at unix:/run/x/sock" in shown(Screen(), [node], 80, 0)
+    full = busy(20)[0]
+    assert isinstance(full, Status)
+    full = msgspec.structs.replace(full, workload_api="unix:/run/x/sock")
+    assert len(shown(Screen(), [full], 80, 23)) <= 23
+    assert "Workload API" not in "\n".join(shown(Screen(), [a_status()], 80, 0))
+
+
 def test_what_is_said_again_is_one_line() -> None:
     events = tuple(EventView(UNIX_S * 10**6 + i, "refused", "no replica") for i in range(5))
     got = shown(Screen(), [a_status(events=events)], 80, 0)

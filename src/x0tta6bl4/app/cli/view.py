@@ -73,6 +73,10 @@ class Screen:
         parts.append(_services(nodes, room))
         if len(nodes) == 1:
             parts.append(_paths(nodes[0], room))
+            if nodes[0].workload_api:
+                room.left -= 1
+                line = f"Workload API at {nodes[0].workload_api}"
+                parts.append(Text(line, no_wrap=True, overflow="ellipsis"))
         parts.append(_events(nodes, room))
         parts += [Text(line, "bold", no_wrap=True, overflow="ellipsis") for line in self._footer]
         return Group(*parts)
