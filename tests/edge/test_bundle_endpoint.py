@@ -21,6 +21,7 @@ from cryptography.x509.oid import NameOID
 
 from tests.fakes.authority_world import eventually, play, refusal, world
 from x0tta6bl4.app.settings import BundleEndpointAt, FederationAt
+from x0tta6bl4.edge import http as http_module
 from x0tta6bl4.edge.authority_api.server import bind_tcp
 from x0tta6bl4.edge.bundle import fetch as fetch_module
 from x0tta6bl4.edge.bundle.document import encode, of_bundle, parse
@@ -295,7 +296,7 @@ def test_SP_135_only_get_and_head_of_the_document() -> None:
 
 
 def test_a_client_that_says_nothing_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("x0tta6bl4.edge.http.REQUEST_S", 0.2)
+    monkeypatch.setattr(http_module, "REQUEST_S", 0.2)
 
     async def story() -> None:
         async with endpoint() as (made, port):
