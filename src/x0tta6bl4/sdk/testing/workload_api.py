@@ -17,7 +17,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
 from functools import partial
 from typing import Any, Final, Self, Unpack, final
 
@@ -153,12 +152,12 @@ class WorkloadApi:
         return issued.svid
 
     def serve(self, *svids: Svid) -> None:
-        """Serve exactly these, made elsewhere, and push."""
-        self._issued = tuple(_Issued(svid, partial(copy, svid)) for svid in svids)
+        """Serve exactly these, made elsewhere, and push; `rotate` makes plain ones of them."""
+        self._issued = tuple(_Issued(svid, partial(self._renewed, svid)) for svid in svids)
         self.push()
 
     def rotate(self) -> tuple[Svid, ...]:
-        """Make every issued SVID again, with a new key, and push."""
+        """Make every SVID again, with a new key, and push."""
         self._issued = tuple(_Issued(issued.again(), issued.again) for issued in self._issued)
         self.push()
         return self.svids
@@ -194,9 +193,14 @@ class WorkloadApi:
     def write_bundle(
         self, trust_domain: str, *, x509: bytes | None = None, jwks: bytes | None = None
     ) -> None:
-        """Send these bytes as the bundle of a trust domain, whatever they are; push."""
+        """Send these bytes as the bundle of a trust domain, whatever they are; push.
+
+        What is left out is the proper one again.
+        """
         for kind, data in (("x509", x509), ("jwks", jwks)):
-            if data is not None:
+            if data is None:
+                self._written.pop((kind, trust_domain), None)
+            else:
                 self._written[kind, trust_domain] = data
         self.push()
 
@@ -381,6 +385,9 @@ class WorkloadApi:
         answer = schema.ValidateJWTSVIDResponse(spiffe_id=found.id)
         answer.claims.update(found.claims)
         return answer
+
+    def _renewed(self, svid: Svid) -> Svid:
+        return self._domain_of(svid).svid(svid.id, hint=svid.hint)
 
     def _domains(self) -> tuple[Domain, ...]:
         return (self.domain, *self._federated)
