@@ -104,6 +104,11 @@ class Connection:
         return self._live.own_id
 
     @property
+    def own(self) -> Svid | None:
+        """What we presented."""
+        return self._own
+
+    @property
     def group(self) -> str:
         """Key exchange, e.g. `X25519MLKEM768`."""
         return self._engine.group
