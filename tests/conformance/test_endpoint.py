@@ -83,8 +83,17 @@ def test_SP_095_addresses_that_are_none(tmp_path: Path, form: str) -> None:
         assert api.calls == ()
 
 
-@pytest.mark.parametrize("code", ["UNAVAILABLE", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED",
-                                  "INTERNAL", "DEADLINE_EXCEEDED"])  # fmt: skip
+@pytest.mark.parametrize(
+    "code",
+    [
+        "UNAVAILABLE",
+        "PERMISSION_DENIED",
+        *(
+            pytest.param(code, marks=pytest.mark.night)
+            for code in ("RESOURCE_EXHAUSTED", "INTERNAL", "DEADLINE_EXCEEDED")
+        ),
+    ],
+)
 def test_SP_098_retries_with_pauses(code: str) -> None:
     with WorkloadApi() as api:
         api.issue("/web")

@@ -87,6 +87,7 @@ def test_strangers_at_its_ports_do_no_harm(hall: Hall) -> None:
     assert hall.harness.ask("GET", "/v1/info").code == 200
 
 
+@pytest.mark.night  # By day tests/sdk does it without a process.
 @pytest.mark.parametrize("role", ["server", "client"])
 @pytest.mark.parametrize(
     "case",

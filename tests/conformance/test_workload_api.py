@@ -26,7 +26,13 @@ def presents(api: WorkloadApi, harness: Harness, chain: tuple[bytes, ...]) -> bo
 
 
 # ------------------------------------------------------------------------------- streams that break
-@pytest.mark.parametrize("code", ["UNAVAILABLE", "INTERNAL", "CANCELLED", "UNKNOWN", "ABORTED"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "UNAVAILABLE",
+        *(pytest.param(code, marks=pytest.mark.night) for code in ("INTERNAL", "CANCELLED")),
+    ],
+)
 def test_SP_104_a_stream_that_ends_is_opened_again(
     api: WorkloadApi, harness: Harness, code: str
 ) -> None:
