@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from x0tta6bl4.core.routing import map as map_module
+from x0tta6bl4.core.routing import paths as paths_module
 from x0tta6bl4.core.routing.map import Map, Report, two_way
 from x0tta6bl4.core.routing.paths import INFINITE, Tree, links_of, paths, shares
 from x0tta6bl4.wire.records import Adjacency
@@ -148,6 +149,45 @@ def test_the_first_is_the_shortest_and_the_second_is_disjoint_if_any_pair_is(see
         # The trap: then the pair is the cheapest there is.
         total = sum(map.cost(path) for path in found[:2])
         assert total == min(map.cost(a) + map.cost(b) for a, b in by_node)
+
+
+@pytest.mark.parametrize("near", [1, 3])
+def test_what_must_be_shared_may_be_found_out_early_late_or_never(
+    near: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = Random(f"near/{near}")
+    for _ in range(60):
+        size = random.randrange(4, 40)
+        map = mapped(size, random_costs(random, size, random.randrange(size // 2)))
+        map.stub[random.randrange(1, size)] = random.random() < 0.3
+        tree = Tree(map)
+        tree.build()
+        found = []
+        for looked in (near, 10_000):
+            monkeypatch.setattr(paths_module, "_NEAR", looked)
+            found.append([paths(map, tree, target) for target in range(size)])
+        assert found[0] == found[1]
+
+
+def test_a_node_on_one_link_does_not_search_the_whole_map_for_a_second_path() -> None:
+    """Every path shares its link, which is found out at once (1.5 ms or more without that)."""
+    random = Random(3)
+    costs = {(a + 1, b + 1): c for (a, b), c in random_costs(random, 999, 1200).items()}
+    map = mapped(1000, costs | {(0, 1): 1})
+    looked = []
+
+    class Counting(list[dict[int, int]]):
+        def __getitem__(self, node: int) -> dict[int, int]:  # type: ignore[override]
+            looked.append(node)
+            return super().__getitem__(node)
+
+    tree = Tree(map)
+    tree.build()
+    near = sorted(range(1000), key=tree.distance.__getitem__)[5:15]
+    map.links = Counting(map.links)
+    for target in near:
+        paths(map, tree, target)
+    assert len(looked) < 10 * 500
 
 
 def test_the_trap_in_which_the_shortest_path_blocks_every_second_one() -> None:

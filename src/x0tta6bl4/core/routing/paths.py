@@ -26,6 +26,9 @@ HOPS_MAX: Final = 16
 PATHS_MAX: Final = 3
 _SHARED_LINK: Final = 2**52
 _SHARED_NODE: Final = 2**44
+_NEAR: Final = 64
+"""Nodes looked at from the far end before it is found out what must be shared at the near end, and
+then at the near end."""
 
 Path = tuple[int, ...]
 Link = tuple[int, int]
@@ -202,8 +205,9 @@ def _named(map: Map, path: Path) -> tuple[str, ...]:
 def _detour(map: Map, tree: Tree, target: int, avoid: list[Path]) -> tuple[Path, int]:
     """The path that shares the fewest links with others, then the fewest nodes, then the cheapest.
 
-    A* from the target; the distances in the tree are the exact rest of the way without penalties,
-    hence never too high with them.
+    A* from the target.  What is left of the way costs at least its distance in the tree, which
+    knows no penalties; if that does not lead to this node soon, it is found out which penalty
+    every way must pay.
 
     Returns:
         The path, and its penalty: 0 if it shares nothing, from _SHARED_LINK if it shares a link.
@@ -211,6 +215,8 @@ def _detour(map: Map, tree: Tree, target: int, avoid: list[Path]) -> tuple[Path,
     links, names, stub, distance = map.links, map.names, map.stub, tree.distance
     links_used = {link for path in avoid for link in links_of(path)}
     nodes_used = {node for path in avoid for node in path[1:-1]}
+    owed: dict[int, int] = {}
+    beyond = looked = 0
     cost_to = {target: 0}
     towards: dict[int, int] = {}
     heap = [(distance[target], names[target], target, 0)]
@@ -224,6 +230,11 @@ def _detour(map: Map, tree: Tree, target: int, avoid: list[Path]) -> tuple[Path,
         if node == 0:
             best = cost
             continue
+        looked += 1
+        if looked == _NEAR:
+            owed, beyond = _unavoidable(map, links_used, nodes_used)
+            heap = [(g + owed.get(n, beyond), name, n, c) for g, name, n, c in heap]
+            heapq.heapify(heap)
         for other, step in links[node].items():
             if other and (stub[other] or other == target or distance[other] >= INFINITE):
                 continue
@@ -236,7 +247,8 @@ def _detour(map: Map, tree: Tree, target: int, avoid: list[Path]) -> tuple[Path,
             if known is None or there < known:
                 cost_to[other] = there
                 towards[other] = node
-                heapq.heappush(heap, (there + distance[other], names[other], other, there))
+                guess = there + distance[other] + owed.get(other, beyond)
+                heapq.heappush(heap, (guess, names[other], other, there))
             elif there == known and names[node] < names[towards[other]]:
                 towards[other] = node
     if 0 not in cost_to:
@@ -245,6 +257,38 @@ def _detour(map: Map, tree: Tree, target: int, avoid: list[Path]) -> tuple[Path,
     while path[-1] != target:
         path.append(towards[path[-1]])
     return tuple(path), cost_to[0] // _SHARED_NODE * _SHARED_NODE
+
+
+def _unavoidable(
+    map: Map, links_used: set[Link], nodes_used: set[int]
+) -> tuple[dict[int, int], int]:
+    """What one must share on the way to this node, wherever one comes from.
+
+    It is a search from this node that counts penalties only and ends after _NEAR nodes: where all
+    links of this node are in use, or it hangs on others by one link, it need not go far to know.
+
+    Returns:
+        Least penalty from each node that was reached, and the least from all others.
+    """
+    links, stub = map.links, map.stub
+    owed: dict[int, int] = {}
+    heap = [(0, 0)]
+    while heap:
+        penalty, node = heapq.heappop(heap)
+        if node in owed:
+            continue
+        if len(owed) >= _NEAR:
+            return owed, penalty
+        owed[node] = penalty
+        if node and stub[node]:
+            continue
+        if node in nodes_used:
+            penalty += _SHARED_NODE
+        for other in links[node]:
+            if other not in owed:
+                used = ((node, other) if node < other else (other, node)) in links_used
+                heapq.heappush(heap, (penalty + _SHARED_LINK if used else penalty, other))
+    return owed, INFINITE
 
 
 def _disjoint_pair(map: Map, tree: Tree, first: Path, *, split: bool) -> list[Path] | None:
