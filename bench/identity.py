@@ -79,7 +79,8 @@ class Site:
         """Process ids by part."""
         found = {"authority": self.mesh.pids("authority")[0]}
         for part in ("agent", "proxy"):
-            found |= {part: pid for pid in self.mesh.pids(NODE, part)}
+            for pid in self.mesh.pids(NODE, part):
+                found[part] = pid
         return found
 
 
@@ -209,9 +210,7 @@ async def live(outcome: Outcome, site: Site, runs: int) -> None:
     gone, revoked = Times(outcome), Times(outcome)
     async with site.admin() as admin:
         await admin.entry_create(entry("server"))
-        for number, (times, how) in enumerate(
-            itertools.product((gone, revoked), range(runs))  # noqa: B023
-        ):
+        for number, (times, how) in enumerate(itertools.product((gone, revoked), range(runs))):
             del how
             caller = entry(f"caller{number}")
             await admin.entry_create(caller)
@@ -281,9 +280,7 @@ async def fetches(outcome: Outcome, site: Site, runs: int) -> None:
         await admin.entry_delete("bench-fetch")
     median = 1e3 * statistics.median(taken)
     outcome.figure("fetch_ms", {"median": round(median, 2), "calls": len(taken)})
-    outcome.check(
-        "fetch on an open channel: <= 1.5 ms (0.92)", median <= 1.5, f"{median:.2f} ms"
-    )
+    outcome.check("fetch on an open channel: <= 1.5 ms (0.92)", median <= 1.5, f"{median:.2f} ms")
 
 
 # ------------------------------------------------------------------ a start

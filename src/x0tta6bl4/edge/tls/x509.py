@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, mldsa, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from x0tta6bl4.core.identity.rules import CertificateFields
+from x0tta6bl4.edge.tls.leaf import Stamp
 from x0tta6bl4.wire.errors import BadInput, Unavailable
 from x0tta6bl4.wire.ids import NodeName, SpiffeId, TrustDomain
 
@@ -118,7 +119,7 @@ class Issuer:
         intermediates: DER, own certificate first, for every leaf's chain; empty for an anchor.
     """
 
-    __slots__ = ("certificate", "domain", "intermediates", "key", "parsed")
+    __slots__ = ("certificate", "domain", "intermediates", "key", "parsed", "stamp")
 
     def __init__(
         self,
@@ -132,6 +133,7 @@ class Issuer:
         self.certificate = certificate
         self.intermediates = tuple(intermediates)
         self.parsed = Parsed(certificate)
+        self.stamp = Stamp(self.parsed.certificate, self.parsed.fields.key)
 
 
 # ------------------------------------------------------------------------------------------ parse
@@ -315,28 +317,12 @@ def issue_leaf_for(
     backdate_s: int = BACKDATE_S,
 ) -> tuple[bytes, ...]:
     """As `issue_leaf`, for a key whose possession is proven already."""
-    start, end = _period(issuer, now_unix_s, ttl_s, backdate_s)
-    subject = x509.Name(
-        [] if via is None else [x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, _VIA + via)]
-    )
-    names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(id)])
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer.parsed.certificate.subject)
-        .public_key(key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(start)
-        .not_valid_after(end)
-        .add_extension(names, critical=via is None)  # SP-024
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage("digital_signature"), critical=True)
-        .add_extension(_BOTH, critical=False)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-        .add_extension(_authority_key(issuer), critical=False)
-        .sign(issuer.key, _hash_for(issuer.key))
-    )
-    return (certificate.public_bytes(serialization.Encoding.DER), *issuer.intermediates)
+    start_s, end_s = _period(issuer, now_unix_s, ttl_s, backdate_s)
+    unit = "" if via is None else _VIA + via  # SP-024: the name is critical without a subject.
+    serial = x509.random_serial_number()
+    body = issuer.stamp.body(key, id, unit, start_s, end_s, serial)
+    signature = issuer.key.sign(body, ec.ECDSA(_hash_for(issuer.key)))
+    return (issuer.stamp.signed(body, signature), *issuer.intermediates)
 
 
 def make_crl(
@@ -378,15 +364,15 @@ def issue_ocsp_delegate(
     Raises:
         Unavailable: the CA has expired.
     """
-    start, end = _period(issuer, now_unix_s, ttl_s, BACKDATE_S)
+    start_s, end_s = _period(issuer, now_unix_s, ttl_s, BACKDATE_S)
     certificate = (
         x509.CertificateBuilder()
         .subject_name(_ca_name("OCSP of " + issuer.domain))
         .issuer_name(issuer.parsed.certificate.subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(start)
-        .not_valid_after(end)
+        .not_valid_before(_time(start_s))
+        .not_valid_after(_time(end_s))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage("digital_signature"), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.OCSP_SIGNING]), critical=True)
@@ -394,7 +380,7 @@ def issue_ocsp_delegate(
         .add_extension(_authority_key(issuer), critical=False)
         .sign(issuer.key, _hash_for(issuer.key))
     )
-    return certificate, int(end.timestamp())
+    return certificate, end_s
 
 
 # ---------------------------------------------------------------------------------------- records
@@ -441,9 +427,6 @@ _CURVES: Final[dict[str, type[ec.SECP256R1] | type[ec.SECP384R1]]] = {
     "P-384": ec.SECP384R1,
 }
 _NAMES: Final = {"secp256r1": "P-256", "secp384r1": "P-384"}
-_BOTH: Final = x509.ExtendedKeyUsage(
-    [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-)
 _ANY: Final = (
     ec.EllipticCurvePrivateKey,
     rsa.RSAPrivateKey,
@@ -557,14 +540,14 @@ def _authority_key(issuer: Issuer) -> x509.AuthorityKeyIdentifier:
 
 def _period(
     issuer: Issuer, now_unix_s: int, ttl_s: int, backdate_s: int = BACKDATE_S
-) -> tuple[datetime, datetime]:
+) -> tuple[int, int]:
     start = now_unix_s - backdate_s
     end = min(start + ttl_s, issuer.parsed.fields.not_after_unix_s)
     if end <= now_unix_s:
         raise Unavailable(
             "X0-TLS-010", "the CA certificate has expired or the lifetime is nil", "rotate the CA"
         )
-    return _time(start), _time(end)
+    return start, end
 
 
 def _time(unix_s: int) -> datetime:
