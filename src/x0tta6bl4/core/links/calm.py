@@ -161,8 +161,5 @@ def _hear(there: Way, back: Way, heard: int) -> None:
     n.echo_us = last.sent_us
     n.heard_at = n.echo_at = last.sent_us + ahead_us
     n.judge_at = n.heard_at + n.patience_us
-    while True:  # Once in a while it is looked whether there is something to tell: there is not.
-        count = there.sent(n.told_at + there.target.config.quality_us - ahead_us - 1) + 1
-        if count > heard:
-            return
-        n.told_at = there.at(count) + ahead_us
+    if n.heard_at >= n.look_at:  # Whether there is something to tell: there is not.
+        n.looked(n.heard_at, there.target.config.quality_us)

@@ -240,7 +240,7 @@ class Links:
             last = n.told_quality
             if (
                 n.told != TOLD_UP
-                or now - n.told_at >= self._config.quality_us
+                or now >= n.look_at
                 or quality.gray != last.gray
                 or n.agent_alive != last.agent_alive
             ):
@@ -278,7 +278,7 @@ class Links:
         n.judge_at = now + n.patience_us
         if n.scheduled < n.next_send:
             self._schedule(n)
-        if now - n.told_at < self._config.quality_us:
+        if now < n.look_at:
             return NOTHING
         out: list[Effect] = []
         self._tell_up(n, now, out)
@@ -414,7 +414,7 @@ class Links:
         quality = n.quality
         if n.told == TOLD_UP:
             if not n.differs():
-                n.told_at = now
+                n.looked(now, self._config.quality_us)
                 return
             kind: type[LinkQuality] | type[LinkUp] = LinkQuality
         else:
@@ -425,7 +425,7 @@ class Links:
                 n.failed = False
             kind = LinkUp
         n.told = TOLD_UP
-        n.told_at = now
+        n.look_at = now + self._config.quality_us
         fields = (n.config.node, quality.rtt_us, quality.loss_ppm, quality.gray, n.agent_alive)
         n.told_quality = LinkQuality(*fields)
         out.append(kind(*fields))

@@ -21,6 +21,7 @@ class Neighbour:
         sequence: of our newest hello; `window.top` is the neighbour's.
         skipped: sequences up to `window.top` that never came, so `top - skipped` did.
         scheduled: when a tick was last asked for; -1: none is wanted.
+        look_at: the first hello from here on asks whether figures are worth telling.
     """
 
     __slots__ = (
@@ -37,6 +38,7 @@ class Neighbour:
         "heard_at",
         "interval_us",
         "judge_at",
+        "look_at",
         "multiplier",
         "next_send",
         "patience_us",
@@ -52,7 +54,6 @@ class Neighbour:
         "suspect",
         "suspect_us",
         "told",
-        "told_at",
         "told_quality",
         "up_at",
         "window",
@@ -68,7 +69,7 @@ class Neighbour:
         self.scheduled: int = NEVER
         self.sent_at = 0
         self.told = TOLD_DOWN
-        self.told_at = 0
+        self.look_at = 0
         self.told_quality = LinkQuality(config.node, 0, 0, False, False)
         self.window = Window()
         self.start(now)
@@ -116,6 +117,13 @@ class Neighbour:
             and quality.seen_lost >= 0
             else ()
         )
+
+    def looked(self, now: int, every_us: int) -> None:
+        """Nothing was worth telling: ask again at the next instant of a fixed grid.
+
+        So where that is doesn't depend on when hellos have come in between.
+        """
+        self.look_at += ((now - self.look_at) // every_us + 1) * every_us
 
     def agree(self, interval_us: int, multiplier: int) -> None:
         """Timers from both ends' intervals (RFC 5880 section 6.8.4)."""

@@ -42,12 +42,13 @@ class Realm:
         seed: makes its secrets.
     """
 
-    __slots__ = ("_key_of", "_known", "_secret", "_serial", "record_key")
+    __slots__ = ("_known", "_leaves", "_secret", "_serial", "record_key")
 
     def __init__(self, seed: object) -> None:
         self._secret = blake2b(f"{seed}/ca".encode(), digest_size=32).digest()
         self._serial = 0
         self._known: dict[Record, Verdict] = {}
+        self._leaves: dict[bytes, Leaf | None] = {}
         self.record_key = RecordKey("key-1", blake2b(b"point", key=self._secret).digest())
 
     # ------------------------------------------------------------------------------ the authority
@@ -76,10 +77,15 @@ class Realm:
 
     def leaf(self, data: bytes) -> Leaf | None:
         """Fields of a leaf that the CA has issued; None for any other."""
+        if data in self._leaves:
+            return self._leaves[data]
+        if len(self._leaves) >= _KNOWN_MAX:
+            self._leaves.clear()
         body = data[:-_TAG]
-        if len(data) <= _TAG or self._tag(body) != data[-_TAG:]:
-            return None
-        return msgspec.msgpack.decode(body, type=Leaf)
+        good = len(data) > _TAG and self._tag(body) == data[-_TAG:]
+        leaf = msgspec.msgpack.decode(body, type=Leaf) if good else None
+        self._leaves[data] = leaf
+        return leaf
 
     def verify(self, record: Record, unix_s: int) -> Verdict:
         """Judge a node record: chain, signature, and not beyond the leaf's notAfter."""
