@@ -17,8 +17,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from x0tta6bl4.sdk.identity.authorize import Authorizer
+from x0tta6bl4.sdk.identity.connections import Live
 from x0tta6bl4.sdk.identity.source import X509Source
-from x0tta6bl4.sdk.identity.tls import HANDSHAKE_S, register, ssl_context
+from x0tta6bl4.sdk.identity.tls import HANDSHAKE_S, admit, ssl_context
 from x0tta6bl4.wire.errors import Refused, Unavailable
 from x0tta6bl4.wire.ids import SpiffeId
 
@@ -61,7 +62,7 @@ async def create_server(
     options: dict[str, Any] = {"ssl": tls, "ssl_handshake_timeout": HANDSHAKE_S, **more}
 
     def doorman() -> asyncio.Protocol:
-        return _Doorman(factory, source, authorize)
+        return Doorman(lambda _: factory(), source, authorize)
 
     if "path" in options:
         return await loop.create_unix_server(doorman, **options)
@@ -108,7 +109,7 @@ async def create_connection(
         "ssl_handshake_timeout": HANDSHAKE_S,
         **more,
     }
-    doorman: _Doorman[P] = _Doorman(factory, source, authorize)
+    doorman = Doorman(lambda _: factory(), source, authorize)
     if "path" in options:
         transport, _ = await loop.create_unix_connection(lambda: doorman, **options)
     else:
@@ -129,10 +130,22 @@ def peer_id(transport: asyncio.BaseTransport | asyncio.StreamWriter) -> SpiffeId
     return id
 
 
-class _Doorman(asyncio.Protocol, Generic[P]):
-    """Protocol of a connection until it is registered."""
+class Doorman(asyncio.Protocol, Generic[P]):
+    """Protocol of a connection until it is registered.
 
-    def __init__(self, factory: Callable[[], P], source: X509Source, authorize: Authorizer) -> None:
+    Args:
+        factory: makes the protocol that the connection gets then, for that peer.
+        source: what the TLS of the connection was made from.
+        authorize: asked again at every change.
+
+    Attributes:
+        behind: what was made; None: nobody was let in.
+        error: why.
+    """
+
+    def __init__(
+        self, factory: Callable[[Live], P], source: X509Source, authorize: Authorizer
+    ) -> None:
         self._factory = factory
         self._source = source
         self._authorize = authorize
@@ -140,12 +153,13 @@ class _Doorman(asyncio.Protocol, Generic[P]):
         self.error: Refused | Unavailable | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The handshake is complete, and both ends are judged."""
         try:
-            register(transport, self._source, authorize=self._authorize)
+            live = admit(transport, self._source, authorize=self._authorize)
         except (Refused, Unavailable) as error:
             self.error = error
             transport.abort()  # type: ignore[attr-defined]
             return
-        self.behind = self._factory()
+        self.behind = self._factory(live)
         transport.set_protocol(self.behind)
         self.behind.connection_made(transport)
