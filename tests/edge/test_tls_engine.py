@@ -212,6 +212,26 @@ def test_decrypt_is_feed_and_read_at_once(ca: FakeCa) -> None:
         s.read(plain)
 
 
+def test_encrypt_is_write_and_take_at_once(ca: FakeCa) -> None:
+    c, s = pair(ca)
+    cipher, plain = memoryview(bytearray(1 << 16)), memoryview(bytearray(1 << 18))
+    assert c.encrypt(b"", cipher) == 0
+    for length in (1, 16_384, 100_000):
+        data = random.Random(length).randbytes(length)
+        size = c.encrypt(data, cipher)
+        while size:  # What did not fit is still there.
+            s.feed(cipher[:size])
+            size = c.take(cipher)
+        assert s.read(plain) == length
+        assert bytes(plain[:length]) == data
+    c.feed(b"no record of anybody" * 3)
+    with pytest.raises(TlsRefused):
+        c.read(plain)
+    assert c.failed
+    with pytest.raises(TlsRefused):
+        c.encrypt(b"too late", cipher)
+
+
 def test_decrypt_keeps_pointers_into_whole_buffers_only(ca: FakeCa) -> None:
     c, s = pair(ca)
     whole = memoryview(bytearray(1 << 10))

@@ -24,7 +24,7 @@ from x0tta6bl4.core.session.frames import (
     VALUE_MAX,
     ProtocolError,
 )
-from x0tta6bl4.core.session.pipe import Pipe, SessionBroken
+from x0tta6bl4.core.session.pipe import UNREAD_MAX, Pipe, SessionBroken
 from x0tta6bl4.core.session.stream import Stream
 
 ACK_EVERY: Final = 256 * 1024
@@ -198,7 +198,11 @@ class Circuit:
                         if stream is None or stream.pipe is None:
                             pipe.drop_bytes(count)
                         else:
-                            stream.deliver(data[at:end])
+                            stream.received += count
+                            if stream.received > stream.promised:
+                                stream.overrun()
+                            else:
+                                stream.on_data(data[at:end])
                     at = end
                     continue
                 if size - at < HEADER_BYTES:
@@ -238,7 +242,9 @@ class Circuit:
             return at
         finally:
             if came:
-                pipe.count_in(came)
+                pipe.unread += came
+                if pipe.unread - pipe.told_taken > UNREAD_MAX:
+                    pipe.broken = pipe.broken or "credit"
             if skip >= 0:
                 self.offset = offset
                 if offset > pipe.received:

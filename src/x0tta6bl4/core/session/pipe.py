@@ -6,7 +6,7 @@ acknowledged, the offset up to which the other end's frames were taken, streams 
 it was acknowledged.  Neither knows time, sockets or TLS; both are driven the same way by the
 proxy's epoll loop and by the simulator:
 
-    pipe.open / room + put / write / finish / reset          the application's side
+    pipe.open / receive / write / finish / reset             the application's side
     pipe.flush()                                             at the end of each batch of events
     while (view := circuit.pending()): tls.write(view)       while the send buffer is empty
     circuit.feed(view)                                       what TLS has decrypted
@@ -24,6 +24,7 @@ Rules (house rules of the session; each has a test in tests/core/test_session_pi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from x0tta6bl4.core.session import frames
@@ -41,7 +42,7 @@ from x0tta6bl4.core.session.frames import (
     Reset,
 )
 from x0tta6bl4.core.session.ring import CHUNK_COST, Allocate, Ring, RingFull
-from x0tta6bl4.core.session.stream import Stream
+from x0tta6bl4.core.session.stream import TELL_TAKEN, Stream
 
 if TYPE_CHECKING:
     from x0tta6bl4.core.session.circuit import Circuit
@@ -52,10 +53,14 @@ HELD_MAX: Final = 4 * 1024 * 1024
 HELD_SLACK: Final = 512 * 1024
 """Beyond HELD_MAX: for FIN, RST and what is already under way; WINDOW and OPEN wait."""
 QUEUE_MAX: Final = 256 * 1024
+CALM_BYTES: Final = 8 * 1024
+"""So few unacknowledged bytes meet no bound, even in the smallest chunks."""
 STREAMS_MAX: Final = 4096
 STREAM_NUMBER_MAX: Final = 0xFFFFFFF0
 READ_BYTES_MIN: Final = 16 * 1024
 READ_BYTES_MAX: Final = 256 * 1024
+UNREAD_MAX: Final = SESSION_CREDIT + READ_BYTES_MAX
+"""Bytes that came in and for which no credit was given back, beyond which a session ends."""
 
 _pack_into = HEADER.pack_into
 
@@ -104,12 +109,16 @@ class Pipe:
             short of memory lowers it.
         sent_high: highest offset ever given to a circuit: below it, sending is resending.
         resent: bytes resent so far.
+        unread: DATA bytes that came in; with the next two, the session's credit as we count it.
+        taken: of these, what applications have taken.
+        told_taken: of these, what the other end was told.
     """
 
     __slots__ = (
-        "_dirty", "_grants", "_read_bytes", "_room_left", "_taken", "_told_taken", "_unread",
+        "_dirty", "_grants", "_read_bytes",
         "active", "broken", "client", "credit", "held_max", "hooks", "next_number",
-        "opened_total", "paused", "received", "resent", "ring", "sent_high", "streams",
+        "opened_total", "paused", "received", "resent", "ring", "sent_high", "streams", "taken",
+        "told_taken", "unread",
     )  # fmt: skip
 
     def __init__(self, allocate: Allocate, hooks: Hooks, client: bool) -> None:
@@ -125,9 +134,7 @@ class Pipe:
         self.next_number = 1
         self.sent_high = self.resent = self.opened_total = 0
         self.held_max = HELD_MAX
-        self._unread = 0
-        """DATA bytes that came in; with `_taken`: the session's credit as we count it."""
-        self._taken = self._told_taken = 0
+        self.unread = self.taken = self.told_taken = 0
         self._read_bytes = READ_BYTES_MIN
         self._dirty = False
         self._grants: dict[int, Stream] = {}
@@ -158,55 +165,57 @@ class Pipe:
         stream.opened = True
         self._put(frames.frame(stream.number, OPENED))
 
-    def room(self, stream: Stream) -> memoryview | None:
-        """Where the next bytes of a stream may be put; follow with `put` before anything else.
+    def receive(self, stream: Stream, fill: Callable[[memoryview], int]) -> int:
+        """Let the next bytes of a stream be put straight into the session.
 
+        Args:
+            stream: of this session.
+            fill: gets a view of 1 byte to 256 KiB, for the time of the call; returns how many
+                bytes it has put there.  What it raises passes, and nothing was put.
         Returns:
-            None while the session is paused or the stream has no credit; else 1 byte to 256 KiB.
+            What `fill` returned; -1 where it was not called, as the session is paused or the
+            stream has no credit.
         """
         credit = stream.credit
         if self.paused or credit <= 0 or self.credit <= 0:
-            return None
+            return -1
         ring = self.ring
         at = ring.at + HEADER_BYTES
         size = ring.limit - at
         if size < self._read_bytes:
             if not self._begin(self._read_bytes + HEADER_BYTES) or self.paused:
-                return None
+                return -1
             at = ring.at + HEADER_BYTES
             size = ring.limit - at
         if size > READ_BYTES_MAX:
             size = READ_BYTES_MAX
-        self._room_left = size
-        if credit < size:
-            size = credit
-        return ring.view[at : at + size]
-
-    def put(self, stream: Stream, count: int) -> None:
-        """`count` bytes (at least one) were put where `room` said."""
-        ring = self.ring
-        at = ring.at
-        _pack_into(ring.view, at, stream.number, count)
-        ring.at = at + HEADER_BYTES + count
-        stream.credit -= count
-        stream.sent += count
-        self.credit -= count
-        if count == self._room_left and self._read_bytes < READ_BYTES_MAX:
-            self._read_bytes *= 2
+        view = ring.view
+        count = fill(view[at : at + (size if size < credit else credit)])
+        if count > 0:
+            _pack_into(view, at - HEADER_BYTES, stream.number, count)
+            ring.at = at + count
+            stream.credit = credit - count
+            stream.sent += count
+            self.credit -= count
+            if count == size and self._read_bytes < READ_BYTES_MAX:
+                self._read_bytes *= 2
+        return count
 
     def write(self, stream: Stream, data: memoryview | bytes) -> int:
         """Copy bytes into the session; returns how many there was room for."""
-        view = memoryview(data)
-        done = 0
-        while done < len(view):
-            room = self.room(stream)
-            if room is None:
+        rest = memoryview(data)
+
+        def fill(room: memoryview) -> int:
+            count = min(len(room), len(rest))
+            room[:count] = rest[:count]
+            return count
+
+        while rest:
+            count = self.receive(stream, fill)
+            if count < 0:
                 break
-            count = min(len(room), len(view) - done)
-            room[:count] = view[done : done + count]
-            self.put(stream, count)
-            done += count
-        return done
+            rest = rest[count:]
+        return len(data) - len(rest)
 
     def finish(self, stream: Stream) -> None:
         """The application has sent everything."""
@@ -232,10 +241,15 @@ class Pipe:
     # ------------------------------------------------------------------ credit
     def took(self, count: int) -> None:
         """Applications have taken `count` bytes: tell the other end now and then."""
-        self._taken = taken = self._taken + count
-        if taken - self._told_taken >= SESSION_CREDIT // 4 and not self.broken:
-            value = taken - self._told_taken
-            self._told_taken = taken
+        self.taken += count
+        if self.taken - self.told_taken >= TELL_TAKEN:
+            self.tell_taken()
+
+    def tell_taken(self) -> None:
+        """Give the session's credit for what was taken back to the other end."""
+        if not self.broken:
+            value = self.taken - self.told_taken
+            self.told_taken = self.taken
             self._put(frames.frame(0, WINDOW, value))
 
     def grant(self, stream: Stream) -> None:
@@ -257,7 +271,8 @@ class Pipe:
         self._dirty = False
         ring = self.ring
         if ring.limit and ring.close() is not None:
-            self.press()
+            if self.paused or ring.written - ring.acknowledged > CALM_BYTES:
+                self.press()
             if self.active is not None:
                 self.hooks.ready(self)
 
@@ -377,12 +392,6 @@ class Pipe:
         else:
             self.forget(stream)
             stream.on_reset(frames.reset_of(value))
-
-    def count_in(self, count: int) -> None:
-        """DATA bytes came in: beyond the session's credit the session ends."""
-        self._unread += count
-        if self._unread - self._told_taken > SESSION_CREDIT + READ_BYTES_MAX:
-            self.broken = self.broken or "credit"
 
     # ------------------------------------------------------------------ details
     def _put(self, frame: bytes) -> None:

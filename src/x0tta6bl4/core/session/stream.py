@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 CREDIT_MIN: Final = 64 * 1024
 CREDIT_MAX: Final = 1024 * 1024
+TELL_TAKEN: Final = 2 * 1024 * 1024
+"""Bytes taken after which the other end of the session is told: a quarter of its credit."""
 NO_NAME: Final = Open()
 
 
@@ -40,11 +42,12 @@ class Stream:
         received: body bytes that came in.
         taken: of these, what the application has taken.
         sent: body bytes that went out.
+        promised: up to how many body bytes may come in.
     """
 
     __slots__ = (
-        "_promised", "_window", "ask", "credit", "ended", "finished", "lent", "number", "opened",
-        "pipe", "received", "sent", "taken",
+        "_window", "ask", "credit", "ended", "finished", "lent", "number", "opened",
+        "pipe", "promised", "received", "sent", "taken",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -54,7 +57,7 @@ class Stream:
         self.credit = CREDIT_MIN
         self.opened = self.finished = self.ended = False
         self.sent = self.received = self.taken = self.lent = 0
-        self._window = self._promised = CREDIT_MIN
+        self._window = self.promised = CREDIT_MIN
 
     # ------------------------------------------------------------------ filled in by the driver
     def on_data(self, data: memoryview) -> None:
@@ -88,8 +91,10 @@ class Stream:
             back = lent if lent < count else count
             self.lent = lent - back
             count -= back
-        pipe.took(count)
-        if (self._promised - self.taken) * 2 <= self._window:
+        pipe.taken += count  # As `pipe.took`, for every answer comes by here.
+        if pipe.taken - pipe.told_taken >= TELL_TAKEN:
+            pipe.tell_taken()
+        if (self.promised - self.taken) * 2 <= self._window:
             pipe.grant(self)
 
     def lend(self) -> int:
@@ -107,23 +112,16 @@ class Stream:
         return standing
 
     # ------------------------------------------------------------------ called by the pipe
-    def deliver(self, data: memoryview) -> None:
-        """Count bytes in and hand them on; more than was promised resets the stream."""
-        count = len(data)
-        self.received += count
-        pipe = self.pipe
-        if pipe is None:
-            return
-        if self.received > self._promised:
-            pipe.reset(self, Reset.CREDIT)
+    def overrun(self) -> None:
+        """More came than was promised: the stream is reset."""
+        if self.pipe is not None:
+            self.pipe.reset(self, Reset.CREDIT)
             self.on_reset(Reset.CREDIT)
-            return
-        self.on_data(data)
 
     def next_grant(self) -> int:
         """How much to promise now; the window doubles while the application keeps up."""
         if self.taken == self.received and self._window < CREDIT_MAX:
             self._window *= 2
-        more = self.taken + self._window - self._promised
-        self._promised += more
+        more = self.taken + self._window - self.promised
+        self.promised += more
         return more

@@ -75,6 +75,7 @@ class Engine:
         peer_chain: the peer's certificates, DER, leaf first, as they were judged.
         group: key exchange that was negotiated, e.g. `X25519MLKEM768`.
         alpn: protocol that was negotiated.
+        failed: the next `read` raises: broken, or closed by the peer.
     """
 
     __slots__ = (
@@ -96,6 +97,7 @@ class Engine:
         "_ssl",
         "alpn",
         "context",
+        "failed",
         "group",
         "peer",
         "peer_chain",
@@ -126,6 +128,7 @@ class Engine:
             lib.SSL_set_connect_state(self._ssl)
         lib.SSL_set_verify(self._ssl, mode, _VERIFY_CALLBACK)
         self._complete = False
+        self.failed = False
         self._failed = ""
         self._closed = False
         self._due = self._eof = False
@@ -243,6 +246,26 @@ class Engine:
         if size and _ssl_write(self._ssl, _from_buffer(view), size) != size:
             raise self._fail()
 
+    def encrypt(self, view: Buffer, into: memoryview) -> int:
+        """`write` a buffer, and `take`.
+
+        Args:
+            view: at most WRITE_BYTES_MAX.
+            into: for ciphertext; `take` gives what does not fit.
+        Returns:
+            As `take`.
+        Raises:
+            TlsRefused: as `write`.
+        """
+        if self._failed:
+            raise TlsRefused(self._failed)
+        assert self._complete, "write before the peer was judged"
+        size = len(view)
+        if size and _ssl_write(self._ssl, _from_buffer(view), size) != size:
+            raise self._fail()
+        taken: int = _bio_read(self._out, _from_buffer(into), len(into))
+        return taken if taken > 0 else 0
+
     def read(self, into: bytearray | memoryview) -> int:
         """Decrypt what was fed into the caller's buffer, as much as fits.
 
@@ -259,7 +282,7 @@ class Engine:
         assert self._complete, "read before the peer was judged"
         at = ffi.from_buffer("char[]", into, require_writable=True)
         try:
-            return self._read(at, len(into))
+            return self._read(at, len(into), _ssl_read(self._ssl, at, len(into)))
         finally:
             # A pointer into a buffer must not live on in a traceback: CPython crashes when
             # it collects the two as garbage (measured).
@@ -287,12 +310,15 @@ class Engine:
             self._plain, self._plain_at = into, _pointer(into)
         if _bio_write(self._in, self._cipher_at, count) != count:
             raise self._fail()
-        return self._read(self._plain_at, len(into))
+        got: int = _ssl_read(self._ssl, self._plain_at, len(into))
+        if got > 0 and not self._eof and not _bio_rest(self._in, self._rest):
+            return got  # Nearly always: all that came, in one record.
+        return self._read(self._plain_at, len(into), got)
 
-    def _read(self, at: Any, size: int) -> int:
+    def _read(self, at: Any, size: int, n: int) -> int:
+        """Go on after an SSL_read to the start of a buffer that gave `n`."""
         ssl, got = self._ssl, 0
-        while got < size:
-            n: int = _ssl_read(ssl, at + got if got else at, size - got)
+        while True:
             if n <= 0:
                 if lib.SSL_get_error(ssl, n) == lib.SSL_ERROR_WANT_READ:
                     return got
@@ -302,9 +328,9 @@ class Engine:
                     return got  # What came before it; the next call raises.
                 raise failure
             got += n
-            if not _bio_rest(self._in, self._rest) and not self._eof:
-                break  # OpenSSL keeps no whole record back: it need not be asked in vain.
-        return got
+            if got == size or (not _bio_rest(self._in, self._rest) and not self._eof):
+                return got  # OpenSSL keeps no whole record back: it need not be asked in vain.
+            n = _ssl_read(ssl, at + got, size - got)
 
     def close(self) -> None:
         """Say that nothing more will be written: a close_notify waits in `take`.
@@ -319,11 +345,6 @@ class Engine:
     def closed(self) -> bool:
         """Whether the peer has closed properly and `read` has said so."""
         return self._closed
-
-    @property
-    def failed(self) -> bool:
-        """Whether the next `read` raises: broken, or closed by the peer."""
-        return self._due or self._failed != ""
 
     @property
     def pending(self) -> int:
@@ -354,6 +375,7 @@ class Engine:
     # -------------------------------------------------------------------------------- failures
     def _refuse(self, reason: str) -> TlsRefused:
         """Remember the reason, not the exception: that would hold its frames, and they us."""
+        self.failed = True
         self._failed = reason
         lib.ERR_clear_error()
         return TlsRefused(reason)
@@ -367,7 +389,7 @@ class Engine:
         if not code and lib.SSL_get_shutdown(self._ssl) & lib.SSL_RECEIVED_SHUTDOWN:
             if not self._complete:
                 return self._refuse("closed within the handshake")
-            self._closed = True
+            self.failed = self._closed = True
             return TlsClosed()
         if not self._complete and type(self.peer) is Denied and self.peer is not NO_CERTIFICATE:
             return self._refuse(self.peer.reason)

@@ -1,7 +1,7 @@
 """One circuit of the proxy: a socket, TLS over memory, and the session's circuit inside.
 
     readable  --> 256 KiB recv_into --> tls.decrypt --> circuit.feed --> applications
-    pump      <-- send <-- tls.take <-- tls.write <-- circuit.pending: [ACK +] one chunk
+    pump      <-- send <-- tls.encrypt <-- circuit.pending: [ACK +] one chunk
 
 A chunk is encrypted only while the socket has taken everything before it, so a failover throws
 away at most one batch of ciphertext.  Nothing here calls a machine from within `pump` or `feed`:
@@ -41,11 +41,8 @@ class Tls(Protocol):
     peer_not_after_unix_s: int
     peer_issued_unix_s: int
     peer_via: str
-
-    @property
-    def failed(self) -> bool:
-        """Whether the next `read` raises."""
-        ...
+    failed: bool
+    """The next `read` raises."""
 
     def feed(self, view: memoryview) -> None:
         """Take ciphertext in."""
@@ -65,6 +62,10 @@ class Tls(Protocol):
 
     def take(self, into: memoryview) -> int:
         """Ciphertext out."""
+        ...
+
+    def encrypt(self, view: memoryview, into: memoryview) -> int:
+        """`write`, and `take`."""
         ...
 
     def read(self, into: memoryview) -> int:
@@ -225,47 +226,51 @@ class TlsCircuit:
         if self.backlog or self._pumping or not self.up or not self.open:
             return  # While it pumps, what is flushed meanwhile finds its own way out.
         self._pumping = True
-        circuit, write = self.circuit, self.tls.write
-        pending = circuit.pending
+        circuit, tls, out = self.circuit, self.tls, self._buffers.send
         try:
-            view = pending()
-            while view is not None:
-                write(view)
-                merged = len(view)
-                while circuit.more and merged <= MERGE_BYTES:
-                    view = pending()
-                    if view is None:
-                        break
-                    write(view)
-                    merged += len(view)
-                if not self._send() or not circuit.more:
+            while (view := circuit.pending()) is not None:
+                size = self._merge(view) if circuit.more else tls.encrypt(view, out)
+                if not self._send(size) or not circuit.more:
                     return
-                view = pending()
         except X0Error as error:
             self.lose(_reason(error))
         finally:
             self._pumping = False
 
-    def _send(self) -> bool:
-        """Ciphertext to the socket; True if it took everything."""
+    def _merge(self, view: memoryview | None) -> int:
+        """Encrypt several small chunks for one send; returns the bytes to be sent."""
+        merged = 0
+        while view is not None:
+            self.tls.write(view)
+            merged += len(view)
+            more = self.circuit.more and merged <= MERGE_BYTES
+            view = self.circuit.pending() if more else None
+        return self.tls.take(self._buffers.send)
+
+    def _send(self, size: int) -> bool:
+        """Send what was taken into the send buffer and what is behind; True if that was all."""
         out = self._buffers.send
-        while True:
-            size = self.tls.take(out)
-            if size:
-                try:
-                    sent = self.sock.send(out[:size])
-                except BlockingIOError:
-                    sent = 0
-                except OSError as error:
-                    self.lose(_os_reason(error))
-                    return False
-                if sent < size:
-                    self._out = self._buffers.keep()
-                    self._at, self.backlog = sent, size - sent
-                    self._watch(READ | WRITE)
-                    return False
+        while size:
+            try:
+                sent = self.sock.send(out[:size])
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                self.lose(_os_reason(error))
+                return False
+            if sent < size:
+                self._out = self._buffers.keep()
+                self._at, self.backlog = sent, size - sent
+                self._watch(READ | WRITE)
+                return False
             if size < SEND_BYTES:  # There was no more.
-                return True
+                break
+            size = self.tls.take(out)
+        return True
+
+    def _send_waiting(self) -> bool:
+        """Send what TLS has to say by itself; True if that was all."""
+        return self._send(self.tls.take(self._buffers.send))
 
     def _on_writable(self) -> None:
         out, at = self._out, self._at
@@ -283,7 +288,7 @@ class TlsCircuit:
                 return
             self._out = None
             self._buffers.give(out)
-        if not self._send():
+        if not self._send_waiting():
             return
         self._watch(READ)
         self.pump()
@@ -293,56 +298,50 @@ class TlsCircuit:
         if mask & WRITE:
             self._on_writable()
             if mask == WRITE or not self.open:
-                return
-        cipher = self._buffers.cipher
+                return None
+        tls, circuit = self.tls, self.circuit
+        cipher, plain = self._buffers.cipher, self._buffers.plain
         try:
             size = self.sock.recv_into(cipher)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self.lose(_os_reason(error))
-            return
-        if not size:
-            self.lose("eof")
-            return
-        try:
-            if self.up:
-                self._read(self.tls.decrypt(cipher, size, self._buffers.plain))
-                return
-            if not self._checked and not self._check_refusal(cipher[:size]):
-                return
-            self.tls.feed(cipher[:size])
-            if self._shake():
-                self._read(self.tls.read(self._buffers.plain))
-        except X0Error as error:
-            self.lose(_reason(error))
-
-    def _read(self, size: int) -> None:
-        """Execute `size` bytes that were decrypted, and everything behind them."""
-        plain, circuit = self._buffers.plain, self.circuit
-        try:
+            if not size:
+                return self.lose("eof")
+            size = tls.decrypt(cipher, size, plain) if self.up else self._greet(cipher[:size])
             while size:
                 circuit.feed(plain[:size])
-                if not self.open or (size < READ_BYTES and not self.tls.failed):
+                if not self.open or (size < READ_BYTES and not tls.failed):
                     break  # There was no more, and nothing wrong behind it.
-                size = self.tls.read(plain)
+                size = tls.read(plain)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            return self.lose(_os_reason(error))
         except ProtocolError:
             self.lose("protocol")
+        except X0Error as error:
+            return self.lose(_reason(error))
         except SessionBroken:
             pass  # The owner looks at `pipe.broken`.
         if circuit.control and self.open:
             self.pump()
         self._owner.on_fed(self)
+        return None
+
+    def _greet(self, data: memoryview) -> int:
+        """Before TLS is done: go on with it; bytes of plaintext that were behind it."""
+        if not self._checked and not self._check_refusal(data):
+            return 0
+        self.tls.feed(data)
+        return self.tls.read(self._buffers.plain) if self._shake() else 0
 
     def _shake(self) -> bool:
         """Go on with the handshake; True when done."""
         try:
             done = self.tls.shake()
         except X0Error as error:
-            self._send()
+            self._send_waiting()
             self.lose(_reason(error))
             return False
-        if not self._send() and not self.open:
+        if not self._send_waiting() and not self.open:
             return False
         if done:
             self.up = True
@@ -379,7 +378,7 @@ class TlsCircuit:
             return
         if self.up and not self.backlog:
             self.tls.close()
-            self._send()
+            self._send_waiting()
         self._shut()
 
     def _shut(self) -> None:

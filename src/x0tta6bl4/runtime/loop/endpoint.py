@@ -306,15 +306,13 @@ class Endpoint:
         )
 
     def flushed(self, session: Session) -> None:
-        """A session's batch was flushed: the machine may have to watch it."""
+        """A client's batch that nobody watches was flushed, or a session that is broken."""
         pipe = session.pipe
         if pipe.broken:
             if session.number in self.sessions:
                 self._after_batch(facts.Broken(session.number, pipe.broken))
-        elif session.client and not session.control.watching:
-            ring = pipe.ring
-            if ring.written > ring.confirmed:
-                self.give(facts.Wrote(session.number))
+        elif pipe.ring.written > pipe.ring.confirmed:
+            self.give(facts.Wrote(session.number))
 
     # ------------------------------------------------------------------ circuits
     def on_circuit(

@@ -165,7 +165,8 @@ class Loop:
             left = wake - self.now
             timeout = left / 1e6 if left > 0 else 0.0
         ready = self._epoll.poll(timeout, _EVENTS_MAX)
-        now = self.now = Instant(_clock_ns(_BOOTTIME) // 1000)  # As `clock`, without its frame.
+        now: Instant = _clock_ns(_BOOTTIME) // 1000  # type: ignore[assignment]
+        self.now = now  # As `clock`, without a call in Python.
         handlers, added = self._handlers, self._added
         if added:
             added.clear()

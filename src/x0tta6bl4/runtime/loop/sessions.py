@@ -168,7 +168,8 @@ class Session(Hooks):
         self._flushing = False
         pipe = self.pipe
         pipe.flush()
-        self.endpoint.flushed(self)
+        if pipe.broken or (self.client and not self.control.watching):
+            self.endpoint.flushed(self)
 
     # ------------------------------------------------------------------ called by streams
     def blocked(self, stream: AppStream) -> bool:

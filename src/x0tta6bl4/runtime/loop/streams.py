@@ -1,6 +1,6 @@
 """Application connections of the proxy: a socket on one side, a session's stream on the other.
 
-    app readable --> recv_into(pipe.room) --> pipe.put        (straight into the session's ring)
+    app readable --> pipe.receive(recv_into)                  (straight into the session's ring)
     on_data --> send; what the socket refuses is kept, at most the stream's credit
 
 Half-close and reset are carried exactly: FIN only after everything was written, a reset is a reset
@@ -104,22 +104,20 @@ class AppStream(Stream):
             return
         if self._unsent and not self._send_unsent():
             return
-        room = pipe.room(self)
-        if room is None:
-            self.session.wait(self)
-            self._watch()
-            return
         try:
-            count = self.sock.recv_into(room)
+            count = pipe.receive(
+                self, self.sock.recv_into if self.early is None else self._receive_early
+            )
         except BlockingIOError:
             return
         except OSError:
             self.fail(Reset.RESET)
             return
-        if count:
-            if self.early is not None:
-                self._keep(room[:count])
-            pipe.put(self, count)
+        if count > 0:
+            return
+        if count < 0:
+            self.session.wait(self)
+            self._watch()
             return
         pipe.finish(self)
         if self._wrote_end:
@@ -141,11 +139,14 @@ class AppStream(Stream):
             self.session.wait(self)
         return not self._unsent
 
-    def _keep(self, data: memoryview) -> None:
+    def _receive_early(self, room: memoryview) -> int:
+        """Receive, and keep it for another replica."""
         early = self.early
         assert early is not None
-        early += data
+        count = self.sock.recv_into(room)
+        early += room[:count]
         assert len(early) <= EARLY_BYTES_MAX, "no credit is granted before OPENED"
+        return count
 
     def _write(self) -> None:
         """Give the socket what waits."""
