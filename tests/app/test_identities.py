@@ -36,6 +36,7 @@ class Process:
 
     def __init__(self, uid: int, gid: int = 100, path: str = "/bin/web") -> None:
         self.uid, self.gid, self.path = uid, gid, path
+        self.pid = 1
         self.ended = False
         self.looks = 0
 

@@ -85,6 +85,15 @@ def test_what_differs_names_itself(text: str) -> None:
         "unix:cgroup:x",
         "unix:path:/" + "a" * 5000,
         "k8s:ns:default",
+        "python:script-sha256:ab",
+        "systemd:unit:web",
+        "systemd:unit:../web.service",
+        "systemd:slice:system.service",
+        "systemd:invocation:" + "AB" * 16,
+        "docker:label:web",
+        "docker:image-id:" + "ab" * 32,
+        "docker:container:abc",
+        "python:module:a..b",
     ],
 )
 def test_what_is_no_selector(text: str) -> None:
@@ -98,7 +107,7 @@ def test_an_entry_without_selectors_matches_nobody() -> None:
         parse_all([])
     with pytest.raises(BadInput):
         parse_all([f"unix:uid:{n}" for n in range(SELECTORS_MAX + 1)])
-    assert parse_all(["unix:uid:1", "unix:uid:1"]) == (Selector("uid", "1"),)
+    assert parse_all(["unix:uid:1", "unix:uid:1"]) == (Selector("unix:uid", "1"),)
 
 
 @given(

@@ -18,7 +18,8 @@ import pytest
 from x0tta6bl4.core.identity.selectors import Attributes
 from x0tta6bl4.core.machine import Denied
 from x0tta6bl4.edge.attest.peer import Peer, PeerAttestor
-from x0tta6bl4.edge.attest.process import Needs, Processes, ended, started_ticks
+from x0tta6bl4.edge.attest.proc import ended, started_ticks
+from x0tta6bl4.edge.attest.process import Needs, Processes
 
 UID, PROGRAM, CGROUP = Needs(), Needs(path=True), Needs(cgroup=True)
 HASH = Needs(path=True, sha256=True)

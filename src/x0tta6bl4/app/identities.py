@@ -12,6 +12,7 @@ in slices of SLICE, in an order drawn anew each time (SP-107).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -25,6 +26,7 @@ from x0tta6bl4.core.identity.selectors import (
     parse_all,
 )
 from x0tta6bl4.core.machine import Allowed, Denied, Verdict
+from x0tta6bl4.edge.attest.errands import PENDING
 from x0tta6bl4.edge.attest.listener import needs
 from x0tta6bl4.edge.attest.process import Needs
 from x0tta6bl4.edge.bundle.document import Document, encode_jwks, of_bundle, parse
@@ -49,7 +51,28 @@ TOKENS_MAX: Final = 4096
 """JWT-SVIDs kept; the one used longest ago is forgotten."""
 MINTS_MAX: Final = 16
 """Asked of the authority at once."""
+LOOK_AGAIN_S: Final = (0.02, 0.5)
+"""First and longest wait for a program that takes long to look at."""
+CALLERS_MAX: Final = 32
+"""Callers remembered for `x0 explain denied`, the newest."""
 _UID: Final = Needs()
+
+
+@final
+class Seen:
+    """A caller as it was when last looked at."""
+
+    __slots__ = ("gid", "looks", "pid", "uid", "unix_us")
+
+    def __init__(self, caller: Caller, unix_us: int) -> None:
+        self.pid, self.uid, self.gid = caller.pid, caller.uid, caller.gid
+        self.unix_us = unix_us
+        self.looks: dict[Needs, Attributes | Denied] = {}
+
+    @property
+    def pending(self) -> bool:
+        """Whether something is still being found out."""
+        return PENDING in self.looks.values()
 
 
 class World(Protocol):
@@ -105,7 +128,7 @@ class _Candidate:
 
     def may_be(self, uid: int, gid: int) -> bool:
         """Whether user and group don't rule it out."""
-        plain = [s for s in self.selectors if s.kind in ("uid", "gid")]
+        plain = [s for s in self.selectors if s.kind in ("unix:uid", "unix:gid")]
         return not plain or type(match(plain, Attributes(uid, (gid,)))) is Matches
 
 
@@ -182,6 +205,7 @@ class Identities:
         self._told_at = -QUIET_S
         self._stale = False
         self._generation = 0
+        self._seen: OrderedDict[tuple[int, int, int], Seen] = OrderedDict()
         self._look()
 
     # -------------------------------------------------------------- changes
@@ -230,7 +254,7 @@ class Identities:
         self._candidates = candidates
         self._of_uid, self._of_any = {}, []
         for made in candidates.values():
-            uids = {s.value for s in made.selectors if s.kind == "uid"}
+            uids = {s.value for s in made.selectors if s.kind == "unix:uid"}
             (self._of_uid.setdefault(uids.pop(), []) if uids else self._of_any).append(made)
         self._shared = {}
         bundle = self._world.bundle()
@@ -250,7 +274,7 @@ class Identities:
         found = [one for one in found if one.may_be(cohort.uid, cohort.gid)]
         found.sort(key=lambda one: (-len(one.selectors), one.entry.key))
         cohort.candidates = tuple(found)
-        if any(one.needs.program or one.needs.cgroup for one in found):
+        if any(one.needs.process for one in found):
             cohort.same = None
             cohort.ring()
             return
@@ -272,30 +296,54 @@ class Identities:
             cohort = self._cohorts[key] = _Cohort(*key)
         self._review(cohort)
         cohort.members += 1
+        told, again_s = False, LOOK_AGAIN_S[0]
         try:
             while True:
                 stamp = cohort.stamp
-                yield self._of(cohort, caller)
-                if cohort.stamp == stamp:
+                seen = Seen(caller, self._world.unix_us())
+                snapshot = self._of(cohort, caller, seen)
+                self._remember(seen)
+                if not seen.pending or not told:  # Nobody loses anything to a slow look.
+                    told = True
+                    yield snapshot
+                if cohort.stamp != stamp:
+                    continue
+                if not seen.pending:
+                    again_s = LOOK_AGAIN_S[0]
                     await cohort.changed()
+                    continue
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(cohort.changed(), again_s)
+                again_s = min(2 * again_s, LOOK_AGAIN_S[1])
         finally:
             cohort.members -= 1
 
-    def _of(self, cohort: _Cohort, caller: Caller) -> Snapshot:
+    def seen(self) -> tuple[Seen, ...]:
+        """Callers of this endpoint, the last one first."""
+        return tuple(reversed(self._seen.values()))
+
+    def _remember(self, seen: Seen) -> None:
+        key = seen.pid, seen.uid, seen.gid
+        self._seen[key] = seen
+        self._seen.move_to_end(key)
+        if len(self._seen) > CALLERS_MAX:
+            self._seen.popitem(last=False)
+
+    def _of(self, cohort: _Cohort, caller: Caller, seen: Seen) -> Snapshot:
         """What one caller has: all entries whose selectors hold."""
-        base = caller.attributes(_UID)
+        looks = seen.looks
+        base = looks[_UID] = caller.attributes(_UID)
         if isinstance(base, Denied):
             self._on_refused(base.reason)
             return self._snapshot(())
         if cohort.same is not None:
             return cohort.same
-        looks: dict[Needs, Attributes | Denied] = {_UID: base}
         matched = []
         for one in cohort.candidates:
             found = looks.get(one.needs)
             if found is None:
                 found = looks[one.needs] = caller.attributes(one.needs)
-                if isinstance(found, Denied):
+                if isinstance(found, Denied) and found != PENDING:
                     self._on_refused(found.reason)
             if not isinstance(found, Denied) and type(match(one.selectors, found)) is Matches:
                 matched.append(one)

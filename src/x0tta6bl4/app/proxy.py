@@ -25,8 +25,11 @@ from x0tta6bl4.core.identity.rules import WORKLOAD, Expect
 from x0tta6bl4.core.links.words import AgentAlive
 from x0tta6bl4.core.machine import SECOND, Allowed, Denied, Effect, Received, Send, Verdict
 from x0tta6bl4.core.proxy.words import AGENT, Changed
+from x0tta6bl4.edge.attest.containers import Containers
 from x0tta6bl4.edge.attest.entries import Callers, Services
+from x0tta6bl4.edge.attest.facts import Facts
 from x0tta6bl4.edge.attest.listener import Attestor
+from x0tta6bl4.edge.attest.process import Processes
 from x0tta6bl4.edge.hop.setup import LinkSeal
 from x0tta6bl4.edge.ingress import proxy_header
 from x0tta6bl4.edge.ingress.connect import Connect
@@ -196,7 +199,8 @@ class ProxyProcess:
         self.carried: dict[tuple[str, str], int] = {}
         """Application bytes of streams that have ended, by side and direction."""
         self.access = AccessLog(settings.log.access_file) if settings.log.access_file else None
-        self._attestor = Attestor()
+        facts = Facts(containers=Containers(settings.attest.engines))
+        self._attestor = Attestor(processes=Processes(facts=facts))
         self.callers, self.services = Callers(self._attestor), Services(self._attestor)
         self.contexts = Contexts(settings.require_pq, self.unix_us)
         self.hops = Hops(

@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from x0tta6bl4.app.settings_where import Where
 from x0tta6bl4.app.toml_file import Section, decode, dump, read_text
+from x0tta6bl4.edge.attest.containers import ENGINES
 from x0tta6bl4.wire.authority import TOKEN_TTL_S_MAX, TTL_S_DEFAULT, TTL_S_MAX, TTL_S_MIN
 from x0tta6bl4.wire.ids import node_name, trust_domain
 
@@ -116,6 +117,15 @@ class WorkloadApi(Section, frozen=True):
 
 
 @final
+class Attest(Section, frozen=True):
+    """`[attest]`: how the programs of this host are told apart."""
+
+    engines: tuple[str, ...] = ENGINES
+    """Sockets of container engines, asked in turn for `docker:` selectors; only those of root or of
+    this node's user are believed."""
+
+
+@final
 class Log(Section, frozen=True):
     """`[log]`: JSON lines."""
 
@@ -144,6 +154,7 @@ class NodeSettings(Section, frozen=True):
     listen: tuple[Listen, ...] = ()
     metrics: Metrics = Metrics()
     workload_api: WorkloadApi = WorkloadApi()
+    attest: Attest = Attest()
     log: Log = Log()
     area: Annotated[int, Meta(ge=0, le=65_535)] = 0
     """For meshes beyond 500 nodes; the same on all nodes for now."""
@@ -191,6 +202,9 @@ class OcspAt(Section, frozen=True):
 
     listen: str = ""
     """Plain HTTP, the answers are signed; empty: off."""
+    url: str = ""
+    """`http://host:port` at which workloads reach it: goes into SVIDs, so that servers of the SDK
+    staple its answers; empty: they don't."""
 
 
 @final
@@ -219,6 +233,11 @@ class AuthoritySettings(Section, frozen=True):
     """Life of an enrolment token where the command says nothing."""
     heartbeat_s: Annotated[int, Meta(ge=1, le=60)] = 30
     """How often it signs that it lives; nodes warn after 120 s without."""
+    keys: Literal["p-256", "ml-dsa-65"] = "p-256"
+    """Of CAs that are made from now on and of all that they sign for: ECDSA (a CA itself has
+    P-384), or the post-quantum ML-DSA-65."""
+    require_pq: bool = False
+    """Refuse nodes whose key exchange is not post-quantum."""
     bundle_endpoint: BundleEndpointAt = BundleEndpointAt()
     federation: FederationAt = FederationAt()
     ocsp: OcspAt = OcspAt()
@@ -270,12 +289,20 @@ def parse_authority(text: str, source: str = "authority.toml") -> AuthoritySetti
     where.bindable("listen", settings.listen)
     _advertised(where, "advertise", settings.advertise)
     _bundle_endpoint(where, settings.bundle_endpoint)
-    if settings.ocsp.listen:
-        where.bindable("ocsp.listen", settings.ocsp.listen)
+    _ocsp(where, settings.ocsp)
     if settings.federation.roots:
         where.path("federation.roots", settings.federation.roots)
     _metrics_and_log(where, settings.metrics, settings.log)
     return settings
+
+
+def _ocsp(where: Where, at: OcspAt) -> None:
+    if at.listen:
+        where.bindable("ocsp.listen", at.listen)
+    if at.url and not re.fullmatch(r"http://[A-Za-z0-9.:\[\]-]{1,255}(/[!-~]{0,255})?", at.url):
+        raise where.error(
+            "X0-CFG-016", "ocsp.url", f"{at.url!r} is no http address", "http://host:port"
+        )
 
 
 def _bundle_endpoint(where: Where, at: BundleEndpointAt) -> None:

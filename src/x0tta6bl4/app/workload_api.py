@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Final
 
 from x0tta6bl4.app.identities import Identities
 from x0tta6bl4.core.machine import Denied, Verdict
+from x0tta6bl4.edge.attest.containers import Containers
+from x0tta6bl4.edge.attest.facts import Facts
 from x0tta6bl4.edge.attest.peer import PeerAttestor
+from x0tta6bl4.edge.attest.process import Processes
 from x0tta6bl4.edge.tls import x509
 from x0tta6bl4.edge.workload_api.server import WorkloadServer
 from x0tta6bl4.runtime.clocks import unix_us
@@ -63,7 +66,9 @@ class WorkloadApi:
         self.identities = Identities(self, self._on_refused)
         self.server = WorkloadServer(
             self.identities,
-            PeerAttestor(),
+            PeerAttestor(
+                Processes(facts=Facts(containers=Containers(agent.settings.attest.engines)))
+            ),
             agent.settings.workload_api.hold_s,
             on_refused=self._on_refused,
         )

@@ -66,7 +66,7 @@ class Callers:
         looks: dict[Needs, Attributes | Denied] = {_UID: base}
         best, ids, why = 0, set[str](), f"no entry for uid {base.uid}"
         for (id, _), selectors in self._entries.items():
-            by_uid = [selector for selector in selectors if selector.kind == "uid"]
+            by_uid = [selector for selector in selectors if selector.kind == "unix:uid"]
             if len(selectors) < best or (by_uid and type(match(by_uid, base)) is not Matches):
                 continue
             wanted = needs(selectors)

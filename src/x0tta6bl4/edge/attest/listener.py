@@ -16,6 +16,7 @@ from typing import final
 
 from x0tta6bl4.core.identity.selectors import Attributes, Selector
 from x0tta6bl4.core.machine import Denied, Value
+from x0tta6bl4.edge.attest.facts import Wants
 from x0tta6bl4.edge.attest.process import Cgroups, Needs, Processes
 from x0tta6bl4.edge.attest.sockets import SockDiag, SocketOwner, plain
 
@@ -28,7 +29,20 @@ _STANDING = (1, 8)
 def needs(selectors: Iterable[Selector]) -> Needs:
     """What these selectors ask for."""
     kinds = {selector.kind for selector in selectors}
-    return Needs("gid" in kinds, "path" in kinds, "sha256" in kinds, "cgroup" in kinds)
+    families = {selector.family for selector in selectors}
+    return Needs(
+        "unix:gid" in kinds,
+        "unix:path" in kinds,
+        not kinds.isdisjoint(("unix:sha256", "python:interpreter-sha256")),
+        "unix:cgroup" in kinds,
+        Wants(
+            "python" in families,
+            "python:script-sha256" in kinds,
+            "python:venv-sha256" in kinds,
+            "systemd" in families,
+            "docker" in families,
+        ),
+    )
 
 
 @final
@@ -126,13 +140,13 @@ class Attestor:
     def _complete(self, owner: SocketOwner, wanted: Needs, caller: bool) -> Attributes | Denied:
         """Attributes of a TCP socket's owner."""
         cgroup = self._cgroups.path(owner.cgroup_id) if wanted.cgroup else ""
-        if not wanted.gid and not wanted.program:
+        asked = Needs(wanted.gid, wanted.path, wanted.sha256, False, wanted.wants)
+        if not wanted.gid and not asked.process:
             return Attributes(owner.uid, (), "", "", cgroup)
-        asked = Needs(wanted.gid, wanted.path, wanted.sha256)
         facts = self._processes.holders(owner.inode, asked, caller)
         if isinstance(facts, Denied):
             return facts
-        return Attributes(owner.uid, facts.gids, facts.path, facts.sha256, cgroup)
+        return Attributes(owner.uid, facts.gids, facts.path, facts.sha256, cgroup, facts.facts)
 
     def _unix(self, sock: socket.socket, wanted: Needs, caller: bool) -> Attributes | Denied:
         """SO_PEERCRED: of the connect for a caller, of the listen for a listener."""
@@ -144,18 +158,18 @@ class Attestor:
             return Denied("other end is gone")
         if uid < 0:
             return Denied("other end has no credentials")
-        if not wanted.program and not wanted.cgroup:
+        if not wanted.process:
             return Attributes(uid, (gid,))
         inodes = self._peer(own) if caller else _listening(path)
         if isinstance(inodes, Denied):
             return inodes
-        asked = Needs(False, wanted.path, wanted.sha256, wanted.cgroup)
+        asked = Needs(False, wanted.path, wanted.sha256, wanted.cgroup, wanted.wants)
         for inode in inodes:
             facts = self._processes.holders(inode, asked, caller)
             if isinstance(facts, Denied):
                 return facts
             if pid in facts.pids:
-                return Attributes(uid, (gid,), facts.path, facts.sha256, facts.cgroup)
+                return Attributes(uid, (gid,), facts.path, facts.sha256, facts.cgroup, facts.facts)
         return Denied("the process that made the socket holds it no longer")
 
     def _peer(self, own: int) -> tuple[int, ...] | Denied:

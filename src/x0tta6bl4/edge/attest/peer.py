@@ -24,13 +24,8 @@ from typing import Final, final
 
 from x0tta6bl4.core.identity.selectors import Attributes
 from x0tta6bl4.core.machine import Denied
-from x0tta6bl4.edge.attest.process import (
-    Needs,
-    Processes,
-    ProcessFacts,
-    ended,
-    started_ticks,
-)
+from x0tta6bl4.edge.attest.proc import ended, started_ticks
+from x0tta6bl4.edge.attest.process import Needs, Processes, ProcessFacts
 from x0tta6bl4.edge.attest.sockets import SockDiag
 
 SO_PEERPIDFD: Final = 77
@@ -69,18 +64,20 @@ class Peer:
         """
         if self._pidfd < 0 or ended(self._pidfd):
             return Denied("caller has ended")
-        if not wanted.program and not wanted.cgroup:
+        if not wanted.process:
             return Attributes(self.uid, (self.gid,))
         if self.pid <= 0:
             return Denied("caller is in another pid namespace")
-        asked = Needs(False, wanted.path, wanted.sha256, wanted.cgroup)
+        asked = Needs(False, wanted.path, wanted.sha256, wanted.cgroup, wanted.wants)
         facts = self._attestor.holder(self._inode, asked, self.pid if asked in self._scanned else 0)
         if isinstance(facts, Denied):
             return facts
         if self.pid not in facts.pids or ended(self._pidfd):
             return Denied("the process that made the connection holds it no longer")
         self._scanned.add(asked)
-        return Attributes(self.uid, (self.gid,), facts.path, facts.sha256, facts.cgroup)
+        return Attributes(
+            self.uid, (self.gid,), facts.path, facts.sha256, facts.cgroup, facts.facts
+        )
 
     def close(self) -> None:
         """The connection has ended."""

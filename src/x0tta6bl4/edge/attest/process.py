@@ -13,16 +13,15 @@ Without CAP_SYS_PTRACE only processes of the own uid can be looked into.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import select
-from collections import OrderedDict
 from typing import Final, final
 
 from x0tta6bl4.core.machine import Denied, Value
+from x0tta6bl4.edge.attest.facts import Facts, Wants, mounted
+from x0tta6bl4.edge.attest.files import Hashes
+from x0tta6bl4.edge.attest.proc import ended, line
 
 OWNERS_MAX: Final = 256
-HASHES_MAX: Final = 64
 EXECUTABLE_BYTES_MAX: Final = 1 << 30
 _CLOSE_ON_EXEC: Final = 0o2000000
 
@@ -35,11 +34,20 @@ class Needs(Value, frozen=True):
     path: bool = False
     sha256: bool = False
     cgroup: bool = False
+    wants: Wants = Wants()
 
     @property
     def program(self) -> bool:
         """Whether it matters what the process runs."""
-        return self.path or self.sha256
+        return self.path or self.sha256 or self.wants.python
+
+    @property
+    def process(self) -> bool:
+        """Whether the process has to be found, and not just its user and group."""
+        return self.program or self.cgroup or self.wants != _NOTHING
+
+
+_NOTHING: Final = Wants()
 
 
 @final
@@ -53,6 +61,8 @@ class ProcessFacts(Value, frozen=True):
     """Executable, as this mount namespace sees it."""
     sha256: str
     cgroup: str
+    facts: frozenset[str] = frozenset()
+    """Selectors of other families that hold."""
 
 
 @final
@@ -63,6 +73,7 @@ class _Seen(Value, frozen=True):
     file: tuple[int, int]
     gids: tuple[int, ...]
     cgroup: str
+    facts: frozenset[str] = frozenset()
 
 
 class Processes:
@@ -70,13 +81,15 @@ class Processes:
 
     Args:
         proc: where procfs is mounted.
+        facts: finds out what other families ask for.
     """
 
-    __slots__ = ("_hashes", "_proc")
+    __slots__ = ("_facts", "_hashes", "_proc")
 
-    def __init__(self, proc: str = "/proc") -> None:
+    def __init__(self, proc: str = "/proc", facts: Facts | None = None) -> None:
         self._proc = proc
-        self._hashes: OrderedDict[tuple[int, ...], str] = OrderedDict()
+        self._hashes = Hashes()
+        self._facts = facts or Facts(hashes=self._hashes, proc=proc)
 
     def holders(
         self, inode: int, wanted: Needs, caller: bool, pid: int = 0
@@ -114,7 +127,11 @@ class Processes:
             if isinstance(hashed, Denied):
                 return hashed
             digest = hashed
-        return ProcessFacts(tuple(pids), agreed.gids, agreed.path, digest, agreed.cgroup)
+        facts = agreed.facts
+        if wanted.wants.python:
+            facts |= {f"python:interpreter:{agreed.path}"}
+            facts |= {f"python:interpreter-sha256:{digest}"} if digest else set()
+        return ProcessFacts(tuple(pids), agreed.gids, agreed.path, digest, agreed.cgroup, facts)
 
     def _find(self, link: str, processes: list[str]) -> list[tuple[int, str]]:
         """(pid, descriptor) of every hold of these on a socket that we may see."""
@@ -152,13 +169,16 @@ class Processes:
             if strict and not _flags(f"{base}/fdinfo/{number}") & _CLOSE_ON_EXEC:
                 return Denied("socket may have been opened by a program before an exec")
             seen = _seen(base, wanted)
+            facts = self._facts.of(pid, seen.path, wanted.wants)
             if os.readlink(descriptor) != link or ended(pidfd):
                 return None
             if _seen(base, wanted) != seen:
                 return Denied("process changed while it was looked at")
             if wanted.program and _file(seen.path) != seen.file:
                 return Denied("executable is not what its path names")
-            return seen
+            if isinstance(facts, Denied):
+                return facts
+            return _Seen(seen.path, seen.file, seen.gids, seen.cgroup, facts)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -173,21 +193,9 @@ class Processes:
                 status = os.fstat(file.fileno())
                 if (status.st_dev, status.st_ino) != seen.file:
                     return Denied("process changed while it was looked at")
-                if status.st_size > EXECUTABLE_BYTES_MAX:
-                    return Denied("executable is too large to hash")
-                key = (*seen.file, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-                known = self._hashes.pop(key, None)
-                if known is None:
-                    known = hashlib.file_digest(file, "sha256").hexdigest()
-                    after = os.fstat(file.fileno())
-                    if (after.st_size, after.st_mtime_ns) != (status.st_size, status.st_mtime_ns):
-                        return Denied("executable was written while it was hashed")
+                return self._hashes.of(file, "executable", EXECUTABLE_BYTES_MAX)
         except OSError as error:
             return Denied(f"executable not readable: {os.strerror(error.errno or 0).lower()}")
-        self._hashes[key] = known
-        if len(self._hashes) > HASHES_MAX:
-            self._hashes.popitem(last=False)
-        return known
 
 
 class Cgroups:
@@ -202,7 +210,7 @@ class Cgroups:
     CGROUPS_MAX: Final = 16_384
 
     def __init__(self, root: str | None = None) -> None:
-        self._root = _mounted() if root is None else root
+        self._root = mounted() if root is None else root
         self._paths: dict[int, str] = {}
 
     def path(self, id: int) -> str:
@@ -223,33 +231,6 @@ class Cgroups:
                 names.clear()
 
 
-def ended(pidfd: int) -> bool:
-    """Whether a process has ended; not `select.select`, which knows no descriptor above 1023."""
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))
-
-
-def started_ticks(pid: int, proc: str = "/proc") -> int:
-    """When a process started, in clock ticks of CLOCK_BOOTTIME; an exec does not change it.
-
-    Raises:
-        OSError: there is none.
-    """
-    with open(f"{proc}/{pid}/stat", "rb") as file:
-        # Its name stands in parentheses and may hold any of them, and spaces.
-        return int(file.read().rpartition(b")")[2].split()[19])
-
-
-def _mounted() -> str:
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
-        for line in file:
-            before, _, after = line.partition(" - ")
-            if after.startswith("cgroup2 "):
-                return before.split()[4]
-    return ""
-
-
 def _file(path: str) -> tuple[int, int]:
     """Device and inode; zeros if there is no such file."""
     try:
@@ -264,24 +245,11 @@ def _seen(base: str, wanted: Needs) -> _Seen:
     if wanted.program:
         status = os.stat(f"{base}/exe")
         path, file = os.readlink(f"{base}/exe"), (status.st_dev, status.st_ino)
-    gids = (int(_line(f"{base}/status", b"Gid:").split()[2]),) if wanted.gid else ()
-    cgroup = _line(f"{base}/cgroup", b"0::")[3:].strip().decode() if wanted.cgroup else ""
+    gids = (int(line(f"{base}/status", b"Gid:").split()[2]),) if wanted.gid else ()
+    cgroup = line(f"{base}/cgroup", b"0::")[3:].strip().decode() if wanted.cgroup else ""
     return _Seen(path, file, gids, cgroup)
 
 
 def _flags(path: str) -> int:
     """Flags of an open file, from its fdinfo."""
-    return int(_line(path, b"flags:").split()[1], 8)
-
-
-def _line(path: str, start: bytes) -> bytes:
-    """The line of a file in /proc that begins so.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    with open(path, "rb") as file:
-        for line in file:
-            if line.startswith(start):
-                return line
-    raise FileNotFoundError(path)
+    return int(line(path, b"flags:").split()[1], 8)

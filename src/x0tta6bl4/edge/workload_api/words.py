@@ -17,6 +17,8 @@ from x0tta6bl4.edge.attest.process import Needs
 class Caller(Protocol):
     """Who has called, as the kernel knows it (`edge.attest.peer.Peer`)."""
 
+    pid: int
+    """0 where it has no number here."""
     uid: int
     gid: int
 
