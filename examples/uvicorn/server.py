@@ -17,17 +17,11 @@ async def app(scope, receive, send):
         await send({"type": "http.response.body", "body": body})
 
 
-class Server(uvicorn.Server):
-    async def startup(self, sockets=None):
-        await super().startup(sockets)
-        print("listening", flush=True)
-
-
 async def main(port: int) -> None:
     async with X509Source() as source:
         await source.wait()
         config = Config(app, port=port, source=source, authorize=member_of("example.org"))
-        await Server(config).serve()
+        await uvicorn.Server(config).serve()
 
 
 asyncio.run(main(int(sys.argv[1])))

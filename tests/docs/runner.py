@@ -17,6 +17,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 20.0
+READY = "listening|[Rr]unning on"
+"""What servers say when they take connections."""
 _BLOCK = re.compile(r"^```(\w+) (\S+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -42,23 +44,24 @@ def unnamed(page: Path) -> int:
 
 @contextmanager
 def running(
-    name: str, *arguments: str, env: Mapping[str, str] | None = None, ready: str = "listening"
+    name: str, *arguments: str, env: Mapping[str, str] | None = None, ready: str = READY
 ) -> Iterator[subprocess.Popen[str]]:
     """A file of the tree as a process, from the moment it says that it is ready; ended afterwards.
 
     Raises:
-        AssertionError: it says something else, or writes to stderr what it should not.
+        AssertionError: it ends before.
     """
     with subprocess.Popen(
         command(name, *arguments),
-        cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     ) as process:  # fmt: skip
         try:
             assert process.stdout is not None
-            said = process.stdout.readline()
-            if ready not in said:
-                process.kill()
-                raise AssertionError(f"{name} says {said!r}\n{process.communicate()[1]}")
+            said = ""
+            while not re.search(ready, said):
+                line = process.stdout.readline()
+                said += line
+                assert line, f"{name} ends:\n{said}"
             yield process
         finally:
             process.terminate()
