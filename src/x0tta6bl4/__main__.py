@@ -6,6 +6,10 @@ import sys
 def main() -> int:
     """Run the command line; 70 (EX_SOFTWARE) if this copy comes without one."""
     try:
+        from x0tta6bl4.app.cli import services
+
+        if services.is_plain(sys.argv[1:]):
+            services.main(sys.argv[1:])
         from x0tta6bl4.app.cli.main import main as cli
     except ModuleNotFoundError as error:
         if error.name is None or not error.name.startswith("x0tta6bl4."):

@@ -30,7 +30,6 @@ from x0tta6bl4.edge.attest.errands import PENDING
 from x0tta6bl4.edge.attest.listener import needs
 from x0tta6bl4.edge.attest.process import Needs
 from x0tta6bl4.edge.bundle.document import Document, encode_jwks, of_bundle, parse
-from x0tta6bl4.edge.jwt.svid import judge_token
 from x0tta6bl4.edge.workload_api.schema import HINT_BYTES_MAX
 from x0tta6bl4.edge.workload_api.words import Caller, Snapshot, Svid, TrustBundle, Validated
 from x0tta6bl4.wire.authority import Entry, Minted
@@ -227,15 +226,17 @@ class Identities:
 
     def _tell(self) -> None:
         self._timer = None
-        self._told_at = asyncio.get_running_loop().time()
-        self._gap_s = min(max(2 * self._gap_s, GAP_FIRST_S), GAP_LAST_S)
         if self._stale:
             self._look()
+        told = False
         for key, cohort in list(self._cohorts.items()):
             if cohort.members:
-                self._review(cohort)
+                told |= self._review(cohort)
             else:
                 del self._cohorts[key]
+        if told:  # An entry whose SVID is still to come is nothing to pause after.
+            self._told_at = asyncio.get_running_loop().time()
+            self._gap_s = min(max(2 * self._gap_s, GAP_FIRST_S), GAP_LAST_S)
 
     def _look(self) -> None:
         """Take in what the world is now."""
@@ -265,10 +266,14 @@ class Identities:
             for item in self._world.federated()
         }
 
-    def _review(self, cohort: _Cohort) -> None:
-        """Find out what a cohort has now, and wake it if that is, or may be, something new."""
+    def _review(self, cohort: _Cohort) -> bool:
+        """Find out what a cohort has now, and wake it if that is, or may be, something new.
+
+        Returns:
+            Whether it was woken.
+        """
         if cohort.generation == self._generation:
-            return
+            return False
         cohort.generation = self._generation
         found = [*self._of_uid.get(str(cohort.uid), ()), *self._of_any]
         found = [one for one in found if one.may_be(cohort.uid, cohort.gid)]
@@ -277,11 +282,13 @@ class Identities:
         if any(one.needs.process for one in found):
             cohort.same = None
             cohort.ring()
-            return
+            return True
         snapshot = self._snapshot(found)
-        if cohort.same is None or not _equal(cohort.same, snapshot):
-            cohort.same = snapshot
-            cohort.ring()
+        if cohort.same is not None and _equal(cohort.same, snapshot):
+            return False
+        cohort.same = snapshot
+        cohort.ring()
+        return True
 
     # -------------------------------------------------------------- for the server
     async def subscribe(self, caller: Caller) -> AsyncIterator[Snapshot]:
@@ -426,6 +433,8 @@ class Identities:
 
     def validate(self, snapshot: Snapshot, token: str, audience: str) -> Validated | Denied:
         """See `edge.workload_api.words.Directory`."""
+        from x0tta6bl4.edge.jwt.svid import judge_token  # 10 ms of a start, and few ask for it.
+
         bundle = self._own[0]
         if bundle is None:
             return Denied("no bundle yet")

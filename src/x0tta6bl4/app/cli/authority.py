@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from x0tta6bl4.app.cli import services
 from x0tta6bl4.app.cli.reach import (
     ask_authority,
     at,
@@ -102,14 +103,7 @@ Examples:
 )
 def run(config: Path) -> int:
     """Run the authority in the foreground, as systemd wants it; SIGTERM ends it."""
-    from x0tta6bl4.app.settings import read_authority
-
-    settings = read_authority(config)
-    from x0tta6bl4.app import authority as process
-    from x0tta6bl4.telemetry import log
-
-    log.configure(settings.log.level, settings.log.file)
-    return process.main(settings)
+    return services.run_authority(config)
 
 
 @authority.command(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from x0tta6bl4.app.cli import services
 from x0tta6bl4.app.cli.reach import (
     ask_authority,
     at,
@@ -42,12 +43,7 @@ Examples:
 )
 def run(config: Path) -> None:
     """Run agent and proxy in the foreground, as systemd wants it; SIGTERM ends both."""
-    from x0tta6bl4.app.settings import read_node
-
-    settings = read_node(config)
-    from x0tta6bl4.app import agent
-
-    agent.run(settings, config.absolute())
+    services.run_node(config)
 
 
 @node.command(
@@ -242,9 +238,4 @@ Examples:
 )
 def run_proxy(config: Path) -> None:
     """Run the proxy alone, in the foreground; it waits for an agent at proxy.sock."""
-    from x0tta6bl4.app.settings import read_node
-
-    settings = read_node(config)
-    from x0tta6bl4.app import proxy as process
-
-    process.run(settings)
+    services.run_proxy(config)
