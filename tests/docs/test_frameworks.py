@@ -12,7 +12,16 @@ from x0tta6bl4.app.mesh import free_ports
 from x0tta6bl4.sdk.testing.workload_api import WorkloadApi
 
 PAGES = sorted((runner.ROOT / "docs" / "frameworks").glob("*.md"))
-WITH_A_SERVER = ("asyncio", "grpcio", "uvloop", "aiohttp", "httpx", "uvicorn", "hypercorn")
+WITH_A_SERVER = (
+    "asyncio",
+    "grpcio",
+    "uvloop",
+    "aiohttp",
+    "httpx",
+    "uvicorn",
+    "hypercorn",
+    "starlette",
+)
 """Frameworks whose example is a server and a client that take a port."""
 
 
