@@ -37,6 +37,7 @@ from x0tta6bl4.wire.messages import (
     item_key,
 )
 from x0tta6bl4.wire.records import (
+    PQ_TIMES,
     RECORD_BYTES_MAX,
     Adjacency,
     Bundle,
@@ -176,7 +177,14 @@ def test_a_record_is_bounded_and_its_signature_covers_everything_but_itself() ->
     with pytest.raises(BadMessage, match="X0-REC-001"):
         encode_record(record(b"x" * RECORD_BYTES_MAX))
     with pytest.raises(BadMessage, match="X0-REC-001"):
-        decode_record(b"x" * (RECORD_BYTES_MAX + 1))
+        decode_record(b"x" * (PQ_TIMES * RECORD_BYTES_MAX + 1))
+    padded = msgspec.msgpack.encode(record(b"x" * RECORD_BYTES_MAX))
+    with pytest.raises(BadMessage, match="X0-REC-001"):  # As large as only others may be.
+        decode_record(padded)
+    wide = msgspec.structs.replace(record(b"x" * RECORD_BYTES_MAX), signature=b"s" * 3309)
+    assert decode_record(encode_record(wide)) == wide
+    with pytest.raises(BadMessage, match="X0-REC-001"):
+        encode_record(msgspec.structs.replace(wide, body=b"x" * PQ_TIMES * RECORD_BYTES_MAX))
     part = signed_part(one)
     assert part == signed_part(msgspec.structs.replace(one, signature=b"other"))
     for field in ("writer", "kind", "name"):

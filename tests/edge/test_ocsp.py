@@ -22,6 +22,7 @@ from tests.fakes.ca import FakeClock, new_svid
 from x0tta6bl4.app.settings import OcspAt
 from x0tta6bl4.core.identity.rules import ANYBODY
 from x0tta6bl4.core.machine import Denied
+from x0tta6bl4.edge.http import post
 from x0tta6bl4.edge.tls import x509
 from x0tta6bl4.edge.tls.judge import Judge, allow_all
 from x0tta6bl4.edge.tls.ocsp import (
@@ -29,8 +30,10 @@ from x0tta6bl4.edge.tls.ocsp import (
     Answer,
     OcspCache,
     Responder,
+    _names,
     judge_response,
     request_for,
+    responder_of,
 )
 from x0tta6bl4.runtime.clocks import unix_us
 from x0tta6bl4.sdk.testing.domain import Domain
@@ -54,7 +57,10 @@ class Said:
     def __init__(self) -> None:
         self.clock = FakeClock(NOW)
         self.revoked: frozenset[int] = frozenset()
-        self.responder = Responder(lambda: [OTHER, ISSUER], lambda: self.revoked, self.clock)
+        self.issued = {serial(LEAF), serial(SECOND)}
+        self.responder = Responder(
+            lambda: [OTHER, ISSUER], lambda: self.revoked, self.issued.__contains__, self.clock
+        )
 
     def of(self, leaf: bytes = LEAF, issuer: bytes = CA, nonce: bytes = b"") -> bytes:
         return self.responder.answer(request_for(leaf, issuer, nonce))
@@ -95,6 +101,29 @@ def test_good_and_revoked_are_told_apart_and_end_at_next_update() -> None:
     said.revoked = frozenset({serial(LEAF)})
     assert judge(said.of()) == Answer(True, NOW + ANSWER_S)
     assert judge(said.of(SECOND), SECOND) == Answer(False, NOW + ANSWER_S)
+
+
+def test_B4_of_a_serial_that_was_never_issued_nothing_good_is_said() -> None:
+    said = Said()
+    forged_by_a_thief_of_the_key = new_svid(ISSUER, WEB, NOW).chain[0]
+    answer = said.of(forged_by_a_thief_of_the_key)
+    assert judge(answer, forged_by_a_thief_of_the_key) == Denied("unknown to its CA")
+    said.issued.add(serial(forged_by_a_thief_of_the_key))
+    answer = said.of(forged_by_a_thief_of_the_key)
+    assert judge(answer, forged_by_a_thief_of_the_key) == Answer(False, NOW + ANSWER_S)
+
+
+def test_B4_a_ca_of_ml_dsa_answers_with_ml_dsa() -> None:
+    issuer = x509.new_anchor(DOMAIN, NOW, kind=x509.ML_DSA)
+    leaf = new_svid(issuer, WEB, NOW).chain[0]
+    clock = FakeClock(NOW)
+    responder = Responder(lambda: [issuer], frozenset, lambda serial: True, clock)
+    answer = responder.answer(request_for(leaf, issuer.certificate))
+    found = judge_response(answer, leaf, issuer.certificate, clock())
+    assert found == Answer(False, NOW + ANSWER_S)
+    assert ocsp.load_der_ocsp_response(answer).signature_hash_algorithm is None
+    bent = answer[:-1] + bytes((answer[-1] ^ 1,))
+    assert isinstance(judge_response(bent, leaf, issuer.certificate, clock()), Denied)
 
 
 def test_both_hashes_of_requests_are_understood() -> None:
@@ -258,6 +287,7 @@ def test_the_authority_answers_over_http(tmp_path: Path) -> None:
         async with here.client(alpha) as mine:
             (issued,) = await mine.issue(wanted(entry.key))
         leaf = issued.chain[0]
+        assert responder_of(leaf) == "http://127.0.0.1:9/"
         asked = request_for(leaf, ca)
 
         async def answer(by: str) -> Answer | Denied:
@@ -291,6 +321,24 @@ def test_the_authority_answers_over_http(tmp_path: Path) -> None:
         lines = await openssl()
         assert "leaf.pem: good" in lines
         assert "Response verify OK" in lines
+        stranger = new_svid(ISSUER, WEB, NOW).chain[0]  # Of whatever serial number.
+        strange = ocsp.OCSPRequestBuilder().add_certificate_by_hash(
+            *_names(x509.parse(ca).certificate, "sha256"), serial(stranger), hashes.SHA256()
+        )
+        unknown = strange.build().public_bytes(serialization.Encoding.DER)
+        length = f"Content-Length: {len(unknown)}\r\n\r\n".encode()
+        _, body = await ask(
+            here.process.ocsp.port, b"POST / HTTP/1.1\r\nHost: x\r\n" + length + unknown
+        )
+        said = ocsp.load_der_ocsp_response(body)
+        assert said.certificate_status is ocsp.OCSPCertStatus.UNKNOWN
+        own = here.process._own_svid().chain[0]  # Not in the store, and known all the same.
+        body = await post(
+            f"http://127.0.0.1:{here.process.ocsp.port}/", "application/ocsp-request",
+            request_for(own, ca), 4096,
+        )  # fmt: skip
+        found = judge_response(body, own, ca, unix_us())
+        assert isinstance(found, Answer), found
         await here.admin.revoke(words.Revoke(subject=entry.id))
 
         async def revoked() -> bool:
@@ -311,4 +359,4 @@ def test_the_authority_answers_over_http(tmp_path: Path) -> None:
             assert head.split()[1] == status
         assert here.process.statistics()["ocsp_answered"] >= 3
 
-    play(tmp_path, story, ocsp=OcspAt(listen="127.0.0.1:0"))
+    play(tmp_path, story, ocsp=OcspAt(listen="127.0.0.1:0", url="http://127.0.0.1:9/"))

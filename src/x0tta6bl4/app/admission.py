@@ -169,7 +169,7 @@ class Admission:
         judge = Judge(self._domain, bundle.anchors, allow_all, unix_us)
         judged = TlsContext(None, judge, (ALPN_AUTHORITY,), AUTHORITY)
         async with AuthorityClient(target, SslContext(judged), unix_us) as client:
-            key = x509.new_key()
+            key = x509.new_key(x509.svid_kind(bundle.anchors))
             known = bool(self._wallet.bundle)
             ask: Ask = self._attest if known or token is None else self._enrol(token)
             admission = await ask(client, x509.new_csr(key))

@@ -13,6 +13,7 @@ import contextlib
 import os
 import signal
 import time
+from collections import deque
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -48,10 +49,12 @@ from x0tta6bl4.edge.authority_api.server import ApiServer, bind_tcp
 from x0tta6bl4.edge.authority_api.service import Service
 from x0tta6bl4.edge.bundle.document import parse
 from x0tta6bl4.edge.jwt.svid import Signer
+from x0tta6bl4.edge.store.serials import Serials
 from x0tta6bl4.edge.store.store import FILE, Store
 from x0tta6bl4.edge.tls import x509
 from x0tta6bl4.edge.tls.aio import SslContext
-from x0tta6bl4.edge.tls.context import ALPN_AUTHORITY, TlsContext
+from x0tta6bl4.edge.tls.context import ALPN_AUTHORITY, GROUPS, GROUPS_PQ, TlsContext
+from x0tta6bl4.edge.tls.crl import make_crl
 from x0tta6bl4.edge.tls.judge import Judge
 from x0tta6bl4.runtime.clocks import clock, unix_us
 from x0tta6bl4.runtime.local import listen_private
@@ -71,6 +74,8 @@ NAME: Final = "main"
 RELEASED_UNIX_S: Final = 1_780_000_000
 """A clock that stands before the release of this code is wrong."""
 _OWN: Final = Caller(own=True)
+_KINDS: Final = {"p-256": ("P-384", "P-256"), "ml-dsa-65": (x509.ML_DSA, x509.ML_DSA)}
+"""`keys` of the settings: of the CA, and of its record key."""
 CRL_ENTRIES_MAX: Final = 32_768
 """Most certificates in a revocation list, those that end last; others end by subject."""
 CRL_EVERY_S: Final = 3600.0
@@ -82,10 +87,13 @@ class Keys:
 
     Args:
         domain: trust domain of all that is issued.
+        settings: kind of the keys of new CAs, and what leaves say of OCSP.
     """
 
-    def __init__(self, domain: TrustDomain) -> None:
+    def __init__(self, domain: TrustDomain, settings: AuthoritySettings) -> None:
         self._domain = domain
+        self._kinds = _KINDS[settings.keys]
+        self._ocsp_url = settings.ocsp.url
         self._issuers: dict[str, x509.Issuer] = {}
         self._record_keys: dict[str, x509.PrivateKey] = {}
         self._signers: dict[str, Signer] = {}
@@ -117,7 +125,9 @@ class Keys:
         issuer = self._issuers.get(ca.id)
         if issuer is None:
             _bound(self._issuers)
-            issuer = x509.Issuer(self._domain, x509.load_key(ca.private), ca.certificate)
+            issuer = x509.Issuer(
+                self._domain, x509.load_key(ca.private), ca.certificate, ocsp_url=self._ocsp_url
+            )
             self._issuers[ca.id] = issuer
         return issuer
 
@@ -131,16 +141,17 @@ class Keys:
     ) -> bytes:
         """Make the revocation list of a CA; `number` grows with each."""
         revoked = [int(serial, 16) for serial in serials]
-        return x509.make_crl(self.issuer(ca), revoked, number, this_unix_s, next_unix_s)
+        return make_crl(self.issuer(ca), revoked, number, this_unix_s, next_unix_s)
 
     def new_ca(self, trust_domain: str, not_before_unix_s: int, not_after_unix_s: int) -> NewCa:
         """Make a CA and a record key."""
         issuer = x509.new_anchor(
             self._domain,
             not_before_unix_s + x509.BACKDATE_S,
+            kind=self._kinds[0],
             ttl_s=not_after_unix_s - not_before_unix_s,
         )
-        record = x509.new_key("P-256")
+        record = x509.new_key(self._kinds[1])
         return NewCa(
             issuer.certificate,
             x509.key_bytes(issuer.key),
@@ -182,7 +193,7 @@ class Keys:
         return x509.sign(key, data)
 
     def verify(self, point: bytes, data: bytes, signature: bytes) -> bool:
-        """Whether the P-256 key signed this."""
+        """Whether a record key signed this, or a node's long-lived one."""
         return x509.verify(point, data, signature)
 
     def random(self, size_bytes: int) -> bytes:
@@ -223,7 +234,7 @@ class AuthorityProcess:
         self._revocations_changed = asyncio.Event()
         check_clock(self._started_unix_us)
         domain = trust_domain(settings.trust_domain)
-        self._domain, keys, config = domain, Keys(domain), machine_config(settings)
+        self._domain, keys, config = domain, Keys(domain, settings), machine_config(settings)
         if not (self._dir / FILE).exists():
             Store.create(self._dir, genesis(domain, NAME, self._started_unix_us, keys, config))
             self._log.info("trust domain made", trust_domain=domain)
@@ -236,6 +247,8 @@ class AuthorityProcess:
         except BaseException:
             self._store.close()
             raise
+        self._issued = Serials(self._dir)
+        self._own_serials: deque[int] = deque(maxlen=8)
         self._executor = ThreadPoolExecutor(1, "store")
         self.service = Service(
             self._machine,
@@ -252,6 +265,7 @@ class AuthorityProcess:
         self.ocsp = OcspEndpoint(
             settings.ocsp,
             lambda: [keys.issuer(ca) for ca in self._machine.state.cas.values()],
+            lambda serial: serial in self._own_serials or self._issued.has(serial),
             unix_us,
         )
         self._poller = Poller(
@@ -373,16 +387,18 @@ class AuthorityProcess:
 
     def _close(self) -> None:
         self._executor.shutdown()
+        self._issued.close()
         self._store.close()
 
     # -------------------------------------------------------------- TLS of its own
     async def _renew(self) -> None:
-        key = x509.new_key()
+        key = x509.new_key(x509.svid_kind((self._machine.state.active().certificate,)))
         issued: words.Issued = await self.service.ask(_OWN, "OwnSvid", OwnSvid(x509.new_csr(key)))
         self._svid = x509.Svid(
             SpiffeId(issued.id), issued.chain, x509.key_bytes(key), issued.not_after_unix_s
         )
         self._context = None
+        self._own_serials.append(x509.parse(issued.chain[0]).certificate.serial_number)
         if self.endpoint.port:
             self.endpoint.renew(self._svid)
 
@@ -435,7 +451,10 @@ class AuthorityProcess:
             assert self._svid is not None
             anchors = [ca.certificate for ca in self._machine.state.cas.values()]
             judge = Judge(self._domain, anchors, self._revoked, unix_us)
-            self._context = TlsContext(self._svid, judge, (ALPN_AUTHORITY,), NODE, demand=False)
+            groups = GROUPS_PQ if self._settings.require_pq else GROUPS
+            self._context = TlsContext(
+                self._svid, judge, (ALPN_AUTHORITY,), NODE, groups, demand=False
+            )
         return self._context
 
     def _revoked(self, id: SpiffeId, issued_unix_s: int, via: NodeName | None) -> Verdict:

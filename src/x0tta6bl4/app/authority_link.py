@@ -173,7 +173,8 @@ class AuthorityLink:
     async def _issue(self, client: AuthorityClient, batch: dict[int, SpiffeId]) -> None:
         agent = self._agent
         entries = {entry.id: entry.key for entry in agent.machine.view().entries}
-        keys = {token: x509.new_key() for token in batch}
+        kind = agent.trusts.key_kind
+        keys = {token: x509.new_key(kind) for token in batch}
         wanted = []
         for token, id in list(batch.items()):
             if id != agent.id and id not in entries:

@@ -28,6 +28,7 @@ class OcspEndpoint:
     Args:
         at: settings.
         issuers: CAs of now.
+        issued: whether a certificate with this serial number is out.
         unix_us: wall time.
 
     Attributes:
@@ -36,12 +37,16 @@ class OcspEndpoint:
     """
 
     def __init__(
-        self, at: OcspAt, issuers: Callable[[], Sequence[Issuer]], unix_us: Callable[[], int]
+        self,
+        at: OcspAt,
+        issuers: Callable[[], Sequence[Issuer]],
+        issued: Callable[[int], bool],
+        unix_us: Callable[[], int],
     ) -> None:
         self._at = at
         self.withdrawn: frozenset[int] = frozenset()
         self.port = 0
-        self._responder = Responder(issuers, lambda: self.withdrawn, unix_us)
+        self._responder = Responder(issuers, lambda: self.withdrawn, issued, unix_us)
         self._server = HttpServer(self._answer, REQUEST_BYTES_MAX)
 
     async def start(self) -> None:

@@ -45,6 +45,7 @@ class Trusts:
 
     Attributes:
         on_new_svid: called when this node's SVID was replaced by another.
+        key_kind: what keys SVIDs are to have, as the bundle tells.
     """
 
     def __init__(self, domain: TrustDomain, require_pq: bool) -> None:
@@ -53,6 +54,7 @@ class Trusts:
         self._revocations = Revocations()
         self._judge = Judge(domain, (), self._revoked, unix_us)
         self.svid: Svid | None = None
+        self.key_kind = x509.svid_kind(())
         self.on_new_svid: Callable[[], None] = lambda: None
         self._contexts: dict[str, TlsContext] = {}
 
@@ -67,6 +69,7 @@ class Trusts:
     def believe(self, anchors: Sequence[bytes]) -> None:
         """Judge by these trust anchors from now on."""
         self._judge = Judge(self._domain, anchors, self._revoked, unix_us)
+        self.key_kind = x509.svid_kind(anchors)
         self._contexts.clear()
 
     def set_changed(self, set: str, body: bytes) -> bool:

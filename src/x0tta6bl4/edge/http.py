@@ -12,10 +12,12 @@ import socket
 import ssl
 from collections.abc import Callable
 from typing import Final, final
+from urllib.parse import urlsplit
 
 import h11
 
 from x0tta6bl4.core.machine import Value
+from x0tta6bl4.wire.errors import Unavailable
 
 CONNECTIONS_MAX: Final = 256
 REQUEST_S: Final = 10.0
@@ -40,6 +42,62 @@ class Response(Value, frozen=True):
     status: int
     kind: str = "text/plain"
     body: bytes = b""
+
+
+async def post(url: str, kind: str, body: bytes, answer_bytes_max: int) -> bytes:
+    """The body of the answer to one POST over plain HTTP.
+
+    Args:
+        url: `http://host[:port]/path`.
+        kind: content type of the body.
+        body: what is sent.
+        answer_bytes_max: of the answer; one more is an error.
+    Raises:
+        Unavailable: no such answer within REQUEST_S.
+    """
+    try:
+        at = urlsplit(url)
+        host, port = at.hostname or "", at.port or 80
+        if at.scheme != "http" or not host:
+            raise Unavailable("X0-NET-020", f"{url} is no http address")
+        async with asyncio.timeout(REQUEST_S):
+            reader, writer = await asyncio.open_connection(host, port)
+            try:
+                head = [
+                    ("host", at.netloc.rpartition("@")[2]),
+                    ("content-type", kind),
+                    ("content-length", str(len(body))),
+                    ("connection", "close"),
+                ]
+                connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_BYTES_MAX)
+                asked = h11.Request(method="POST", target=at.path or "/", headers=head)
+                out = (connection.send(asked) or b"") + (connection.send(h11.Data(body)) or b"")
+                writer.write(out + (connection.send(h11.EndOfMessage()) or b""))
+                return await _answer_of(reader, connection, answer_bytes_max)
+            finally:
+                writer.transport.abort()
+    except (OSError, TimeoutError, ValueError, h11.ProtocolError) as error:
+        raise Unavailable("X0-NET-021", f"no answer from {url}: {error!r}") from None
+
+
+async def _answer_of(
+    reader: asyncio.StreamReader, connection: h11.Connection, bytes_max: int
+) -> bytes:
+    body = bytearray()
+    while True:
+        event = connection.next_event()
+        if event is h11.NEED_DATA:
+            connection.receive_data(await reader.read(HEAD_BYTES_MAX))
+        elif isinstance(event, h11.Response) and event.status_code != 200:
+            raise ValueError(f"status {event.status_code}")
+        elif isinstance(event, h11.Data):
+            body += event.data
+            if len(body) > bytes_max:
+                raise ValueError("too large")
+        elif isinstance(event, h11.EndOfMessage):
+            return bytes(body)
+        elif not isinstance(event, h11.Response | h11.InformationalResponse):
+            raise ValueError("cut off")
 
 
 class HttpServer:

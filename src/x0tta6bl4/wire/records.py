@@ -18,6 +18,9 @@ from x0tta6bl4.wire.ids import NodeName, SpiffeId
 
 CONTEXT: Final = b"x0 record 1\x00"
 RECORD_BYTES_MAX: Final = 16 * 1024
+PQ_TIMES: Final = 8
+"""A record with a post-quantum signature may be so many times as large, chain and endpoints too."""
+PQ_SIGNATURE_BYTES_MIN: Final = 2048
 AUTHORITY: Final = NodeName("authority")
 """Writer of authority records; no node can have this name (the authority refuses it)."""
 
@@ -114,7 +117,7 @@ SETS: Final = ("bundle", "revocations", "names", "policy", "heartbeat", "federat
 
 @final
 class RecordKey(Word, frozen=True):
-    """A key with which the authority signs records: P-256, uncompressed point."""
+    """A key with which the authority signs records: a P-256 point, or an ML-DSA-65 key, bare."""
 
     id: str
     point: bytes
@@ -230,11 +233,10 @@ def encode_record(record: Record) -> bytes:
     """Encode for the wire and for the disk.
 
     Raises:
-        BadMessage: larger than RECORD_BYTES_MAX.
+        BadMessage: larger than RECORD_BYTES_MAX, PQ_TIMES that with a post-quantum signature.
     """
     data = _ENCODER.encode(record)
-    if len(data) > RECORD_BYTES_MAX:
-        raise BadMessage("X0-REC-001", f"record of {len(data)} bytes", "at most 16 KiB")
+    _bound(len(data), len(record.signature))
     return data
 
 
@@ -244,12 +246,20 @@ def decode_record(data: bytes) -> Record:
     Raises:
         BadMessage: not a record.
     """
-    if len(data) > RECORD_BYTES_MAX:
-        raise BadMessage("X0-REC-001", f"record of {len(data)} bytes", "at most 16 KiB")
+    _bound(len(data), PQ_SIGNATURE_BYTES_MIN)
     try:
-        return _RECORD.decode(data)
+        record = _RECORD.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadMessage("X0-REC-002", f"not a record: {error}") from None
+    _bound(len(data), len(record.signature))
+    return record
+
+
+def _bound(size_bytes: int, signature_bytes: int) -> None:
+    times = PQ_TIMES if signature_bytes >= PQ_SIGNATURE_BYTES_MIN else 1
+    if size_bytes > times * RECORD_BYTES_MAX:
+        limit = f"at most {times * RECORD_BYTES_MAX // 1024} KiB"
+        raise BadMessage("X0-REC-001", f"record of {size_bytes} bytes", limit)
 
 
 def encode_body(value: Word | tuple[Word, ...] | tuple[bytes, ...]) -> bytes:

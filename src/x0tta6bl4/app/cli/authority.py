@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -58,8 +59,20 @@ Examples:
     metavar="HOST:PORT",
     help="Where nodes dial it; goes into tokens. Repeatable.",
 )
+@click.option(
+    "--keys",
+    type=click.Choice(("p-256", "ml-dsa-65")),
+    default="p-256",
+    show_default=True,
+    help="Of the CA and of all SVIDs; ml-dsa-65 is post-quantum, and large.",
+)
 def init(
-    trust_domain: str, config: Path, state_dir: Path, listen: str, advertise: tuple[str, ...]
+    trust_domain: str,
+    config: Path,
+    state_dir: Path,
+    listen: str,
+    advertise: tuple[str, ...],
+    keys: Literal["p-256", "ml-dsa-65"],
 ) -> None:
     """Write the settings of a new trust domain; its CA is made at the first run."""
     from x0tta6bl4.app.settings import AuthoritySettings, dump, parse_authority
@@ -71,6 +84,7 @@ def init(
             state_dir=str(state_dir.absolute()),
             listen=listen,
             advertise=advertise,
+            keys=keys,
         )
     )
     parse_authority(text, str(config))

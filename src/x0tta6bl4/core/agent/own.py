@@ -34,6 +34,8 @@ from x0tta6bl4.wire.ids import NodeName, SpiffeId, TrustDomain, node_id
 from x0tta6bl4.wire.messages import CallerItem, NodeItem, ServiceItem, SvidItem
 from x0tta6bl4.wire.records import (
     KIND_NODE,
+    PQ_SIGNATURE_BYTES_MIN,
+    PQ_TIMES,
     Adjacency,
     Endpoint,
     NodeBody,
@@ -45,7 +47,8 @@ from x0tta6bl4.wire.records import (
 
 ENTRIES_MAX: Final = 4096
 PAGE_BYTES_MAX: Final = 8 * 1024
-"""Of the endpoints on a page, so that the node's own chain fits into the record too."""
+"""Of the endpoints on a page, so that the node's own chain fits into the record too; PQ_TIMES that
+where the node signs with a post-quantum key."""
 PAGES: Final = tuple(f"e{number}" for number in range(31))
 PAGES_EVERY: Final = 1 * SECOND
 LINKS_KNOWN_AFTER: Final = 5 * SECOND
@@ -390,11 +393,15 @@ class Own:
         new: list[tuple[str, int, Endpoint]] = []
         before, self._page_of = self._page_of, {}
         offered = {e.id for e in self.entries.values() if e.address and not self.draining}
+        own = self.svids.get(self.id)
+        wide = own is not None and len(own.chain[0]) > 2 * PQ_SIGNATURE_BYTES_MIN
+        times = PQ_TIMES if wide else 1  # A certificate of that size has a key of that kind.
         for id in sorted(offered):
             endpoint = self._endpoint(id, unix_s)
             if endpoint is None:
                 continue
             size = sum(map(len, endpoint.chain)) + len(endpoint.signature) + len(id) + 64
+            size //= times
             name = before.get(id)
             if name is None or room.setdefault(name, PAGE_BYTES_MAX) < size:
                 new.append((id, size, endpoint))

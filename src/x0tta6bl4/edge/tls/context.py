@@ -11,13 +11,14 @@ a client that offers one gets a full handshake and is judged again (tested).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, final
 
 from cryptography import x509
 from OpenSSL import SSL, crypto
 
 from x0tta6bl4.core.identity.rules import Expect
+from x0tta6bl4.core.machine import Denied
 from x0tta6bl4.edge.tls.binding import lib
 from x0tta6bl4.edge.tls.judge import Judging
 from x0tta6bl4.edge.tls.x509 import Svid, load_any_key
@@ -49,13 +50,27 @@ class TlsContext:
         demand: server role: refuse a client without a certificate; if False, such a client gets
             the verdict Denied("no certificate") and the caller decides what it may do.  One that
             presents a certificate is judged in any case.
+        staple: server role: gives the OCSP response about our SVID, DER, for who asks; empty: there
+            is none.
+        status: client role: asks for such a response, and for the verdict on (leaf, its CA,
+            response or empty), DER; None: it may go on.
         demand_alpn: whether both ends must agree on a name, so that at least one is needed here
             (between our own processes); if not, a peer without ALPN is taken too.
     Raises:
         BadInput: a chain and key that don't fit, or an unknown group.
     """
 
-    __slots__ = ("_ssl", "alpn", "demand", "demand_alpn", "expect", "judge", "svid")
+    __slots__ = (
+        "_ssl",
+        "alpn",
+        "demand",
+        "demand_alpn",
+        "expect",
+        "judge",
+        "staple",
+        "status",
+        "svid",
+    )
 
     def __init__(
         self,
@@ -67,6 +82,8 @@ class TlsContext:
         *,
         demand: bool = True,
         demand_alpn: bool = True,
+        staple: Callable[[], bytes] | None = None,
+        status: Callable[[bytes, bytes, bytes], Denied | None] | None = None,
     ) -> None:
         if not alpn and demand_alpn:
             raise BadInput("X0-TLS-011", "no ALPN name given")
@@ -76,6 +93,8 @@ class TlsContext:
         self.expect = expect
         self.demand = demand
         self.demand_alpn = demand_alpn
+        self.staple = staple
+        self.status = status
         self._ssl = context = SSL.Context(SSL.TLS_METHOD)
         context.set_min_proto_version(SSL.TLS1_3_VERSION)
         context.set_session_cache_mode(SSL.SESS_CACHE_OFF)

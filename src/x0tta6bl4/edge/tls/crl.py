@@ -1,4 +1,4 @@
-"""Revocation lists: which certificates of a trust domain count no more.
+"""Revocation lists: which certificates of a trust domain count no more; made, and believed.
 
 A list is believed only if a CA of that trust domain's own bundle has signed it and may sign such
 lists; anybody else's is reported and ignored.  A list that is past its nextUpdate still counts: to
@@ -10,12 +10,14 @@ Source: RFC 5280 sections 5 and 6.3; the `crl` field of the SPIFFE Workload API.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding
 
-from x0tta6bl4.edge.tls.x509 import parse, public_bytes
+from x0tta6bl4.edge.tls.x509 import Issuer, authority_key, hash_for, parse, public_bytes
 from x0tta6bl4.wire.errors import BadInput
 
 CRL_BYTES_MAX: Final = 8 * 1024 * 1024
@@ -24,6 +26,32 @@ ENTRIES_MAX: Final = 262_144
 
 Withdrawn = frozenset[tuple[bytes, int]]
 """(issuer's public key as SubjectPublicKeyInfo, serial number)."""
+
+
+def make_crl(
+    issuer: Issuer, serials: Sequence[int], number: int, this_unix_s: int, next_unix_s: int
+) -> bytes:
+    """Make a revocation list, DER (RFC 5280 section 5).
+
+    Args:
+        issuer: the CA; its own key signs.
+        serials: of the revoked certificates.
+        number: greater than that of any list before (RFC 5280 section 5.2.3).
+        this_unix_s: when it was made.
+        next_unix_s: when there will be a newer one at the latest.
+    """
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(issuer.parsed.certificate.subject)
+        .last_update(_time(this_unix_s))
+        .next_update(_time(next_unix_s))
+        .add_extension(x509.CRLNumber(number), critical=False)
+        .add_extension(authority_key(issuer), critical=False)
+    )
+    revoked = x509.RevokedCertificateBuilder().revocation_date(_time(this_unix_s))
+    for serial in serials:
+        builder = builder.add_revoked_certificate(revoked.serial_number(serial).build())
+    return builder.sign(issuer.key, hash_for(issuer.key)).public_bytes(Encoding.DER)
 
 
 def withdrawn(lists: Sequence[bytes], anchors: Sequence[bytes]) -> tuple[Withdrawn, list[bool]]:
@@ -52,6 +80,10 @@ def withdrawn(lists: Sequence[bytes], anchors: Sequence[bytes]) -> tuple[Withdra
                 found.update((key, entry.serial_number) for entry in read)
                 break
     return frozenset(found), believed
+
+
+def _time(unix_s: int) -> datetime:
+    return datetime.fromtimestamp(unix_s, UTC)
 
 
 def _may_sign(usage: tuple[str, ...] | None) -> bool:

@@ -73,6 +73,7 @@ class Engine:
         peer_via: node through which the peer's SVID was issued, or "".
         peer_key: kind of the peer's key, e.g. `P-256`; "" without a certificate.
         peer_chain: the peer's certificates, DER, leaf first, as they were judged.
+        stapled: the OCSP response that came with them, DER; empty: none, or nobody asked.
         group: key exchange that was negotiated, e.g. `X25519MLKEM768`.
         alpn: protocol that was negotiated.
         failed: the next `read` raises: broken, or closed by the peer.
@@ -89,6 +90,7 @@ class Engine:
         "_eof",
         "_failed",
         "_in",
+        "_issuer",
         "_key",
         "_out",
         "_plain",
@@ -106,6 +108,7 @@ class Engine:
         "peer_not_after_unix_s",
         "peer_via",
         "server",
+        "stapled",
     )
 
     def __init__(self, context: TlsContext, server: bool) -> None:
@@ -126,6 +129,10 @@ class Engine:
                 lib.SSL_CTX_set_alpn_select_cb(context.ssl._context, _ALPN_CALLBACK, ffi.NULL)
         else:
             lib.SSL_set_connect_state(self._ssl)
+            if context.status is not None:
+                lib.SSL_set_tlsext_status_type(self._ssl, lib.TLSEXT_STATUSTYPE_ocsp)
+        if context.status is not None or context.staple is not None:
+            lib.SSL_CTX_set_tlsext_status_cb(context.ssl._context, _STATUS_CALLBACK)
         lib.SSL_set_verify(self._ssl, mode, _VERIFY_CALLBACK)
         self._complete = False
         self.failed = False
@@ -144,6 +151,8 @@ class Engine:
         self.peer_via = ""
         self.peer_key = ""
         self.peer_chain: tuple[bytes, ...] = ()
+        self.stapled = b""
+        self._issuer = b""
         self.group = ""
         self.alpn = ""
 
@@ -211,7 +220,18 @@ class Engine:
         self.peer_issued_unix_s = judgement.issued_unix_s
         self.peer_via = judgement.via
         self.peer_key = judgement.key
+        self._issuer = judgement.issuer
         return self.peer
+
+    def _judge_status(self, response: bytes) -> bool:
+        """Client role, within the handshake, after `_judge`: whether it may go on."""
+        status = self.context.status
+        assert status is not None
+        self.stapled = response
+        denied = status(self.peer_chain[0], self._issuer, response)
+        if denied is not None:
+            self.peer = denied
+        return denied is None
 
     # -------------------------------------------------------------------------------- byte path
     def feed(self, view: Buffer) -> None:
@@ -488,6 +508,33 @@ def _on_alpn(ssl: Any, out: Any, out_length: Any, offered: Any, length: int, _: 
     return int(lib.SSL_TLSEXT_ERR_ALERT_FATAL)
 
 
+def _on_status(ssl: Any, _: Any) -> int:
+    """Server: hand out the response about us.  Client: judge the server's."""
+    engine = _SHAKING.get(int(ffi.cast("uintptr_t", ssl)))
+    if engine is None:
+        return -1
+    try:
+        if engine.server:
+            return _staple(ssl, engine.context)
+        at = ffi.new("unsigned char **")
+        size = lib.SSL_get_tlsext_status_ocsp_resp(ssl, at)
+        judged = type(engine.peer) is Allowed
+        return int(judged and engine._judge_status(bytes(ffi.buffer(at[0], max(0, size)))))
+    except BaseException as bug:  # noqa: BLE001  # C code above us: raised again by shake().
+        engine._bug = bug
+        return -1
+
+
+def _staple(ssl: Any, context: TlsContext) -> int:
+    response = context.staple() if context.staple is not None else b""
+    if not response:
+        return int(lib.SSL_TLSEXT_ERR_NOACK)
+    copy = lib.OPENSSL_malloc(len(response))  # OpenSSL frees it.
+    ffi.memmove(copy, response, len(response))
+    lib.SSL_set_tlsext_status_ocsp_resp(ssl, copy, len(response))
+    return int(lib.SSL_TLSEXT_ERR_OK)
+
+
 def _presented(ssl: Any, store: Any) -> tuple[bytes, ...]:
     """The peer's certificates, leaf first.
 
@@ -521,6 +568,7 @@ def _der(certificate: Any) -> bytes:
         lib.BIO_free(bio)
 
 
+_STATUS_CALLBACK: Final = ffi.callback("int (*)(SSL *, void *)", _on_status)
 _VERIFY_CALLBACK: Final = ffi.callback("int (*)(int, X509_STORE_CTX *)", _on_verify)
 _ALPN_CALLBACK: Final = ffi.callback(
     "int (*)(SSL *, unsigned char **, unsigned char *, const unsigned char *, unsigned int, "

@@ -56,6 +56,8 @@ class Judgement(Value, frozen=True):
     """Node through which it was issued; the node itself for a node's SVID; else empty."""
     key: str = ""
     """Kind of the leaf's key, e.g. `P-256`; empty if denied."""
+    issuer: bytes = b""
+    """Certificate of the CA that has signed the leaf, DER; empty if denied."""
 
 
 class Judging(Protocol):
@@ -77,6 +79,8 @@ class _Path(Value, frozen=True):
     not_after_unix_s: int
     serials: tuple[tuple[bytes, int], ...]
     """(issuer's public key, serial number) of each certificate below the anchor, leaf first."""
+    issuer: bytes
+    """DER, of the leaf's."""
 
 
 def allow_all(id: SpiffeId, issued_unix_s: int, via: NodeName | None) -> Verdict:
@@ -201,7 +205,12 @@ class Judge:
         if self._withdrawn and not self._withdrawn.isdisjoint(path.serials):
             return Judgement(Denied("revoked"))
         return Judgement(
-            Allowed(id), path.not_after_unix_s, fields.not_before_unix_s, via or "", fields.key
+            Allowed(id),
+            path.not_after_unix_s,
+            fields.not_before_unix_s,
+            via or "",
+            fields.key,
+            path.issuer,
         )
 
     def _validate(self, chain: tuple[bytes, ...], now: int) -> _Path | Denied:
@@ -241,6 +250,7 @@ class Judge:
                 (public_bytes(upper), lower.certificate.serial_number)
                 for lower, upper in zip([leaf, *above], above, strict=False)
             ),
+            above[0].der,
         )
         if self._judge_time(path.not_before_unix_s, path.not_after_unix_s, now):
             return Denied("issuer expired")

@@ -25,6 +25,8 @@ _ALGORITHMS: Final = {
 }
 """Kind of the CA's key -> how it signs."""
 _SAN: Final = bytes.fromhex("0603551d11")
+_AUTHORITY_INFORMATION: Final = bytes.fromhex("06082b06010505070101")
+_OCSP: Final = bytes.fromhex("06082b06010505073001")
 _CRITICAL: Final = bytes.fromhex("0101ff")
 _USES: Final = bytes.fromhex(
     "300c0603551d130101ff04023000"  # basicConstraints, critical: no CA.
@@ -41,16 +43,20 @@ class Stamp:
     Args:
         certificate: of the CA; it has a subject key identifier.
         kind: of its key: `P-256`, `P-384` or `ML-DSA-65`.
+        ocsp_url: where it answers OCSP; empty: nowhere.
     """
 
-    __slots__ = ("_algorithm", "_authority_key", "_issuer")
+    __slots__ = ("_algorithm", "_issuer", "_last")
 
-    def __init__(self, certificate: x509.Certificate, kind: str) -> None:
+    def __init__(self, certificate: x509.Certificate, kind: str, ocsp_url: str = "") -> None:
         self._algorithm = _ALGORITHMS[kind]
         self._issuer = certificate.subject.public_bytes()
         own = certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
         identifier = _tlv(0x30, _tlv(0x80, own.digest))
-        self._authority_key = _tlv(0x30, bytes.fromhex("0603551d23") + _tlv(0x04, identifier))
+        self._last = _tlv(0x30, bytes.fromhex("0603551d23") + _tlv(0x04, identifier))
+        if ocsp_url:
+            place = _tlv(0x30, _OCSP + _tlv(0x86, ocsp_url.encode("ascii")))
+            self._last += _tlv(0x30, _AUTHORITY_INFORMATION + _tlv(0x04, _tlv(0x30, place)))
 
     def body(
         self,
@@ -77,7 +83,7 @@ class Stamp:
             _tlv(0x30, _SAN + (b"" if unit else _CRITICAL) + names)
             + _USES
             + identifier
-            + self._authority_key
+            + self._last
         )
         return _tlv(
             0x30,

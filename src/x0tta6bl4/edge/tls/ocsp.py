@@ -10,7 +10,7 @@ Source: RFC 6960; RFC 9654 for the nonce; RFC 5019 section 4 for times.
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Final, final
@@ -20,7 +20,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, mldsa, padding, rsa
 from cryptography.x509 import ocsp
-from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID
 
 from x0tta6bl4.core.machine import Denied, Value
 from x0tta6bl4.edge.tls import x509
@@ -53,6 +53,8 @@ class Responder:
     Args:
         issuers: CAs of now, with their keys.
         withdrawn: serial numbers of what is revoked.
+        issued: whether a serial number is one of a certificate that is out; of others nothing
+            good is said (RFC 6960 section 2.2).
         unix_us: wall time.
     """
 
@@ -60,10 +62,12 @@ class Responder:
         self,
         issuers: Callable[[], Sequence[x509.Issuer]],
         withdrawn: Callable[[], frozenset[int]],
+        issued: Callable[[int], bool],
         unix_us: Callable[[], int],
     ) -> None:
         self._issuers = issuers
         self._withdrawn = withdrawn
+        self._issued = issued
         self._unix_us = unix_us
         self._delegates: dict[bytes, tuple[x509.PrivateKey, cx509.Certificate, int]] = {}
 
@@ -96,11 +100,16 @@ class Responder:
         now_s = self._unix_us() // 1_000_000
         key, certificate = self._delegate(issuer, now_s)
         revoked = serial in self._withdrawn()
+        if revoked:
+            status = ocsp.OCSPCertStatus.REVOKED
+        else:
+            known = self._issued(serial)
+            status = ocsp.OCSPCertStatus.GOOD if known else ocsp.OCSPCertStatus.UNKNOWN
         builder = ocsp.OCSPResponseBuilder().add_response_by_hash(
             *asked,
             serial,
             _HASHES[algorithm],
-            ocsp.OCSPCertStatus.REVOKED if revoked else ocsp.OCSPCertStatus.GOOD,
+            status,
             _time(now_s),
             _time(now_s + ANSWER_S),
             _time(now_s) if revoked else None,
@@ -112,7 +121,8 @@ class Responder:
             nonce = extension.value
             if isinstance(nonce, cx509.OCSPNonce) and 0 < len(nonce.nonce) <= NONCE_BYTES_MAX:
                 builder = builder.add_extension(nonce, critical=False)
-        return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
+        hash = hashes.SHA256() if isinstance(key, ec.EllipticCurvePrivateKey) else None
+        return builder.sign(key, hash).public_bytes(serialization.Encoding.DER)
 
     def _delegate(
         self, issuer: x509.Issuer, now_s: int
@@ -121,7 +131,7 @@ class Responder:
         if held is None or held[2] - now_s < DELEGATE_S // 2:
             if len(self._delegates) >= 8:  # As many as there can be CAs.
                 self._delegates.clear()
-            key = x509.new_key()
+            key = x509.new_key(x509.svid_kind((issuer.certificate,)))
             certificate, end_s = x509.issue_ocsp_delegate(issuer, key, now_s, DELEGATE_S)
             held = self._delegates[issuer.certificate] = (key, certificate, end_s)
         return held[0], held[1]
@@ -139,6 +149,29 @@ def request_for(leaf: bytes, issuer: bytes, nonce: bytes = b"") -> bytes:
     if nonce:
         builder = builder.add_extension(cx509.OCSPNonce(nonce), critical=False)
     return builder.build().public_bytes(serialization.Encoding.DER)
+
+
+def responder_of(leaf: bytes) -> str:
+    """Where a certificate's CA answers OCSP, as it says itself; empty: nowhere.
+
+    Raises:
+        BadInput: not a certificate.
+    """
+    try:
+        places = (
+            x509.parse(leaf)
+            .certificate.extensions.get_extension_for_class(cx509.AuthorityInformationAccess)
+            .value
+        )
+    except cx509.ExtensionNotFound:
+        return ""
+    for place in places:
+        at = place.access_location
+        if place.access_method == AuthorityInformationAccessOID.OCSP and isinstance(
+            at, cx509.UniformResourceIdentifier
+        ):
+            return at.value
+    return ""
 
 
 # ------------------------------------------------------------------ the verifier
@@ -198,12 +231,17 @@ class OcspCache:
     Args:
         hard_fail: whether a certificate without an answer is refused.
         unix_us: wall time.
+
+    Attributes:
+        doubts: reason -> responses that were not believed, or were missing; bounded by the number
+            of reasons.
     """
 
     def __init__(self, hard_fail: bool, unix_us: Callable[[], int]) -> None:
         self._hard_fail = hard_fail
         self._unix_us = unix_us
         self._held: OrderedDict[tuple[bytes, bytes], Answer] = OrderedDict()
+        self.doubts: Counter[str] = Counter()
 
     def judge(self, leaf: bytes, issuer: bytes, response: bytes = b"") -> Denied | None:
         """Whether a leaf may be used.
@@ -236,6 +274,7 @@ class OcspCache:
             return Denied("revoked")
         if held is not None and held.next_unix_s * 1_000_000 > now_us:
             return None
+        self.doubts[wrong] += 1
         return Denied(wrong) if self._hard_fail else None
 
 

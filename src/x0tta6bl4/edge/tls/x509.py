@@ -1,7 +1,8 @@
 """Certificates: parse them for the rules, make keys and CSRs, issue SVIDs, sign and verify records.
 
-Source: X509-SVID.md sections 2 to 4 (SP-020 to SP-031), RFC 5280, RFC 2986.  SVID keys are P-256,
-CA keys P-384 (decisions: Ed25519 is refused by verifiers that others use).
+Source: X509-SVID.md sections 2 to 4 (SP-020 to SP-031), RFC 5280, RFC 2986; RFC 9881 for ML-DSA.
+SVID keys are P-256 and CA keys P-384 (decisions: Ed25519 is refused by verifiers that others use),
+or all of them ML-DSA-65, where a trust domain chooses so: the key of its CA tells.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ CSR_BYTES_MAX: Final = 16 * 1024
 CHAIN_MAX: Final = 8
 """Certificates in a chain as sent, trust anchors included."""
 SVID_TTL_S: Final = 3_600
+ML_DSA: Final = "ML-DSA-65"
 ANCHOR_TTL_S: Final = 365 * 86_400
 
 _VIA: Final = "x0 node "
@@ -54,7 +56,7 @@ _USAGES: Final = (
     "crl_sign",
 )
 
-PrivateKey = ec.EllipticCurvePrivateKey
+PrivateKey = ec.EllipticCurvePrivateKey | mldsa.MLDSA65PrivateKey
 AnyPrivateKey = (
     ec.EllipticCurvePrivateKey
     | rsa.RSAPrivateKey
@@ -62,7 +64,7 @@ AnyPrivateKey = (
     | mldsa.MLDSA65PrivateKey
     | mldsa.MLDSA87PrivateKey
 )
-PublicKey = ec.EllipticCurvePublicKey
+PublicKey = ec.EllipticCurvePublicKey | mldsa.MLDSA65PublicKey
 
 
 @final
@@ -117,6 +119,7 @@ class Issuer:
         key: its private key.
         certificate: DER; an anchor, or an intermediate.
         intermediates: DER, own certificate first, for every leaf's chain; empty for an anchor.
+        ocsp_url: where it answers OCSP, which its leaves say; empty: nowhere.
     """
 
     __slots__ = ("certificate", "domain", "intermediates", "key", "parsed", "stamp")
@@ -127,13 +130,14 @@ class Issuer:
         key: PrivateKey,
         certificate: bytes,
         intermediates: Sequence[bytes] = (),
+        ocsp_url: str = "",
     ) -> None:
         self.domain = domain
         self.key = key
         self.certificate = certificate
         self.intermediates = tuple(intermediates)
         self.parsed = Parsed(certificate)
-        self.stamp = Stamp(self.parsed.certificate, self.parsed.fields.key)
+        self.stamp = Stamp(self.parsed.certificate, self.parsed.fields.key, ocsp_url)
 
 
 # ------------------------------------------------------------------------------------------ parse
@@ -161,15 +165,29 @@ def parse_chain(chain: Sequence[bytes]) -> list[Parsed]:
 
 # ------------------------------------------------------------------------------------------- keys
 def new_key(kind: str = "P-256") -> PrivateKey:
-    """Make a private key: `P-256` or `P-384`.
+    """Make a private key: `P-256`, `P-384` or `ML-DSA-65`.
 
     Raises:
         BadInput: any other kind.
     """
+    if kind == ML_DSA:
+        return mldsa.MLDSA65PrivateKey.generate()
     curve = _CURVES.get(kind)
     if curve is None:
-        raise BadInput("X0-TLS-005", f"{kind!r} is no kind of key", "use P-256 or P-384")
+        raise BadInput("X0-TLS-005", f"{kind!r} is no kind of key", "use P-256, P-384 or ML-DSA-65")
     return ec.generate_private_key(curve())
+
+
+def svid_kind(anchors: Sequence[bytes]) -> str:
+    """Kind of the keys that SVIDs of a trust domain are to have, as its CA's tells.
+
+    Args:
+        anchors: of its bundle, DER, the CA that issues now first.
+    Raises:
+        BadInput: the first is not a certificate.
+    """
+    post_quantum = bool(anchors) and Parsed(anchors[0]).fields.key == ML_DSA
+    return ML_DSA if post_quantum else "P-256"
 
 
 def key_bytes(key: PrivateKey) -> bytes:
@@ -183,14 +201,13 @@ def load_key(data: bytes) -> PrivateKey:
     """Read what `key_bytes` wrote.
 
     Raises:
-        BadInput: not a P-256 or P-384 key in PKCS#8 DER.
+        BadInput: not a P-256, P-384 or ML-DSA-65 key in PKCS#8 DER.
     """
-    try:
-        key = serialization.load_der_private_key(data, None)
-    except _BAD:
-        raise BadInput("X0-TLS-006", "not a private key in PKCS#8 DER") from None
+    key = load_any_key(data)
+    if isinstance(key, mldsa.MLDSA65PrivateKey):
+        return key
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name not in _NAMES:
-        raise BadInput("X0-TLS-006", "not a P-256 or P-384 key")
+        raise BadInput("X0-TLS-006", "not a P-256, P-384 or ML-DSA-65 key")
     return key
 
 
@@ -218,7 +235,9 @@ def public_bytes(holder: AnyPrivateKey | Parsed) -> bytes:
 
 
 def public_point(key: PrivateKey) -> bytes:
-    """Public key as an uncompressed point (65 bytes for P-256), e.g. for `RecordKey`."""
+    """Public key, bare: an uncompressed point (65 bytes for P-256), or 1952 bytes of ML-DSA-65."""
+    if isinstance(key, mldsa.MLDSA65PrivateKey):
+        return key.public_key().public_bytes_raw()
     return key.public_key().public_bytes(
         serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint
     )
@@ -228,7 +247,7 @@ def public_point(key: PrivateKey) -> bytes:
 def new_csr(key: PrivateKey) -> bytes:
     """Certificate signing request, DER: says nothing but the key, proves its possession."""
     builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
-    return builder.sign(key, _hash_for(key)).public_bytes(serialization.Encoding.DER)
+    return builder.sign(key, hash_for(key)).public_bytes(serialization.Encoding.DER)
 
 
 def read_csr(csr: bytes) -> PublicKey:
@@ -237,7 +256,8 @@ def read_csr(csr: bytes) -> PublicKey:
     Subject and extensions of the request are ignored: the issuer decides what a certificate says.
 
     Raises:
-        BadInput: not a CSR, a signature that does not fit, or a key that is no P-256 or P-384.
+        BadInput: not a CSR, a signature that does not fit, or a key that is no P-256, P-384 or
+            ML-DSA-65.
     """
     if len(csr) > CSR_BYTES_MAX:
         raise BadInput("X0-TLS-007", "CSR too large", "at most 16 KiB")
@@ -249,8 +269,10 @@ def read_csr(csr: bytes) -> PublicKey:
         raise BadInput("X0-TLS-007", "not a certificate signing request") from None
     if not proven:
         raise BadInput("X0-TLS-008", "CSR without proof of possession")
+    if isinstance(key, mldsa.MLDSA65PublicKey):
+        return key
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in _NAMES:
-        raise BadInput("X0-TLS-009", "CSR with a weak or unknown key", "use P-256")
+        raise BadInput("X0-TLS-009", "CSR with a weak or unknown key", "use P-256 or ML-DSA-65")
     return key
 
 
@@ -270,7 +292,7 @@ def new_anchor(
         builder.not_valid_before(_time(now_unix_s - BACKDATE_S))
         .not_valid_after(_time(now_unix_s - BACKDATE_S + ttl_s))
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, _hash_for(key))
+        .sign(key, hash_for(key))
     )
     return Issuer(domain, key, certificate.public_bytes(serialization.Encoding.DER))
 
@@ -321,34 +343,7 @@ def issue_leaf_for(
     unit = "" if via is None else _VIA + via  # SP-024: the name is critical without a subject.
     serial = x509.random_serial_number()
     body = issuer.stamp.body(key, id, unit, start_s, end_s, serial)
-    signature = issuer.key.sign(body, ec.ECDSA(_hash_for(issuer.key)))
-    return (issuer.stamp.signed(body, signature), *issuer.intermediates)
-
-
-def make_crl(
-    issuer: Issuer, serials: Sequence[int], number: int, this_unix_s: int, next_unix_s: int
-) -> bytes:
-    """Make a revocation list, DER (RFC 5280 section 5).
-
-    Args:
-        issuer: the CA; its own key signs.
-        serials: of the revoked certificates.
-        number: greater than that of any list before (RFC 5280 section 5.2.3).
-        this_unix_s: when it was made.
-        next_unix_s: when there will be a newer one at the latest.
-    """
-    builder = (
-        x509.CertificateRevocationListBuilder()
-        .issuer_name(issuer.parsed.certificate.subject)
-        .last_update(_time(this_unix_s))
-        .next_update(_time(next_unix_s))
-        .add_extension(x509.CRLNumber(number), critical=False)
-        .add_extension(_authority_key(issuer), critical=False)
-    )
-    revoked = x509.RevokedCertificateBuilder().revocation_date(_time(this_unix_s))
-    for serial in serials:
-        builder = builder.add_revoked_certificate(revoked.serial_number(serial).build())
-    return builder.sign(issuer.key, _hash_for(issuer.key)).public_bytes(serialization.Encoding.DER)
+    return (issuer.stamp.signed(body, _sign_as_ca(issuer.key, body)), *issuer.intermediates)
 
 
 def issue_ocsp_delegate(
@@ -377,15 +372,17 @@ def issue_ocsp_delegate(
         .add_extension(_usage("digital_signature"), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.OCSP_SIGNING]), critical=True)
         .add_extension(x509.OCSPNoCheck(), critical=False)
-        .add_extension(_authority_key(issuer), critical=False)
-        .sign(issuer.key, _hash_for(issuer.key))
+        .add_extension(authority_key(issuer), critical=False)
+        .sign(issuer.key, hash_for(issuer.key))
     )
     return certificate, end_s
 
 
 # ---------------------------------------------------------------------------------------- records
 def sign(key: PrivateKey, data: bytes) -> bytes:
-    """Sign a record: ECDSA with SHA-256, DER."""
+    """Sign a record: ECDSA with SHA-256, DER; or ML-DSA-65, with no context."""
+    if isinstance(key, mldsa.MLDSA65PrivateKey):
+        return key.sign(data)
     return key.sign(data, ec.ECDSA(hashes.SHA256()))
 
 
@@ -403,25 +400,37 @@ def verify(signer: bytes | Sequence[bytes] | Parsed, data: bytes, signature: byt
     """Whether the signature over `data` was made by this key; says nothing about who that is.
 
     Args:
-        signer: an uncompressed P-256 point, or a chain (or parsed leaf) that has the key.
+        signer: a key as `public_point` writes it, or a chain (or parsed leaf) that has the key.
         data: what was signed, context string included.
         signature: as `sign` makes it.
     """
     try:
         if isinstance(signer, bytes):
-            key: object = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), signer)
+            key = _bare_key(signer)
         else:
             leaf = signer if isinstance(signer, Parsed) else Parsed(signer[0])
             key = leaf.certificate.public_key()
-        if not isinstance(key, ec.EllipticCurvePublicKey):
+        if isinstance(key, mldsa.MLDSA65PublicKey):
+            key.verify(signature, data)
+        elif isinstance(key, ec.EllipticCurvePublicKey):
+            key.verify(signature, data, ec.ECDSA(hashes.SHA256()))
+        else:
             return False
-        key.verify(signature, data, ec.ECDSA(hashes.SHA256()))
     except (*_ERROR, BadInput, IndexError):
         return False
     return True
 
 
 # ---------------------------------------------------------------------------------------- details
+_ML_DSA_BYTES: Final = 1952
+
+
+def _bare_key(data: bytes) -> object:
+    if len(data) == _ML_DSA_BYTES:
+        return mldsa.MLDSA65PublicKey.from_public_bytes(data)
+    return ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), data)
+
+
 _CURVES: Final[dict[str, type[ec.SECP256R1] | type[ec.SECP384R1]]] = {
     "P-256": ec.SECP256R1,
     "P-384": ec.SECP384R1,
@@ -530,7 +539,8 @@ def _usage(*names: str) -> x509.KeyUsage:
     return x509.KeyUsage(**on, encipher_only=False, decipher_only=False)
 
 
-def _authority_key(issuer: Issuer) -> x509.AuthorityKeyIdentifier:
+def authority_key(issuer: Issuer) -> x509.AuthorityKeyIdentifier:
+    """Extension that names the CA's key."""
     return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(
         issuer.parsed.certificate.extensions.get_extension_for_class(
             x509.SubjectKeyIdentifier
@@ -554,5 +564,15 @@ def _time(unix_s: int) -> datetime:
     return datetime.fromtimestamp(unix_s, UTC)
 
 
-def _hash_for(key: PrivateKey) -> hashes.SHA256 | hashes.SHA384:
+def hash_for(key: PrivateKey) -> hashes.SHA256 | hashes.SHA384 | None:
+    """Hash that a key of this kind signs certificates and lists with."""
+    if isinstance(key, mldsa.MLDSA65PrivateKey):
+        return None  # It has its own.
     return hashes.SHA384() if key.curve.name == "secp384r1" else hashes.SHA256()
+
+
+def _sign_as_ca(key: PrivateKey, data: bytes) -> bytes:
+    if isinstance(key, mldsa.MLDSA65PrivateKey):
+        return key.sign(data)
+    hash = hashes.SHA384() if key.curve.name == "secp384r1" else hashes.SHA256()
+    return key.sign(data, ec.ECDSA(hash))

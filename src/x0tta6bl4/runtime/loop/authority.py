@@ -34,7 +34,7 @@ class HopLimits(msgspec.Struct, frozen=True):
     per_neighbour_max: int = 1024
     """Hops to or from one neighbour, relayed or ending here."""
     enrol_max: int = 4
-    enrol_bytes_max: int = 64 * 1024
+    enrol_bytes_max: int = 256 * 1024
     enrol_us: int = 10 * SECOND
 
 

@@ -10,23 +10,26 @@ Source: SPIFFE_Workload_API.md sections 4.2 to 4.4, 5 and 8.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from random import Random
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 from x0tta6bl4.core.identity.rules import SPIFFE
 from x0tta6bl4.core.machine import SECOND
 from x0tta6bl4.edge.bundle.document import Document, parse
 from x0tta6bl4.edge.tls.crl import withdrawn
 from x0tta6bl4.edge.tls.judge import Clock, Judge, Judges, allow_all
+from x0tta6bl4.edge.tls.ocsp import OcspCache
 from x0tta6bl4.edge.tls.x509 import Svid
 from x0tta6bl4.sdk.identity.answers import Bundles, BundleSet, X509Set
 from x0tta6bl4.sdk.identity.client import WorkloadClient
 from x0tta6bl4.sdk.identity.connections import Connections
 from x0tta6bl4.sdk.identity.follow import Follow
+from x0tta6bl4.sdk.identity.ocsp import Staples
 from x0tta6bl4.wire.errors import BadInput, NotFound, Refused, Unavailable, X0Error
 from x0tta6bl4.wire.ids import TrustDomain, spiffe_id
 
@@ -223,6 +226,13 @@ class X509Source(Source):
     Args:
         client: see `Source`.
         pick: chooses the identity that is presented by default; None: the first one (SP-124).
+        ocsp: `soft`: `dial` asks the server for an OCSP response, and refuses what its CA says is
+            revoked; `hard`: it refuses a server without a good one, too; `off`: it does not ask.
+
+    Attributes:
+        connections: registry of live connections.
+        status: OCSP answers of servers that we have dialled; None: `off`.
+        staples: OCSP responses about our own SVIDs, for those who dial us.
     """
 
     def __init__(
@@ -230,16 +240,19 @@ class X509Source(Source):
         client: WorkloadClient | str | None = None,
         *,
         pick: Callable[[tuple[Svid, ...]], Svid] | None = None,
+        ocsp: Literal["soft", "hard", "off"] = "soft",
     ) -> None:
         super().__init__(client)
         self._pick = pick
+        self.status = OcspCache(ocsp == "hard", self.clock) if ocsp != "off" else None
+        self.staples = Staples(self.clock)
         self._set: X509Set | None = None
         self._judges = Judges({})
         self.connections = Connections(self.clock)
 
     def _work(self) -> list[Coroutine[Any, Any, None]]:
         follow = Follow(self.client.stream_x509, self._take, self._failed, self._random)
-        return [follow.run(), self._tend()]
+        return [follow.run(), self._tend(), self._staple()]
 
     @property
     def ready(self) -> bool:
@@ -314,6 +327,16 @@ class X509Source(Source):
             self.connections.expire()
             if self._was_ready != self.ready:
                 self._tell()
+
+    async def _staple(self) -> None:
+        """Keep OCSP responses about our own SVIDs."""
+        while True:
+            version = self.version
+            wait_s = await self.staples.refresh(self.svids, self._judges)
+            if self.staples.problem:
+                self.problems.append(f"no OCSP response to hand out: {self.staples.problem}")
+            with contextlib.suppress(Unavailable):
+                await self.changed(version, wait_s)
 
 
 class BundleSource(Source):

@@ -124,6 +124,11 @@ class Connection:
         return SIGNATURES.get(self._engine.peer_key, "rsa_pss_rsae")
 
     @property
+    def stapled(self) -> bytes:
+        """OCSP response that the server we dialled has sent with its SVID, DER; empty: none."""
+        return self._engine.stapled
+
+    @property
     def alpn(self) -> str:
         """Application protocol that both agreed on; empty: none."""
         return self._engine.alpn
@@ -522,7 +527,16 @@ def contexts(
             raise SslRefused(error.what) from None
         if not held or held[0][:2] != (source.version, svid):
             try:
-                made = TlsContext(svid, source.judges, alpn, expect, groups, demand_alpn=False)
+                made = TlsContext(
+                    svid,
+                    source.judges,
+                    alpn,
+                    expect,
+                    groups,
+                    demand_alpn=False,
+                    staple=lambda: source.staples.of(svid),
+                    status=source.status.judge if source.status is not None else None,
+                )
             except BadInput as error:
                 raise SslRefused(error.what) from None
             held[:] = [(source.version, svid, made)]
