@@ -20,7 +20,8 @@ from x0tta6bl4.core.machine import Allowed, Denied
 from x0tta6bl4.edge.tls.aio import SslContext
 from x0tta6bl4.edge.tls.context import TlsContext
 from x0tta6bl4.edge.tls.engine import TlsRefused
-from x0tta6bl4.edge.tls.impostors import IMPOSTORS, Impostor, Presented
+from x0tta6bl4.edge.tls.impostors import IMPOSTORS, Impostor
+from x0tta6bl4.edge.tls.recipes import Presented
 
 each_impostor = pytest.mark.parametrize("impostor", IMPOSTORS, ids=lambda i: i.name)
 each_role = pytest.mark.parametrize("role", ROLES)

@@ -22,7 +22,7 @@ from x0tta6bl4.edge.tls.aio import SslContext
 from x0tta6bl4.edge.tls.binding import lib
 from x0tta6bl4.edge.tls.context import GROUPS, GROUPS_PQ, TlsContext
 from x0tta6bl4.edge.tls.engine import WRITE_BYTES_MAX, Engine, TlsClosed, TlsRefused
-from x0tta6bl4.edge.tls.impostors import Presented
+from x0tta6bl4.edge.tls.recipes import Presented
 from x0tta6bl4.edge.tls.x509 import Svid
 from x0tta6bl4.wire.errors import BadInput
 

@@ -11,8 +11,9 @@ from cryptography import x509
 from tests.fakes.ca import DOMAIN, FakeCa
 from x0tta6bl4.core.identity.rules import ANYBODY, MESH, SPIFFE, Rules
 from x0tta6bl4.core.machine import Allowed
-from x0tta6bl4.edge.tls.impostors import IMPOSTORS, Recipe, bake
+from x0tta6bl4.edge.tls.impostors import IMPOSTORS
 from x0tta6bl4.edge.tls.judge import Judge, allow_all
+from x0tta6bl4.edge.tls.recipes import Recipe, bake
 
 both_rules = pytest.mark.parametrize("rules", [MESH, SPIFFE], ids=["mesh", "spiffe"])
 

@@ -15,7 +15,8 @@ from tests.fakes.tls_twin import TlsTwin
 from x0tta6bl4.core.identity.rules import WORKLOAD
 from x0tta6bl4.edge.tls.aio import SslRefused
 from x0tta6bl4.edge.tls.context import TlsContext
-from x0tta6bl4.edge.tls.impostors import IMPOSTORS, Impostor, Presented
+from x0tta6bl4.edge.tls.impostors import IMPOSTORS, Impostor
+from x0tta6bl4.edge.tls.recipes import Presented
 from x0tta6bl4.edge.tls.stdlib import StdlibContext
 
 PRESENTABLE = [impostor for impostor in IMPOSTORS if impostor.presentable]

@@ -28,7 +28,7 @@ from x0tta6bl4.core.session import frames
 from x0tta6bl4.core.session.frames import JOIN, JOINED, NEW, Join
 from x0tta6bl4.edge.tls.context import ALPN_AUTHORITY, ALPN_CIRCUIT, ALPN_LINK, TlsContext
 from x0tta6bl4.edge.tls.engine import Engine
-from x0tta6bl4.edge.tls.impostors import Presented
+from x0tta6bl4.edge.tls.recipes import Presented
 from x0tta6bl4.edge.tls.x509 import Svid
 from x0tta6bl4.runtime.loop.endpoint import SHAKING_MAX
 from x0tta6bl4.wire import hop

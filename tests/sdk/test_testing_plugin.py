@@ -21,7 +21,7 @@ from grpclib.const import Cardinality, Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 from h2.exceptions import StreamClosedError
 
-from x0tta6bl4.edge.tls.impostors import Recipe
+from x0tta6bl4.edge.tls.recipes import Recipe
 from x0tta6bl4.edge.workload_api import schema
 from x0tta6bl4.sdk.testing import faults
 from x0tta6bl4.sdk.testing.domain import Domain, Shape

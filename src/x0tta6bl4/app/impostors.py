@@ -24,7 +24,8 @@ from x0tta6bl4.edge.store.store import FILE
 from x0tta6bl4.edge.tls import x509
 from x0tta6bl4.edge.tls.aio import SslContext
 from x0tta6bl4.edge.tls.context import ALPN_AUTHORITY, ALPN_LINK, TlsContext
-from x0tta6bl4.edge.tls.impostors import IMPOSTORS, Presented
+from x0tta6bl4.edge.tls.impostors import IMPOSTORS
+from x0tta6bl4.edge.tls.recipes import Presented
 from x0tta6bl4.edge.tls.x509 import Issuer, Svid
 from x0tta6bl4.runtime.clocks import unix_us
 from x0tta6bl4.wire import hop

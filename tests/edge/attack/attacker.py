@@ -10,7 +10,7 @@ from OpenSSL import SSL
 
 from tests.fakes.ca import ALPN
 from x0tta6bl4.edge.tls.binding import lib
-from x0tta6bl4.edge.tls.impostors import Presented
+from x0tta6bl4.edge.tls.recipes import Presented
 
 
 class Attacker:

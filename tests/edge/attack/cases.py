@@ -20,8 +20,9 @@ from x0tta6bl4.core.identity.rules import ANYBODY, WORKLOAD, Expect
 from x0tta6bl4.core.machine import Allowed
 from x0tta6bl4.edge.tls.context import TlsContext
 from x0tta6bl4.edge.tls.engine import Engine, TlsClosed, TlsRefused
-from x0tta6bl4.edge.tls.impostors import IMPOSTORS, Impostor, Presented
+from x0tta6bl4.edge.tls.impostors import IMPOSTORS, Impostor
 from x0tta6bl4.edge.tls.judge import Revoked, allow_all
+from x0tta6bl4.edge.tls.recipes import Presented
 
 SECRET = b"what only a judged peer may read or say"
 

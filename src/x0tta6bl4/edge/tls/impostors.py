@@ -9,41 +9,19 @@ Source: X509-SVID.md (SP-020 to SP-036), SPIFFE-ID.md section 2, RFC 5280 sectio
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
+from collections.abc import Callable
 from typing import Any, Final, final
 
 import msgspec
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, padding, rsa
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from x0tta6bl4.core.identity.rules import ANYBODY, NODE, WORKLOAD, Expect
-from x0tta6bl4.edge.tls.x509 import BACKDATE_S, Issuer, new_anchor
+from x0tta6bl4.edge.tls.recipes import BOTH_ENDS, Presented, Recipe, bake, bake_chain, key_bytes
+from x0tta6bl4.edge.tls.x509 import Issuer, new_anchor
 from x0tta6bl4.wire.ids import TrustDomain
-
-_BOTH: Final = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
-_USAGES: Final = (
-    "digital_signature",
-    "content_commitment",
-    "key_encipherment",
-    "data_encipherment",
-    "key_agreement",
-    "key_cert_sign",
-    "crl_sign",
-)
-
-
-@final
-class Presented(msgspec.Struct, frozen=True, gc=False):
-    """What an impostor holds."""
-
-    chain: tuple[bytes, ...]
-    """DER, as it is sent."""
-    key: bytes
-    """PKCS#8 DER of the first certificate's key."""
 
 
 @final
@@ -61,35 +39,11 @@ class Impostor(msgspec.Struct, frozen=True, gc=False):
     """Whom the refusing end waits for."""
     presentable: bool = True
     """False: TLS 1.3 has no way to sign with such a key, so only the judge gets to see it."""
+    ours: bool = False
+    """Whether it is a rule of the mesh alone: the specification calls the certificate valid."""
 
 
-class Recipe(msgspec.Struct, frozen=True, gc=False):
-    """How one certificate is made; `{td}` in a name stands for the trust domain."""
-
-    uris: tuple[str, ...] | None = ("spiffe://{td}/web",)
-    """None: no subject alternative name at all."""
-    dns: tuple[str, ...] = ()
-    san_critical: bool = True
-    subject: str = ""
-    ca: bool = False
-    path_length: int | None = None
-    usages: tuple[str, ...] | None = ("digital_signature",)
-    usage_critical: bool = True
-    extended: tuple[x509.ObjectIdentifier, ...] | None = _BOTH
-    key: str = "P-256"
-    hash: str = "sha256"
-    start_s: int = -BACKDATE_S
-    """notBefore, relative to now."""
-    life_s: int = 3_600
-    unknown: str = ""
-    """`critical` or `plain`: an extension that nobody knows."""
-    permitted: str = ""
-    """Name constraint: `dns:x` or `uri:x`."""
-    spoilt: bool = False
-    """Whether a bit of the signature is wrong."""
-
-
-_CA: Final = Recipe(
+SIGNER: Final = Recipe(
     uris=("spiffe://{td}",),
     san_critical=False,
     subject="intermediate",
@@ -115,7 +69,7 @@ def below_ca(
 ) -> Callable[[Issuer, int], Presented]:
     """A leaf below intermediates, highest first; `sent` picks what of the chain is presented."""
     cas = tuple(
-        msgspec.structs.replace(_CA, subject=f"intermediate {n}", **changes)
+        msgspec.structs.replace(SIGNER, **{"subject": f"intermediate {n}", **changes})
         for n, changes in enumerate(intermediates)
     )
     end = msgspec.structs.replace(Recipe(), **(leaf or {}))
@@ -162,7 +116,20 @@ def _self_signed_namesake(issuer: Issuer, now: int) -> Presented:
 
 def _signing_certificate(issuer: Issuer, now: int) -> Presented:
     """The anchor itself, by whoever holds its key (SP-026)."""
-    return Presented((issuer.certificate,), _key_bytes(issuer.key))
+    return Presented((issuer.certificate,), key_bytes(issuer.key))
+
+
+def _renamed(issuer: Issuer, now: int) -> Presented:
+    """The intermediate that is sent along has the key, but not the name."""
+    made = below_ca({})(issuer, now)
+    other = below_ca({"subject": "nobody"})(issuer, now)
+    return Presented((made.chain[0], other.chain[1]), made.key)
+
+
+def _intermediate(issuer: Issuer, now: int) -> Presented:
+    """A signing certificate below the anchor, by whoever holds its key (SP-026)."""
+    made = bake(SIGNER, issuer.domain, now, (issuer.key, issuer.certificate))
+    return Presented(made.chain, made.key)
 
 
 def _below_leaf(issuer: Issuer, now: int) -> Presented:
@@ -182,14 +149,21 @@ def _case(
     right: Changes | None = None,
     expect: Expect = ANYBODY,
     presentable: bool = True,
+    ours: bool = False,
 ) -> Impostor:
-    return Impostor(name, reason, _from_ca(wrong), _from_ca(right or {}), expect, presentable)
+    made = _from_ca(wrong), _from_ca(right or {})
+    return Impostor(name, reason, *made, expect, presentable, ours)
 
 
 def _uri(
-    name: str, reason: str, wrong: str, right: str = "spiffe://{td}/web", expect: Expect = ANYBODY
+    name: str,
+    reason: str,
+    wrong: str,
+    right: str = "spiffe://{td}/web",
+    expect: Expect = ANYBODY,
+    ours: bool = False,
 ) -> Impostor:
-    return _case(name, reason, {"uris": (wrong,)}, {"uris": (right,)}, expect)
+    return _case(name, reason, {"uris": (wrong,)}, {"uris": (right,)}, expect, ours=ours)
 
 
 _SIGN: Final = "digital_signature"
@@ -213,9 +187,21 @@ IMPOSTORS: Final[tuple[Impostor, ...]] = (
           {"extended": (ExtendedKeyUsageOID.CLIENT_AUTH,)}),
     _case("code signing", "wrong extended key usage",
           {"extended": (ExtendedKeyUsageOID.CODE_SIGNING,)},
-          {"extended": (*_BOTH, ExtendedKeyUsageOID.CODE_SIGNING)}),
+          {"extended": (*BOTH_ENDS, ExtendedKeyUsageOID.CODE_SIGNING)}),
+    _case("any extended usage alone", "wrong extended key usage",
+          {"extended": (ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE,)},
+          {"extended": (*BOTH_ENDS, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE)}),
+    _case("OCSP signing", "wrong extended key usage",
+          {"extended": (ExtendedKeyUsageOID.OCSP_SIGNING,), "extended_critical": True},
+          {"extended_critical": True}),
     _case("unknown critical extension", "unknown critical extension",
           {"unknown": "critical"}, {"unknown": "plain"}),
+    _case("name constraints in a leaf", "unknown critical extension",
+          {"permitted": "dns:web.example"}),
+    _case("an extension twice", "malformed certificate", {"doubled": True}),
+    _case("an extension that is broken", "malformed certificate",
+          {"more": ((x509.UnrecognizedExtension(
+              x509.ObjectIdentifier("2.5.29.36"), b"\x01\x01"), False),)}),
     # What a leaf is called.
     _case("two URIs", "more than one URI", {"uris": ("spiffe://{td}/web", "spiffe://{td}/admin")},
           {"dns": ("web.example",)}),
@@ -239,10 +225,32 @@ IMPOSTORS: Final[tuple[Impostor, ...]] = (
     _uri("port", "not a SPIFFE ID", "spiffe://{td}:443/web"),
     _uri("user info", "not a SPIFFE ID", "spiffe://root@{td}/web"),
     _uri("upper-case scheme", "ID not in normal form", "SPIFFE://{td}/web",
-         "spiffe://{td}/WEB"),
-    _uri("upper-case trust domain", "ID not in normal form", "spiffe://{TD}/web"),
+         "spiffe://{td}/WEB", ours=True),
+    _uri("upper-case trust domain", "ID not in normal form", "spiffe://{TD}/web", ours=True),
     _uri("ID of 2,049 bytes and more", "not a SPIFFE ID", "spiffe://{td}/" + _LONG * 11 + "a",
          "spiffe://{td}/" + _LONG * 9 + "a"),
+    _uri("no trust domain", "not a SPIFFE ID", "spiffe:///web"),
+    _uri("one slash", "not a SPIFFE ID", "spiffe:/{td}/web"),
+    _uri("one dot", "not a SPIFFE ID", "spiffe://{td}/./web"),
+    _uri("percent-encoded dots", "not a SPIFFE ID", "spiffe://{td}/web/%2e%2e/admin"),
+    _uri("space at the end", "not a SPIFFE ID", "spiffe://{td}/web "),
+    _uri("NUL and more", "not a SPIFFE ID", "spiffe://{td}/web\0/admin"),
+    _uri("newline", "not a SPIFFE ID", "spiffe://{td}/web\n"),
+    _uri("backslash", "not a SPIFFE ID", "spiffe://{td}\\web"),
+    _uri("characters beyond the set", "not a SPIFFE ID", "spiffe://{td}/web@host",
+         "spiffe://{td}/web-host_1.a"),
+    _uri("address as trust domain", "not a SPIFFE ID", "spiffe://[::1]/web"),
+    _uri("dot behind the trust domain", "foreign trust domain", "spiffe://{td}./web"),
+    _uri("trust domain of 256 bytes", "not a SPIFFE ID", "spiffe://" + "a" * 256 + "/web"),
+    _uri("empty URI", "not a SPIFFE ID", ""),
+    _case("the same URI twice", "more than one URI", {"uris": ("spiffe://{td}/web",) * 2}),
+    _case("ID in the common name", "no URI", {"uris": None, "subject": "spiffe://{td}/web"},
+          {"subject": "spiffe://{td}/web"}),
+    _case("ID as DNS name", "no URI", {"uris": (), "dns": ("spiffe://web.example/web",)},
+          {"dns": ("spiffe://web.example/web",)}),
+    _case("ID as mail address", "no URI",
+          {"uris": (), "others": (x509.RFC822Name("spiffe://web@example"),)},
+          {"others": (x509.RFC822Name("web@example"),)}),
     _uri("foreign trust domain of our CA", "foreign trust domain", "spiffe://other.example/web"),
     _uri("trust domain with ours as prefix", "foreign trust domain", "spiffe://{td}.evil/web"),
     _case("huge SAN", "certificate too large",
@@ -261,14 +269,19 @@ IMPOSTORS: Final[tuple[Impostor, ...]] = (
          "spiffe://{td}/authority/1", Expect(role="authority")),
     # When.
     _case("expired", "expired", {"start_s": -7_200}, {"start_s": -3_500}),
-    _case("in its last second", "expired", {"start_s": -3_600}, {"start_s": -3_590}),
+    _case("in its last second", "expired", {"start_s": -3_600}, {"start_s": -3_590},
+          ours=True),
     _case("not yet valid", "not yet valid", {"start_s": 60}, {"start_s": -1}),
-    _case("lifetime of a day", "lifetime too long", {"life_s": 86_400}, {"life_s": 3_660}),
+    _case("lifetime of a day", "lifetime too long", {"life_s": 86_400}, {"life_s": 3_660},
+          ours=True),
     # Keys and signatures.
     _case("RSA-1024 key", "weak key", {"key": "RSA-1024"}, {"key": "RSA-2048"}),
     _case("P-224 key", "weak key", {"key": "P-224"}, {"key": "P-384"}, presentable=False),
     _case("secp256k1 key", "weak key", {"key": "secp256k1"}, presentable=False),
     _case("Ed25519 key", "weak key", {"key": "Ed25519"}),
+    _case("Ed448 key", "weak key", {"key": "Ed448"}),
+    _case("P-192 key", "weak key", {"key": "P-192"}, presentable=False),
+    _case("Brainpool key", "weak key", {"key": "brainpoolP256r1"}),
     _case("SHA-1 signature", "weak signature", {"hash": "sha1"}, {"hash": "sha384"}),
     Impostor("MD5 signature", "weak signature",
              below_ca({"key": "RSA-2048"}, leaf={"hash": "md5"}), below_ca({"key": "RSA-2048"})),
@@ -289,9 +302,21 @@ IMPOSTORS: Final[tuple[Impostor, ...]] = (
     Impostor("intermediate without key usage", "issuer may not sign",
              below_ca({"usages": None}), below_ca({})),
     Impostor("intermediate of another trust domain", "issuer of a foreign trust domain",
-             below_ca({"uris": ("spiffe://other.example",)}), below_ca({"uris": None})),
+             below_ca({"uris": ("spiffe://other.example",)}), below_ca({"uris": None}), ours=True),
     Impostor("intermediate expired", "issuer expired", below_ca({"start_s": -90_000}),
              below_ca({"start_s": -80_000})),
+    Impostor("intermediate not yet valid", "issuer expired", below_ca({"start_s": 60}),
+             below_ca({"start_s": -1})),
+    Impostor("intermediate signed with SHA-1", "weak signature", below_ca({"hash": "sha1"}),
+             below_ca({"hash": "sha384"})),
+    Impostor("intermediate with a corrupted signature", "bad signature",
+             below_ca({"spoilt": True}), below_ca({})),
+    Impostor("intermediate without basic constraints", "issuer is no CA",
+             below_ca({"basic": ""}), below_ca({"basic": "plain"})),
+    Impostor("intermediate of another name", "untrusted issuer", _renamed, below_ca({})),
+    Impostor("intermediate as leaf", "leaf is a CA", _intermediate, below_ca({})),
+    Impostor("intermediate with an Ed25519 key", "weak signature", below_ca({"key": "Ed25519"}),
+             below_ca({"key": "P-521"})),
     Impostor("intermediate with a weak key", "weak key", below_ca({"key": "RSA-1024"}),
              below_ca({"key": "RSA-2048"})),
     Impostor("intermediate with an unknown critical extension", "unknown critical extension",
@@ -301,12 +326,22 @@ IMPOSTORS: Final[tuple[Impostor, ...]] = (
     Impostor("DNS name against its constraint", "name constraints",
              below_ca({"permitted": "dns:inside.example"}, leaf={"dns": ("web.outside.example",)}),
              below_ca({"permitted": "dns:inside.example"}, leaf={"dns": ("web.inside.example",)})),
+    Impostor("DNS name that is excluded", "name constraints",
+             below_ca({"excluded": "dns:outside.example"}, leaf={"dns": ("a.outside.example",)}),
+             below_ca({"excluded": "dns:outside.example"}, leaf={"dns": ("a.inside.example",)})),
+    Impostor("constraint two levels up", "name constraints",
+             below_ca({"permitted": "dns:inside.example"}, {}, leaf={"dns": ("a.example",)}),
+             below_ca({"permitted": "dns:inside.example"}, {},
+                      leaf={"dns": ("a.inside.example",)})),
+    Impostor("path length 0 above an intermediate", "path length exceeded",
+             below_ca({}, {"path_length": 0}, {}),
+             below_ca({"path_length": 1}, {"path_length": 0})),
     Impostor("URI name constraint", "name constraints", below_ca({"permitted": "uri:{td}"}),
              below_ca({})),
     Impostor("intermediate not sent", "untrusted issuer",
              below_ca({}, sent=lambda chain: chain[:1]), below_ca({})),
     Impostor("four intermediates", "chain too long", below_ca({}, {}, {}, {}),
-             below_ca({}, {}, {})),
+             below_ca({}, {}, {}), ours=True),
     Impostor("eight intermediates", "chain too long", below_ca(*({},) * 8),
              # Order makes no difference: the path is built from whatever was sent.
              below_ca({}, {}, {}, sent=lambda chain: (chain[0], *reversed(chain[1:])))),
@@ -317,223 +352,3 @@ IMPOSTORS: Final[tuple[Impostor, ...]] = (
 # ----------------------------------------------------------------------------------------- details
 def _chain(issuer: Issuer, now: int, cas: tuple[Recipe, ...], leaf: Recipe) -> Presented:
     return bake_chain((issuer.key, issuer.certificate), issuer.domain, now, (*cas, leaf))
-
-
-def bake_chain(
-    above: tuple[Any, bytes], domain: str, now: int, recipes: Iterable[Recipe]
-) -> Presented:
-    """Make certificates each of which signs the next one; `above` (key, DER) signs the first."""
-    chain: tuple[bytes, ...] = ()
-    for recipe in recipes:
-        made = bake(recipe, domain, now, above)
-        chain = (*made.chain, *chain)
-        above = (serialization.load_der_private_key(made.key, None), made.chain[0])
-    return Presented(chain, made.key)
-
-
-def bake(
-    recipe: Recipe, domain: str, now: int, above: tuple[Any, bytes] | None = None
-) -> Presented:
-    """Make one certificate, signed by `above` (key, DER), or by itself."""
-    key: Any = _new_key(recipe.key)
-    name = x509.Name(
-        [x509.NameAttribute(NameOID.COMMON_NAME, recipe.subject)] if recipe.subject else []
-    )
-    parent = None if above is None else x509.load_der_x509_certificate(above[1])
-    start = now + recipe.start_s
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name if parent is None else parent.subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(_time(start))
-        .not_valid_after(_time(start + recipe.life_s))
-        .add_extension(x509.BasicConstraints(recipe.ca, recipe.path_length), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-    )
-    for value, critical in _extensions(recipe, domain, parent):
-        builder = builder.add_extension(value, critical=critical)
-    by = key if above is None else above[0]
-    weak = recipe.hash in ("md5", "sha1")
-    digest = (
-        None
-        if not isinstance(by, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey)
-        else _HASHES["sha256" if weak else recipe.hash]
-    )
-    der = builder.sign(by, digest).public_bytes(serialization.Encoding.DER)
-    if weak:
-        der = _signed_again(der, by, recipe.hash)
-    if recipe.spoilt:
-        der = der[:-1] + bytes([der[-1] ^ 1])
-    return Presented((der,), _key_bytes(key))
-
-
-def _extensions(
-    recipe: Recipe,
-    domain: str,
-    parent: x509.Certificate | None,
-) -> list[tuple[x509.ExtensionType, bool]]:
-    found: list[tuple[x509.ExtensionType, bool]] = []
-    if recipe.uris is not None:
-        names: list[x509.GeneralName] = [
-            x509.UniformResourceIdentifier(_fill(uri, domain)) for uri in recipe.uris
-        ]
-        names += [x509.DNSName(name) for name in recipe.dns]
-        found.append((x509.SubjectAlternativeName(names), recipe.san_critical))
-    if recipe.usages is not None:
-        on = {name: name in recipe.usages for name in _USAGES}
-        found.append(
-            (x509.KeyUsage(**on, encipher_only=False, decipher_only=False), recipe.usage_critical)
-        )
-    if recipe.extended is not None:
-        found.append((x509.ExtendedKeyUsage(recipe.extended), False))
-    if recipe.unknown:
-        found.append(
-            (
-                x509.UnrecognizedExtension(
-                    x509.ObjectIdentifier("1.3.6.1.4.1.99999.1"), b"\x05\x00"
-                ),
-                recipe.unknown == "critical",
-            )
-        )
-    if recipe.permitted:
-        kind, _, name = recipe.permitted.partition(":")
-        form: x509.GeneralName = (
-            x509.DNSName(name)
-            if kind == "dns"
-            else x509.UniformResourceIdentifier(_fill(name, domain))
-        )
-        found.append((x509.NameConstraints([form], None), True))
-    if parent is not None:
-        found.append(
-            (
-                x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(
-                    parent.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-                ),
-                False,
-            )
-        )
-    return found
-
-
-def _fill(name: str, domain: str) -> str:
-    return name.replace("{td}", domain).replace("{TD}", domain.upper())
-
-
-_HASHES: Final[dict[str, Any]] = {
-    "md5": hashes.MD5(),
-    "sha1": hashes.SHA1(),
-    "sha256": hashes.SHA256(),
-    "sha384": hashes.SHA384(),
-    "sha512": hashes.SHA512(),
-}
-
-
-_MLDSA: Final[dict[str, Any]] = {
-    "ML-DSA-44": mldsa.MLDSA44PrivateKey,
-    "ML-DSA-65": mldsa.MLDSA65PrivateKey,
-    "ML-DSA-87": mldsa.MLDSA87PrivateKey,
-}
-
-
-def _new_key(kind: str) -> Any:
-    if kind.startswith("RSA-"):
-        if kind == "RSA-1024":  # cryptography makes none so short.
-            return _rsa_1024()
-        return rsa.generate_private_key(65537, int(kind[4:]))
-    if kind == "Ed25519":
-        return ed25519.Ed25519PrivateKey.generate()
-    if kind in _MLDSA:
-        return _MLDSA[kind].generate()
-    curves: dict[str, type[ec.EllipticCurve]] = {
-        "P-224": ec.SECP224R1,
-        "P-256": ec.SECP256R1,
-        "P-384": ec.SECP384R1,
-        "P-521": ec.SECP521R1,
-        "secp256k1": ec.SECP256K1,
-    }
-    return ec.generate_private_key(curves[kind]())
-
-
-def _rsa_1024() -> Any:
-    """An RSA key of 1,024 bits from two primes found in a fixed sequence of hashes."""
-    primes: list[int] = []
-    count = 0
-    while len(primes) < 2:
-        seed = f"x0 weak prime {count}".encode()
-        number = int.from_bytes(hashlib.sha512(seed).digest(), "big") | 3 << 510 | 1
-        count += 1
-        if number % 3 and number % 5 and number % 65537 != 1 and pow(2, number - 1, number) == 1:
-            primes.append(number)
-    p, q = primes
-    d = pow(65537, -1, (p - 1) * (q - 1))
-    public = rsa.RSAPublicNumbers(65537, p * q)
-    return rsa.RSAPrivateNumbers(
-        p, q, d, rsa.rsa_crt_dmp1(d, p), rsa.rsa_crt_dmq1(d, q), rsa.rsa_crt_iqmp(p, q), public
-    ).private_key()
-
-
-def _key_bytes(key: Any) -> bytes:
-    data: bytes = key.private_bytes(
-        serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    return data
-
-
-def _time(unix_s: int) -> datetime:
-    return datetime.fromtimestamp(unix_s, UTC)
-
-
-_ALGORITHMS: Final = {
-    ("ec", "sha1"): bytes.fromhex("300906072a8648ce3d0401"),
-    ("rsa", "sha1"): bytes.fromhex("300d06092a864886f70d0101050500"),
-    ("rsa", "md5"): bytes.fromhex("300d06092a864886f70d0101040500"),
-}
-
-
-def _signed_again(der: bytes, key: Any, digest: str) -> bytes:
-    """Sign with a hash that builders refuse: swap the algorithm in both places, sign anew."""
-    kind = "rsa" if isinstance(key, rsa.RSAPrivateKey) else "ec"
-    algorithm = _ALGORITHMS[kind, digest]
-    body = _items(der)[0]
-    version, serial, _, *rest = _items(body)
-    body = _sequence(version + serial + algorithm + b"".join(rest))
-    if kind == "rsa":
-        signature = key.sign(body, padding.PKCS1v15(), _HASHES[digest])
-    else:
-        signature = key.sign(body, ec.ECDSA(_HASHES[digest]))
-    return _sequence(body + algorithm + _wrap(3, b"\x00" + signature))
-
-
-def _items(der: bytes) -> list[bytes]:
-    """DER elements inside an element, each with its header; the whole itself if there are more."""
-    start, end = _header(der, 0)
-    found = []
-    while start < end:
-        _, stop = _header(der, start)
-        found.append(der[start:stop])
-        start = stop
-    return found
-
-
-def _header(der: bytes, at: int) -> tuple[int, int]:
-    """Where the content of the element at `at` starts and ends."""
-    length, start = der[at + 1], at + 2
-    if length & 0x80:
-        count = length & 0x7F
-        length = int.from_bytes(der[start : start + count], "big")
-        start += count
-    return start, start + length
-
-
-def _sequence(content: bytes) -> bytes:
-    return _wrap(0x30, content)
-
-
-def _wrap(tag: int, content: bytes) -> bytes:
-    size = len(content)
-    if size < 128:
-        return bytes([tag, size]) + content
-    length = size.to_bytes((size.bit_length() + 7) // 8, "big")
-    return bytes([tag, 0x80 | len(length)]) + length + content

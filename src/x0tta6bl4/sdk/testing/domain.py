@@ -20,7 +20,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from x0tta6bl4.edge.tls.impostors import Recipe, bake, bake_chain
+from x0tta6bl4.edge.tls.recipes import Recipe, bake, bake_chain
 from x0tta6bl4.sdk.testing.tokens import SigningKey, forge, jwk, new_key, thumbprint
 
 TTL_S: Final = 3_600
@@ -28,7 +28,7 @@ TOKEN_TTL_S: Final = 300
 
 
 class Shape(TypedDict, total=False):
-    """What can be asked of a certificate: the fields of `edge.tls.impostors.Recipe`.
+    """What can be asked of a certificate: the fields of `edge.tls.recipes.Recipe`.
 
     Left out, a field is as X509-SVID.md wants it.
     """
@@ -45,6 +45,7 @@ class Shape(TypedDict, total=False):
     """Key usages in snake case, for example `digital_signature`; None: no such extension."""
     usage_critical: bool
     extended: tuple[x509.ObjectIdentifier, ...] | None
+    extended_critical: bool
     key: str
     """`P-256`, `P-384`, `P-521`, `RSA-2048`, `ML-DSA-65`, and some that must be refused."""
     hash: str
@@ -56,6 +57,24 @@ class Shape(TypedDict, total=False):
     """`critical` or `plain`: an extension that nobody knows."""
     permitted: str
     """Name constraint: `dns:x` or `uri:x`."""
+    excluded: str
+    """As `permitted`, the other way round."""
+    others: tuple[x509.GeneralName, ...]
+    """Further subject alternative names."""
+    more: tuple[tuple[x509.ExtensionType, bool], ...]
+    """Further extensions, and whether they are critical."""
+    basic: str
+    """Basic constraints: `critical`, `plain`; empty: none."""
+    identifiers: bool
+    """Whether key identifiers are there."""
+    serial: int
+    """0: a random one."""
+    printable: bool
+    """Whether the subject is a PrintableString; if not, UTF-8."""
+    pss: bool
+    """Whether an RSA key above signs with PSS padding."""
+    doubled: bool
+    """Whether the last extension stands there twice."""
     spoilt: bool
     """Whether a bit of the signature is wrong."""
 
