@@ -53,6 +53,7 @@ FAMILIES: Final = {
     "SES": "Sessions",
     "SIM": "Simulator",
     "STO": "Store of the authority",
+    "SVD": "SVIDs in files and around processes",
     "TLS": "TLS and certificates",
     "WLA": "Workload API",
     "UP": "Local mesh",

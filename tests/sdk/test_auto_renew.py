@@ -286,7 +286,8 @@ def test_a_full_disk_keeps_the_old_file_and_the_new_token_in_memory(tmp_path: Pa
             assert "failed OSError" in world.told
             assert isinstance(world.renewal.error, OSError)
             assert (folder / TOKEN).read_text() == old
-            assert os.listdir(folder) == [TOKEN]
+            hidden = [name for name in os.listdir(folder) if name != TOKEN]
+            assert len(hidden) == 2, hidden  # The link and the set it leads to: nothing half-written.
             assert world.token > old
             await world.time.run(70)
             assert world.told[-1] == "renewed"
@@ -342,7 +343,8 @@ def test_x509_svids_are_renewed_from_a_real_workload_api_into_files(
             assert type(held.svids[0]) is Svid
             assert held.svids[0].id == ID
         names = {CHAIN: 0o644, KEY: 0o600, BUNDLE: 0o644}
-        assert {p.name: stat.S_IMODE(p.stat().st_mode) for p in tmp_path.iterdir()} == names
+        found = {p.name: stat.S_IMODE(p.stat().st_mode) for p in tmp_path.glob("[!.]*")}
+        assert found == names
         assert (tmp_path / CHAIN).read_bytes() == served.svids[0].chain_pem
         assert (tmp_path / KEY).read_bytes() == served.svids[0].key_pem
 

@@ -29,7 +29,7 @@ from x0tta6bl4.sdk.identity.client import WorkloadClient
 from x0tta6bl4.sdk.identity.files import write_token, write_x509
 from x0tta6bl4.sdk.identity.jwt import fetch_jwt_svids
 from x0tta6bl4.wire.errors import BadInput, BadMessage, NotFound, Refused, X0Error
-from x0tta6bl4.wire.ids import SpiffeId
+from x0tta6bl4.wire.ids import SpiffeId, domain_of
 
 Held = X509Set | JwtSvid
 OnRenewed = Callable[[Held], None]
@@ -259,7 +259,8 @@ class AutoRenew:
         if self._folder is None:
             return
         if isinstance(held, X509Set):
-            write_x509(self._folder, held)
+            svid = held.svids[0]
+            write_x509(self._folder, svid, held.bundles[domain_of(svid.id)])
         else:
             write_token(self._folder, held.token)
 
