@@ -166,9 +166,9 @@ def run(world: World, steps: list[tuple[str, int, int]]) -> None:
             world.cut(links[a % len(links)])
         elif kind == "connect":
             world.connect(links[a % len(links)])
-        elif kind == "forge":
+        elif kind == "forge" and name != other:
             world.forge(name, other)
-        else:
+        elif kind == "set":
             sequence += 1
             body = b"%d" % sequence * (1 if b % 2 else 9000)
             now_s = UNIX + world.now // SECOND
