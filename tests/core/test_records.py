@@ -21,6 +21,7 @@ from x0tta6bl4.core.machine import (
     Verdict,
 )
 from x0tta6bl4.core.records.flood import CHAIN, bucket_of
+from x0tta6bl4.core.records.quota import Pace
 from x0tta6bl4.core.records.sets import SetChanged, SetGone
 from x0tta6bl4.core.records.store import Records
 from x0tta6bl4.core.records.words import (
@@ -501,3 +502,26 @@ def test_an_enrolled_bundle_survives_a_restart() -> None:
 
 def test_nothing_held_is_nothing_restored() -> None:
     assert store().handle(at(1), Restore(Held())) == ()
+
+
+def test_a_pace_remembers_only_writers_that_have_used_something_up() -> None:
+    pace = Pace(SECOND, 3, keys_max=4096)
+    busy = Instant(10_000 * SECOND)
+    for _ in range(3):
+        assert pace.take(busy, "busy") == busy
+    for number in range(2000):
+        now = Instant(busy + number * SECOND // 1000)
+        assert pace.take(now, f"w{number % 700}") == now
+        assert len(pace._full) <= 2 * 1000 + 64
+    later = Instant(busy + 1000 * SECOND)
+    for number in range(2000):
+        now = Instant(later + number * 2 * SECOND)
+        assert pace.take(now, f"w{number}") == now
+    assert len(pace._full) <= 128
+    assert pace.take(busy, "busy") == busy
+    pace = Pace(SECOND, 3, keys_max=4096)
+    for _ in range(3):
+        pace.take(busy, "busy")
+    for number in range(1000):
+        pace.take(busy, f"w{number}")
+    assert pace.take(busy, "busy") == busy + SECOND

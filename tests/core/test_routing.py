@@ -419,3 +419,22 @@ def test_wall_time_does_not_concern_it() -> None:
     node = Node()
     assert node.give(ClockSet(1)) == ()
     assert node.machine.handle(Instant(5 * MS), Tick()) == ()
+
+
+def test_a_link_that_no_path_uses_may_break_without_any_work() -> None:
+    node = diamond()
+    node.give(MemberChanged("far", body("t")), MemberChanged("t", body("a", "b", "far")))
+    node.give(Wanted("a"))
+    node.until(10)
+    idle = node.machine.deadline
+    for _ in range(400):
+        node.give(MemberChanged("far", body()))
+        assert node.machine.deadline == idle
+        assert node.machine.cost("far") == -1
+        node.give(MemberChanged("far", body("t")))
+        node.until(node.now / SECOND + 5)
+    for _ in range(200):  # Nobody asks in between, and the changes are not kept for ever.
+        node.give(MemberChanged("far", body("t", cost=17)), MemberChanged("far", body()))
+    assert len(node.machine._changes) < 200
+    node.give(MemberChanged("far", body("t")))
+    assert node.machine.cost("far") > 0

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from x0tta6bl4.core.routing import map as map_module
 from x0tta6bl4.core.routing import paths as paths_module
-from x0tta6bl4.core.routing.map import Map, Report, two_way
+from x0tta6bl4.core.routing.map import Map, two_way
 from x0tta6bl4.core.routing.paths import INFINITE, Tree, links_of, paths, shares
 from x0tta6bl4.wire.records import Adjacency
 
@@ -240,6 +240,22 @@ def test_a_link_counts_only_by_the_word_of_both_ends_at_the_higher_cost() -> Non
     assert [change.new for change in map.say("a", [Adjacency("b", 4, False)])] == [0]
 
 
+def test_a_record_may_name_a_link_twice_itself_or_too_many_and_does_no_harm() -> None:
+    map = Map("a")
+    map.say("b", [Adjacency("a", 7, True)])
+    own = [Adjacency("b", 1, False), Adjacency("a", 2, True), Adjacency("b", 3, True)]
+    assert [change.new for change in map.say("a", own)] == [7]
+    assert [change.new for change in map.say("b", [Adjacency("a", 2, True)])] == [3]
+    map.say("a", [])
+    map.say("b", None)
+    assert map.index == {"a": 0}
+    many = [Adjacency(f"n{number}", 1, True) for number in range(300)]
+    map.say("a", many)
+    assert len(map.index) == 1 + 256
+    map.say("a", many[250:])
+    assert sorted(map.index) == sorted(["a", *(link.node for link in many[250:])])
+
+
 def test_mutation_without_the_two_way_check_a_liar_draws_traffic(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -254,7 +270,7 @@ def test_mutation_without_the_two_way_check_a_liar_draws_traffic(
 
     assert liar() == [("n0000", "n0001", "n0003")]
 
-    def one_way(here: Report | None, there: Report | None) -> int:
+    def one_way(here: Adjacency | None, there: Adjacency | None) -> int:
         end = here or there
         return two_way(end, end)
 

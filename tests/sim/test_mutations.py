@@ -74,13 +74,13 @@ def one_way_counts(patch: pytest.MonkeyPatch) -> None:
     def one(here: Any, there: Any) -> int:
         return max((report.cost for report in (here, there) if report), default=0)
 
-    def weigh(self: Any, a: int, b: int, real: Any = routing_map.Map._weigh) -> Any:
+    def weigh(self: Any, *ends: Any, real: Any = routing_map.Map._weigh) -> Any:
         says = self.says
-        missing = [node for node in (a, b) if says[node] is None]
+        missing = [node for node in ends[:2] if says[node] is None]
         for node in missing:
-            says[node] = {}
+            says[node] = ()
         try:
-            return real(self, a, b)
+            return real(self, *ends)
         finally:
             for node in missing:
                 says[node] = None

@@ -16,6 +16,7 @@ in Demers et al., Epidemic Algorithms, PODC 1987.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import struct
 import zlib
@@ -38,6 +39,8 @@ Key = tuple[str, str, str]
 CHAIN: Final[Key] = (AUTHORITY, "chain", "")
 """Asked for with `Want`: the bundles from the oldest remembered on, each signed under the last."""
 
+_NEWEST: Final = 4096
+"""Records whose hashes are remembered: what replaces one asks for it again."""
 _SUMS = struct.Struct(f"<{BUCKETS}Q")
 _MASK: Final = 2**64 - 1
 
@@ -246,6 +249,7 @@ class Peers:
             out.append(Send(src, message))
 
 
+@functools.lru_cache(_NEWEST)
 def bucket_of(key: Key) -> int:
     """Bucket of a record, the same everywhere."""
     return zlib.crc32("\0".join(key).encode()) % BUCKETS
@@ -259,6 +263,7 @@ def _batches(records: Sequence[bytes]) -> list[Flood]:
     return [Flood(tuple(records[at : at + most])) for at in range(0, len(records), most)]
 
 
+@functools.lru_cache(_NEWEST)
 def _hash(key: Key, generation: int) -> int:
     data = f"{key[0]}\0{key[1]}\0{key[2]}\0{generation}".encode()
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")

@@ -25,6 +25,7 @@ from x0tta6bl4.wire.records import (
 NODE_RECORDS_MAX: Final = 32
 """Records of kind `node` per writer: its own and 31 further pages of endpoints."""
 
+_MANY: Final = 64
 _PAGES: Final = frozenset(("", *(f"e{page}" for page in range(NODE_RECORDS_MAX - 1))))
 
 
@@ -60,16 +61,17 @@ class Pace:
     Args:
         interval: microseconds between two in the long run.
         burst: how many may come at once.
-        keys_max: at most this many keys are remembered; beyond it the idle ones are forgotten,
-            and if none is idle the one that has been known longest.
+        keys_max: at most this many keys are remembered; if none of them is idle, the one that
+            has been known longest is forgotten.  Idle ones are whenever there are many.
     """
 
-    __slots__ = ("_full", "_interval", "_keys_max", "_slack")
+    __slots__ = ("_full", "_interval", "_keys_max", "_many", "_slack")
 
     def __init__(self, interval: int, burst: int, keys_max: int) -> None:
         self._interval = interval
         self._slack = interval * (burst - 1)
         self._keys_max = keys_max
+        self._many = min(_MANY, keys_max)
         self._full: dict[str, int] = {}
 
     def take(self, now: Instant, key: str) -> Instant:
@@ -81,7 +83,7 @@ class Pace:
         full = max(self._full.get(key, 0), now)
         if full - now > self._slack:
             return Instant(full - self._slack)
-        if key not in self._full and len(self._full) >= self._keys_max:
+        if key not in self._full and len(self._full) >= self._many:
             self._forget(now)
         self._full[key] = full + self._interval
         return now
@@ -92,7 +94,9 @@ class Pace:
             self._full[key] -= self._interval
 
     def _forget(self, now: Instant) -> None:
+        """Forget who has used up nothing, which is as good as never having come."""
         self._full = {key: full for key, full in self._full.items() if full > now}
+        self._many = min(max(2 * len(self._full), _MANY), self._keys_max)
         if len(self._full) >= self._keys_max:
             del self._full[next(iter(self._full))]
 

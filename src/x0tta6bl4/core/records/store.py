@@ -20,7 +20,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Sequence
 from random import Random
-from typing import Final
+from typing import Final, final
 
 import msgspec
 
@@ -35,6 +35,7 @@ from x0tta6bl4.core.machine import (
     Instant,
     Received,
     Tick,
+    Value,
     Verdict,
 )
 from x0tta6bl4.core.records.clock import WallClock
@@ -89,15 +90,14 @@ _SLICE: Final = 64
 _IN_FORCE: Final = "set"
 
 
-class _Entry:
-    __slots__ = ("data", "empty", "expires", "generation", "latest")
-
-    def __init__(self, record: Record, data: bytes, latest: int) -> None:
-        self.data = data
-        self.generation = record.generation
-        self.expires = record.expires_unix_s
-        self.latest = max(latest, record.expires_unix_s)
-        self.empty = not record.body
+@final
+class _Entry(Value, frozen=True):
+    data: bytes
+    generation: int
+    expires: int
+    latest: int
+    """The latest expiry of any record under this key."""
+    empty: bool
 
 
 class Records:
@@ -372,9 +372,10 @@ class Records:
         key = (record.writer, record.kind, record.name)
         before = self._entries.get(key)
         gone = self._gone.pop(key, None)
-        latest = max(before.latest if before else 0, gone[1] if gone else 0)
+        expires = record.expires_unix_s
+        latest = max(before.latest if before else 0, gone[1] if gone else 0, expires)
         self._bytes += len(data) - (len(before.data) if before else 0)
-        self._entries[key] = _Entry(record, data, latest)
+        self._entries[key] = _Entry(data, record.generation, expires, latest, not record.body)
         self._buckets.put(key, record.generation)
         expiries = self._expiries
         if len(expiries) > 2 * len(self._entries) + _SLICE:

@@ -25,13 +25,6 @@ LEVEL_MAX: Final = 6
 NO_LINK: Final = 0
 
 
-class Report(NamedTuple):
-    """What one end says of a link."""
-
-    cost: int
-    dials: bool
-
-
 class Change(NamedTuple):
     """The cost of a link has changed; NO_LINK where there was or is none."""
 
@@ -46,11 +39,11 @@ class Change(NamedTuple):
         return self.new == NO_LINK or (self.old != NO_LINK and self.new > self.old)
 
 
-def two_way(here: Report | None, there: Report | None) -> int:
+def two_way(here: Adjacency | None, there: Adjacency | None) -> int:
     """Cost of a link by the reports of both ends; NO_LINK if it does not count."""
     if here is None or there is None or not (here.dials or there.dials):
         return NO_LINK
-    return max(here.cost, there.cost)
+    return min(max(here.cost, there.cost, 1), COST_MAX)
 
 
 class Map:
@@ -65,8 +58,9 @@ class Map:
     def __init__(self, me: str) -> None:
         self.names: list[str] = [me]
         self.index: dict[str, int] = {me: 0}
-        self.says: list[dict[int, Report] | None] = [{}]
-        """What each node reports; None: it has no record, or one that does not count."""
+        self.says: list[tuple[Adjacency, ...] | None] = [()]
+        """What each node reports, of each link once; None: it has no record, or one that does not
+        count.  These are the tuples of the records: there is no second copy of them."""
         self.links: list[dict[int, int]] = [{}]
         """Neighbours over confirmed links, with cost times local penalty."""
         self.stub: list[bool] = [False]
@@ -83,31 +77,27 @@ class Map:
         me = self._number(node)
         if me is None:
             return []
-        before = self.says[me]
-        now: dict[int, Report] | None = None
+        said, says = self.says[me], None
         if links is not None:
-            now = {}
-            for link in links:
-                other = self._number(link.node)
-                if other is not None and other != me and len(now) < LINKS_MAX:
-                    now[other] = Report(min(max(link.cost, 1), COST_MAX), link.dials)
-                elif other is not None:
-                    self._forget(other)
-        self.says[me] = now
-        if before is None and now is not None:
-            self._mentions[me] += 1
-        for other in now or ():
-            self._mentions[other] += 1
-        changes = []
-        for other in {**(before or {}), **(now or {})}:
-            change = self._weigh(me, other)
-            if change is not None:
-                changes.append(change)
-        for other in before or ():
+            says = self._numbered(_once(node, links))
+        self.says[me] = says
+        if says == said:
+            return []
+        self._mentions[me] += (says is not None) - (said is not None)
+        before = {link.node: link for link in said or ()}
+        changes: list[Change] = []
+        for link in says or ():
+            other = self.index[link.node]
+            old = before.pop(link.node, None)
+            if old is None:
+                self._mentions[other] += 1
+            if old != link:
+                self._weigh(me, other, changes)
+        for gone in before:
+            other = self.index[gone]
+            self._weigh(me, other, changes)
             self._mentions[other] -= 1
             self._forget(other)
-        if before is not None and now is None:
-            self._mentions[me] -= 1
         self._forget(me)
         return changes
 
@@ -125,8 +115,9 @@ class Map:
             self._levels[pair] = level
         else:
             self._levels.pop(pair, None)
-        change = self._weigh(*pair)
-        return [change] if change else []
+        changes: list[Change] = []
+        self._weigh(*pair, changes)
+        return changes
 
     def cost(self, path: Iterable[int]) -> int:
         """Sum over a path, all of whose links must exist."""
@@ -143,22 +134,29 @@ class Map:
             return None
         return (one, other) if one < other else (other, one)
 
-    def _weigh(self, a: int, b: int) -> Change | None:
+    def _weigh(self, a: int, b: int, changes: list[Change]) -> None:
         """Bring one link up to date with the reports of its ends."""
-        ours, theirs = self.says[a], self.says[b]
         new = NO_LINK
+        ours, theirs = self.says[a], self.says[b]
         if ours is not None and theirs is not None:
-            new = two_way(ours.get(b), theirs.get(a))
-        if new:
+            new = two_way(_of(ours, self.names[b]), _of(theirs, self.names[a]))
+        if new and self._levels:
             new <<= self._levels.get((a, b) if a < b else (b, a), 0)
         old = self.links[a].get(b, NO_LINK)
         if new == old:
-            return None
+            return
         if new:
             self.links[a][b] = self.links[b][a] = new
         else:
             del self.links[a][b], self.links[b][a]
-        return Change(a, b, old, new)
+        changes.append(Change(a, b, old, new))
+
+    def _numbered(self, links: tuple[Adjacency, ...]) -> tuple[Adjacency, ...]:
+        """Those of a node's links whose other ends have a number: all, unless the map is full."""
+        index = self.index
+        if all(link.node in index or self._number(link.node) is not None for link in links):
+            return links
+        return tuple(link for link in links if link.node in index)
 
     def _number(self, node: str) -> int | None:
         number = self.index.get(node)
@@ -187,3 +185,20 @@ class Map:
         self.stub[number] = False
         self._levels = {pair: level for pair, level in self._levels.items() if number not in pair}
         self._free.append(number)
+
+
+def _once(node: str, links: Iterable[Adjacency]) -> tuple[Adjacency, ...]:
+    """Links to different other nodes, LINKS_MAX at most; of two to the same the later one."""
+    found = tuple(links)
+    others = {link.node: link for link in found}
+    others.pop(node, None)
+    if len(others) == len(found) <= LINKS_MAX:
+        return found
+    return tuple(others.values())[:LINKS_MAX]
+
+
+def _of(links: tuple[Adjacency, ...], node: str) -> Adjacency | None:
+    for link in links:
+        if link.node == node:
+            return link
+    return None

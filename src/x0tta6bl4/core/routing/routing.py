@@ -138,16 +138,15 @@ class Routing:
     """
 
     __slots__ = (
-        "_authorities", "_better", "_bodies", "_changes", "_destinations", "_lazy",
+        "_authorities", "_better", "_changes", "_destinations", "_lazy",
         "_lazy_at", "_levels", "_links", "_map", "_me", "_publish_at", "_published_at", "_rebuild",
-        "_restarts", "_run_at", "_tree", "_urgent", "_users", "deadline",
+        "_restarting", "_restarts", "_run_at", "_tree", "_urgent", "_users", "deadline",
     )  # fmt: skip
 
     def __init__(self, me: str) -> None:
         self._me = me
         self._map = Map(me)
         self._tree = Tree(self._map)
-        self._bodies: dict[str, NodeBody] = {}
         self._authorities: dict[str, None] = {}
         self._changes: list[Change] = []
         self._better: list[Change] = []
@@ -160,6 +159,7 @@ class Routing:
         self._run_at: Instant = NEVER
         self._links: dict[str, _Link] = {}
         self._levels: dict[tuple[str, str], tuple[int, Instant]] = {}
+        self._restarting: dict[str, NodeBody] = {}
         self._restarts: list[tuple[Instant, str, NodeBody]] = []
         self._publish_at: Instant = NEVER
         self._published_at: int = -_PUBLISH_EVERY
@@ -222,7 +222,7 @@ class Routing:
         for number, name in enumerate(self._map.names):
             says = self._map.says[number]
             if says is not None and self._map.index.get(name) == number:
-                map.say(name, [Adjacency(self._map.names[o], *r) for o, r in says.items()])
+                map.say(name, says)
                 map.stub[map.index[name]] = self._map.stub[number]
         tree = Tree(map)
         tree.build()
@@ -248,13 +248,10 @@ class Routing:
         """Take in what another node says; of this node the map knows better."""
         if node == self._me:
             return
-        before = self._bodies.get(node)
-        if body is None:
-            self._bodies.pop(node, None)
-        else:
-            self._bodies[node] = body
-            if restarting_until < NEVER:
-                heapq.heappush(self._restarts, (restarting_until, node, body))
+        self._restarting.pop(node, None)
+        if body is not None and restarting_until < NEVER:
+            self._restarting[node] = body
+            heapq.heappush(self._restarts, (restarting_until, node, body))
         changes = self._map.say(node, body.links if body is not None else None)
         number = self._map.index.get(node)
         if number is not None:
@@ -263,8 +260,9 @@ class Routing:
                 self._map.stub[number] = stub
                 self._rebuild = True
                 self._hurry_all(now)
-        if (body is not None and body.authority) != (before is not None and before.authority):
-            if body is not None and body.authority:
+        reaches = body is not None and body.authority
+        if reaches != (node in self._authorities):
+            if reaches:
                 self._authorities[node] = None
             else:
                 del self._authorities[node]
@@ -272,17 +270,24 @@ class Routing:
         self._note(now, changes, _COALESCE)
 
     def _note(self, now: Instant, changes: list[Change], delay: int) -> None:
-        """Remember changes of the map and whose paths they concern."""
+        """Remember changes of the map and whose paths they concern: perhaps nobody's."""
         if not changes:
             return
         self._changes += changes
-        self._better += [change for change in changes if not change.worse]
+        matters = False
         for change in changes:
+            if not change.worse:
+                self._better.append(change)
+                matters = True
+                continue
             link = (change.a, change.b) if change.a < change.b else (change.b, change.a)
-            if change.worse:
-                for name in self._users.get(link, ()):
-                    self._urgent[name] = None
-        self._run_at = Instant(min(self._run_at, now + delay))
+            for name in self._users.get(link, ()):
+                self._urgent[name] = None
+                matters = True
+        if matters:
+            self._run_at = Instant(min(self._run_at, now + delay))
+        elif self._too_many():
+            self._changes, self._rebuild = [], True
 
     def _hurry(self, now: Instant, name: str) -> None:
         self._urgent[name] = None
@@ -292,9 +297,13 @@ class Routing:
         self._urgent = dict.fromkeys(self._destinations)
         self._run_at = Instant(min(self._run_at, now + _COALESCE))
 
+    def _too_many(self) -> bool:
+        """Whether computing the tree anew is cheaper than mending it."""
+        return len(self._changes) > 64 + len(self._map.links) // 4
+
     def _bring_up_to_date(self) -> None:
         changes = self._changes
-        if self._rebuild or len(changes) > 64 + len(self._map.links) // 4:
+        if self._rebuild or self._too_many():
             self._tree.build()
         elif changes:
             self._tree.mend(changes)
@@ -310,7 +319,8 @@ class Routing:
         self._reuse(now)
         while self._restarts and self._restarts[0][0] <= now:
             _, node, body = heapq.heappop(self._restarts)
-            if self._bodies.get(node) is body:
+            if self._restarting.get(node) is body:
+                del self._restarting[node]
                 self._note(now, self._map.say(node, None), 0)
         if now >= self._publish_at:
             self._publish(now, out)
