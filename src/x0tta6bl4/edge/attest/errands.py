@@ -24,6 +24,8 @@ LIMIT_S: Final = 5.0
 """A look that takes longer is answered with LATE."""
 KEEP_S: Final = 2.0
 """An answer that nobody fetched."""
+KEPT_MAX: Final = 1024
+"""Looks under way and answers not fetched; who comes beyond that is told PENDING."""
 WAIT_S: Final = 0.01
 """Longest that who asks stands still."""
 
@@ -53,13 +55,12 @@ class Errands:
         now_s: any clock that does not jump.
     """
 
-    __slots__ = ("_errands", "_lock", "_now_s", "_wait_s")
+    __slots__ = ("_errands", "_now_s", "_wait_s")
 
     def __init__(self, wait_s: float = WAIT_S, now_s: Callable[[], float] = time.monotonic) -> None:
         self._wait_s = wait_s
         self._now_s = now_s
         self._errands: dict[Hashable, _Errand] = {}
-        self._lock = threading.Lock()
 
     def ask(self, key: Hashable, who: int, look: Callable[[], Answer]) -> Answer:
         """The answer of `look`, made for this question or for the same one just before.
@@ -77,6 +78,8 @@ class Errands:
             self._sweep(now_s)
             of_one = Counter(one.who for one in self._errands.values() if not one.done.is_set())
             if of_one.total() >= RUNNING_MAX or of_one[who] >= OF_ONE_MAX:
+                return PENDING
+            if len(self._errands) >= KEPT_MAX:
                 return PENDING
             errand = self._errands[key] = _Errand(who, now_s)
             begun = True
@@ -106,4 +109,3 @@ class Errands:
         for key, one in list(self._errands.items()):
             if one.done.is_set() and now_s - one.done_s > KEEP_S:
                 del self._errands[key]
-        # What is done and not fetched is bounded by who asks: at most RUNNING_MAX per KEEP_S.
