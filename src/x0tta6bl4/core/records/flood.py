@@ -39,8 +39,9 @@ Key = tuple[str, str, str]
 CHAIN: Final[Key] = (AUTHORITY, "chain", "")
 """Asked for with `Want`: the bundles from the oldest remembered on, each signed under the last."""
 
-_NEWEST: Final = 4096
-"""Records whose hashes are remembered: what replaces one asks for it again."""
+_NEWEST: Final = 64
+"""Hashes remembered: a flood asks for those of one record again and again where many nodes share a
+process, and no node needs more."""
 _SUMS = struct.Struct(f"<{BUCKETS}Q")
 _MASK: Final = 2**64 - 1
 
