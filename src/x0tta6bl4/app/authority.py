@@ -74,8 +74,8 @@ NAME: Final = "main"
 RELEASED_UNIX_S: Final = 1_780_000_000
 """A clock that stands before the release of this code is wrong."""
 _OWN: Final = Caller(own=True)
-_KINDS: Final = {"p-256": ("P-384", "P-256"), "ml-dsa-65": (x509.ML_DSA, x509.ML_DSA)}
-"""`keys` of the settings: of the CA, and of its record key."""
+_KINDS: Final = {"p-256": "P-256", "ml-dsa-65": x509.ML_DSA}
+"""`keys` of the settings -> kind of the CA's key and of its record key."""
 CRL_ENTRIES_MAX: Final = 32_768
 """Most certificates in a revocation list, those that end last; others end by subject."""
 CRL_EVERY_S: Final = 3600.0
@@ -92,7 +92,7 @@ class Keys:
 
     def __init__(self, domain: TrustDomain, settings: AuthoritySettings) -> None:
         self._domain = domain
-        self._kinds = _KINDS[settings.keys]
+        self._kind = _KINDS[settings.keys]
         self._ocsp_url = settings.ocsp.url
         self._issuers: dict[str, x509.Issuer] = {}
         self._record_keys: dict[str, x509.PrivateKey] = {}
@@ -148,10 +148,10 @@ class Keys:
         issuer = x509.new_anchor(
             self._domain,
             not_before_unix_s + x509.BACKDATE_S,
-            kind=self._kinds[0],
+            kind=self._kind,
             ttl_s=not_after_unix_s - not_before_unix_s,
         )
-        record = x509.new_key(self._kinds[1])
+        record = x509.new_key(self._kind)
         return NewCa(
             issuer.certificate,
             x509.key_bytes(issuer.key),

@@ -234,8 +234,8 @@ class AuthoritySettings(Section, frozen=True):
     heartbeat_s: Annotated[int, Meta(ge=1, le=60)] = 30
     """How often it signs that it lives; nodes warn after 120 s without."""
     keys: Literal["p-256", "ml-dsa-65"] = "p-256"
-    """Of CAs that are made from now on and of all that they sign for: ECDSA (a CA itself has
-    P-384), or the post-quantum ML-DSA-65."""
+    """Of CAs that are made from now on and of all that they sign for: ECDSA, or the post-quantum
+    ML-DSA-65."""
     require_pq: bool = False
     """Refuse nodes whose key exchange is not post-quantum."""
     bundle_endpoint: BundleEndpointAt = BundleEndpointAt()

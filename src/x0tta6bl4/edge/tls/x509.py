@@ -1,8 +1,9 @@
 """Certificates: parse them for the rules, make keys and CSRs, issue SVIDs, sign and verify records.
 
 Source: X509-SVID.md sections 2 to 4 (SP-020 to SP-031), RFC 5280, RFC 2986; RFC 9881 for ML-DSA.
-SVID keys are P-256 and CA keys P-384 (decisions: Ed25519 is refused by verifiers that others use),
-or all of them ML-DSA-65, where a trust domain chooses so: the key of its CA tells.
+Keys are P-256 (decisions: Ed25519 is refused by verifiers that others use), or all of them
+ML-DSA-65, where a trust domain chooses so: the key of its CA tells.  A P-384 CA is understood, but
+not made: no chain is stronger than its leaf, and P-384 takes nine times as long to sign and verify.
 """
 
 from __future__ import annotations
@@ -281,7 +282,7 @@ def new_anchor(
     now_unix_s: int,
     *,
     key: PrivateKey | None = None,
-    kind: str = "P-384",
+    kind: str = "P-256",
     ttl_s: int = ANCHOR_TTL_S,
 ) -> Issuer:
     """Make a trust anchor: a self-signed CA whose ID is the trust domain (SP-025, SP-029)."""
