@@ -34,6 +34,8 @@ FAMILIES: Final = {
     "CHK": "Findings of `x0 check`",
     "CLI": "Command line",
     "DEMO": "Demo",
+    "DEN": "Findings of `x0 explain denied`",
+    "DEV": "`x0 dev`",
     "FED": "Federation",
     "HEL": "Hellos between proxies",
     "HOP": "Hops between proxies",
@@ -290,7 +292,8 @@ _SHARED_TESTS: Final = tuple(
 _SIDES: Final = {"S": ("server",), "C": ("client",), "B": ("server", "client")}
 AREAS: Final = {"ID": "SPIFFE-ID", "X509": "X509-SVID", "JWT": "JWT-SVID", "WIT": "WIT-SVID",
                 "TD": "Trust domain and bundle", "WE": "Workload endpoint", "WA": "Workload API",
-                "FED": "Federation", "BR": "Broker"}  # fmt: skip
+                "DEV": "`x0 dev`",
+    "FED": "Federation", "BR": "Broker"}  # fmt: skip
 
 
 class Requirement(msgspec.Struct, frozen=True):

@@ -22,6 +22,7 @@ from x0tta6bl4.wire.errors import X0Error
 # Command -> (module, attribute, one line).  The line stands here so that help imports nothing.
 COMMANDS: Final = {
     "demo": ("mesh", "demo", "Tell one story with real processes: a mesh that is hurt and heals."),
+    "dev": ("dev", "dev", "A trust domain for one developer: Workload API and two workloads."),
     "up": ("mesh", "up", "Keep a local mesh running, with a live view."),
     "down": ("mesh", "down", "End the local mesh."),
     "kill": ("mesh", "kill", "Kill or freeze a node of the local mesh."),
