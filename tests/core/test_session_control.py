@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.fakes.circuit import CLOCK_US, SOURCE, TARGET, Pair
-from x0tta6bl4.core.machine import MS, SECOND
-from x0tta6bl4.core.session import facts
+from x0tta6bl4.core.machine import MS, SECOND, Instant, Tick
+from x0tta6bl4.core.session import facts, frames
+from x0tta6bl4.core.session.carrier import Marks
 from x0tta6bl4.core.session.frames import Reset
 
 HOUR = 3600 * SECOND
@@ -358,3 +359,40 @@ def test_calm_costs_a_ping_a_second_and_nothing_else() -> None:
     pair.run(60 * SECOND)
     cost = sum(wire.carried_bytes for wire in pair.wires) - before
     assert 60 * 2 * 16 - 100 <= cost <= 60 * 2 * 16 + 100
+
+
+def test_an_ack_of_its_own_is_sent_only_when_no_chunk_has_taken_one_along() -> None:
+    pair = running()
+    client, now, delay = pair.client, pair.world.now, facts.LIMITS.ack_delay
+    assert client.active is not None
+    circuit = client.active.circuit
+
+    def comes(count: int) -> None:
+        circuit.offset += count
+        client.pipe.received += count
+
+    def acks(at: int) -> int:
+        found = client.handle(Instant(at), Tick())
+        return sum(type(e) is facts.SendFrame and e.frame[7] >> 4 == frames.ACK for e in found)
+
+    comes(100)
+    client.handle(Instant(now), facts.Owing(client.number))
+    assert client.owing
+    assert client.deadline <= now + delay
+    circuit.told = client.pipe.received  # As `pending` does, with an answer.
+    comes(50)
+    assert acks(now + delay) == 0
+    assert client.owing, "no further Owing is needed while traffic goes on"
+    assert acks(now + 2 * delay) == 1, "and nothing waits for longer than two delays"
+    assert circuit.told == client.pipe.received
+    assert not client.owing
+
+
+def test_the_machine_watches_on_while_bytes_come_and_go() -> None:
+    marks = Marks()
+    assert marks.look(Instant(0), 100, 0) == 0
+    assert marks.look(Instant(10), 200, 100) == 0, "a new one stands"
+    assert marks.look(Instant(20), 300, 300) == 0, "some came, and all have gone"
+    assert marks.look(Instant(30), 300, 300) == -1
+    assert marks.look(Instant(40), 400, 300) == 0
+    assert marks.look(Instant(70), 400, 300) == 30

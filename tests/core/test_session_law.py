@@ -182,7 +182,7 @@ class NeverJudges(Client):
 class NeverAcknowledges(Client):
     """The ACK timer is lost."""
 
-    def _acknowledge(self) -> None:
+    def _acknowledge(self, now: Instant) -> None:
         return
 
 

@@ -91,7 +91,7 @@ class Carried:
     """
 
     __slots__ = (
-        "ack_at", "active", "circuits", "epoch", "id", "lost_at", "moves", "number", "owing",
+        "active", "circuits", "epoch", "id", "lost_at", "moves", "number", "owing",
         "pipe", "secret", "source", "target",
     )  # fmt: skip
 
@@ -107,7 +107,6 @@ class Carried:
         self.epoch = 0
         self.moves = 0
         self.owing = False
-        self.ack_at: int = NEVER
         self.lost_at = 0
         self.active: Held | None = None
         self.circuits: list[Held] = []
@@ -316,8 +315,7 @@ class Server:
         session = self.sessions.get(number)
         if session is not None and not session.owing:
             session.owing = True
-            session.ack_at = now + self._limits.ack_delay
-            self._push(session.ack_at, _ACK, number)
+            self._push(now + self._limits.ack_delay, _ACK, number)
 
     def _on_svid(self, event: SvidChanged) -> None:
         self._generations[event.id] = event.generation
@@ -330,7 +328,7 @@ class Server:
         while self._due and self._due[0][0] <= now:
             _, what, number = heapq.heappop(self._due)
             if what == _ACK:
-                self._acknowledge(number)
+                self._acknowledge(now, number)
             elif what == _GONE:
                 self._end_if_gone(now, number)
             else:
@@ -339,14 +337,20 @@ class Server:
                     self._check(now, held, what)
         self.deadline = Instant(self._due[0][0]) if self._due else NEVER
 
-    def _acknowledge(self, number: int) -> None:
+    def _acknowledge(self, now: Instant, number: int) -> None:
+        """As the client's."""
         session = self.sessions.get(number)
         if session is None:
             return
         session.owing = False
         for held in session.circuits:
-            if held.circuit.owes():
-                self._effects.append(SendFrame(held.number, held.circuit.acknowledgement()))
+            circuit = held.circuit
+            if circuit.told_since():
+                session.owing = True
+            elif circuit.owes():
+                self._effects.append(SendFrame(held.number, circuit.acknowledgement()))
+        if session.owing:
+            self._push(now + self._limits.ack_delay, _ACK, number)
 
     def _check(self, now: Instant, held: Held, what: int) -> None:
         limits = self._limits

@@ -110,16 +110,18 @@ class Carrier:
 class Marks:
     """Since when something stands unacknowledged, to a quarter of a threshold; at most 8 marks."""
 
-    __slots__ = ("_marks",)
+    __slots__ = ("_marks", "_written")
 
     def __init__(self) -> None:
         self._marks: list[tuple[int, int]] = []
+        self._written = 0
 
     def look(self, now: Instant, written: int, confirmed: int) -> int:
         """Take the offsets of now in.
 
         Returns:
-            For how long the oldest marked byte has stood, -1 if none does.
+            For how long the oldest marked byte has stood; 0 if none does, but some have come and
+            gone since the last look; else -1.
         """
         marks = [mark for mark in self._marks if mark[0] > confirmed]
         if written > confirmed and (not marks or written > marks[-1][0]):
@@ -127,7 +129,8 @@ class Marks:
             if len(marks) > MARKS_MAX:
                 del marks[1:-1]
         self._marks = marks
-        return now - marks[0][1] if marks else -1
+        before, self._written = self._written, written
+        return now - marks[0][1] if marks else -(before == written)
 
 
 class Quiet:

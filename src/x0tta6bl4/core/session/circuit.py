@@ -56,7 +56,7 @@ class Circuit:
     """
 
     __slots__ = (
-        "_heard", "_partial", "_remaining", "_stream", "bytes_in", "bytes_out", "closed",
+        "_heard", "_looked", "_partial", "_remaining", "_stream", "bytes_in", "bytes_out", "closed",
         "control", "more", "number", "offset", "pipe", "position", "progress", "told",
     )  # fmt: skip
 
@@ -64,7 +64,9 @@ class Circuit:
         self.number = number
         self.pipe: Pipe | None = None
         self.offset = -1
-        self.position = self.told = self.progress = self.bytes_in = self.bytes_out = 0
+        self._looked = self.position = self.told = self.progress = self.bytes_in = (
+            self.bytes_out
+        ) = 0
         self.control = b""
         self.closed = self.more = False
         self._heard = heard
@@ -87,10 +89,15 @@ class Circuit:
         """Whether something was received over this circuit and not acknowledged."""
         return self.offset > self.told
 
+    def told_since(self) -> bool:
+        """Whether a chunk has taken an ACK along since the last look or `acknowledgement`."""
+        looked, self._looked = self._looked, self.told
+        return looked != self.told
+
     def acknowledgement(self) -> bytes:
         """An ACK for everything received, from now on counted as sent."""
         assert self.pipe is not None
-        self.told = self.pipe.received
+        self.told = self._looked = self.pipe.received
         return frames.offset_frame(ACK, self.told)
 
     def pending(self) -> memoryview | None:
@@ -165,6 +172,8 @@ class Circuit:
                 break
         pipe = self.pipe
         if pipe is not None:
+            if pipe.unread - pipe.told_taken > UNREAD_MAX:
+                pipe.broken = pipe.broken or "credit"
             if pipe.broken:
                 raise SessionBroken(pipe.broken)
             # While a batch is open the ACK goes in front of it.
@@ -197,12 +206,11 @@ class Circuit:
                         stream = self._stream
                         if stream is None or stream.pipe is None:
                             pipe.drop_bytes(count)
+                        elif stream.received + count > stream.promised:
+                            stream.overrun(count)
                         else:
                             stream.received += count
-                            if stream.received > stream.promised:
-                                stream.overrun()
-                            else:
-                                stream.on_data(data[at:end])
+                            stream.on_data(data[at:end])
                     at = end
                     continue
                 if size - at < HEADER_BYTES:
@@ -212,8 +220,7 @@ class Circuit:
                 if kind == DATA:
                     at += HEADER_BYTES
                     offset += HEADER_BYTES
-                    self._remaining = word
-                    self._stream = streams.get(number)
+                    self._remaining, self._stream = word, streams.get(number)
                     if skip:
                         skip -= HEADER_BYTES
                         if skip < 0:
@@ -233,18 +240,14 @@ class Circuit:
                     if skip < 0:
                         raise ProtocolError("frames don't lie where they lay before")
                 elif kind == OPEN:
-                    ask = frames.open_body(bytes(data[at + HEADER_BYTES : at + length]))
-                    pipe.incoming(number, ask)
+                    pipe.incoming(number, bytes(data[at + HEADER_BYTES : at + length]))
                 else:
                     pipe.signal(number, kind, word & VALUE_MAX)
                 at += length  # A frame that can't be executed is not counted either.
                 offset += length
             return at
         finally:
-            if came:
-                pipe.unread += came
-                if pipe.unread - pipe.told_taken > UNREAD_MAX:
-                    pipe.broken = pipe.broken or "credit"
+            pipe.unread += came
             if skip >= 0:
                 self.offset = offset
                 if offset > pipe.received:

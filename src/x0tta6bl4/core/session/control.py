@@ -127,7 +127,9 @@ class Client:
     def handle(self, now: Instant, event: Event) -> Effects:
         """See `core.machine.Machine`."""
         if self.ended:
-            return self._after_end(event)
+            if type(event) is Done and self._dials.pop(event.token, None) is not None:
+                return (facts.CloseCircuit(event.token, "ended"),)
+            return NOTHING
         judge = now - self.deadline <= self._limits.late
         if type(event) is Tick:
             if now < self.deadline:
@@ -165,11 +167,6 @@ class Client:
         return effects
 
     # ------------------------------------------------------------------ events
-    def _after_end(self, event: Event) -> Effects:
-        if type(event) is Done and self._dials.pop(event.token, None) is not None:
-            return (facts.CloseCircuit(event.token, "ended"),)
-        return NOTHING
-
     def _watch(self, now: Instant) -> None:
         if not self.watching:
             self.watching = True
@@ -294,7 +291,7 @@ class Client:
     def _settle(self, now: Instant, judge: bool) -> None:
         self._see_progress(now, judge)
         if self._ack_at <= now:
-            self._acknowledge()
+            self._acknowledge(now)
         self._expire(now)
         if self._watch_marks(now):
             self._ping_for_marks(now)
@@ -328,13 +325,16 @@ class Client:
                 carrier.alive_at = now
                 carrier.suspect_at = 0
 
-    def _acknowledge(self) -> None:
+    def _acknowledge(self, now: Instant) -> None:
+        """Acknowledge what waits since before the last look; look again while chunks do so."""
         self.owing = False
-        self._ack_at = NEVER
         for carrier in self._carriers():
-            if carrier.circuit.owes():
+            if carrier.circuit.told_since():
+                self.owing = True
+            elif carrier.circuit.owes():
                 ack = carrier.circuit.acknowledgement()
                 self._effects.append(facts.SendFrame(carrier.number, ack))
+        self._ack_at = now + self._limits.ack_delay if self.owing else NEVER
 
     def _expire(self, now: Instant) -> None:
         for carrier in self._carriers():

@@ -206,7 +206,8 @@ class Limits(Value, frozen=True):
     threshold_unknown: int = SECOND
     """The same before the first round trip was measured (RFC 6298 section 2)."""
     ping_every: int = SECOND
-    ack_delay: int = 10 * MS
+    ack_delay: int = 5 * MS
+    """What came in is acknowledged after one to two of these, if no chunk takes the ACK along."""
     late: int = 12 * MS
     """A tick later than this judges nobody: we were the ones who slept."""
     silence: int = 2 * SECOND

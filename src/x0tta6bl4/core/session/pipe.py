@@ -348,8 +348,9 @@ class Pipe:
             self._read_bytes = READ_BYTES_MIN
 
     # ------------------------------------------------------------------ called by circuits
-    def incoming(self, number: int, ask: Open) -> None:
+    def incoming(self, number: int, body: bytes) -> None:
         """OPEN came in."""
+        ask = frames.open_body(body)
         if self.client or number in self.streams or not number:
             raise ProtocolError("OPEN of a stream that can't be opened")
         if len(self.streams) >= STREAMS_MAX:

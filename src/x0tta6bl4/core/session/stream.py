@@ -112,8 +112,9 @@ class Stream:
         return standing
 
     # ------------------------------------------------------------------ called by the pipe
-    def overrun(self) -> None:
-        """More came than was promised: the stream is reset."""
+    def overrun(self, count: int) -> None:
+        """`count` bytes came, which is more than was promised: the stream is reset."""
+        self.received += count
         if self.pipe is not None:
             self.pipe.reset(self, Reset.CREDIT)
             self.on_reset(Reset.CREDIT)
