@@ -7,6 +7,10 @@ The harness is not part of this project: a program that starts each pair, loads 
 generator and prints one JSON line per measurement (`peer`, `work`, figures).  Ours is a whole mesh
 (`bench/pair.py`): authority, agents, attestation and policy, direct and through one relay.  The
 figures of ours count all its processes, the authority and the agents too.
+
+Ours is Python, so the interpreter's build counts: Debian's own needs a fifth less CPU per request
+than one that was built by a plain `./configure && make`.  `--python` names another one than this
+program's, in whose environment x0tta6bl4 is installed; the results say which it was.
 """
 
 from __future__ import annotations
@@ -79,6 +83,14 @@ def judge(outcome: Outcome, found: dict[str, dict[str, dict[str, Any]]]) -> None
     outcome.check("no broken connection and no wrong byte of ours", not bad, bad)
 
 
+def interpreter(python: str) -> str:
+    """What an interpreter says of its version and build."""
+    ask = "import sys; print(' '.join(sys.version.split()))"
+    return subprocess.run(
+        [python, "-c", ask], check=True, capture_output=True, text=True, timeout=30
+    ).stdout.strip()
+
+
 def measure(outcome: Outcome, root: Path, options: argparse.Namespace) -> None:
     """Run the harness and keep its medians."""
     harness = os.environ.get("X0_PROXY_BENCH", "")
@@ -91,7 +103,8 @@ def measure(outcome: Outcome, root: Path, options: argparse.Namespace) -> None:
     outcome.figure("peers_missing", [p for p in PEERS if p not in peers])
     root.mkdir(parents=True, exist_ok=True)
     lines = root / "lines.jsonl"
-    pair = f"{sys.executable} {Path(__file__).with_name('pair.py')}"
+    outcome.figure("interpreter", interpreter(options.python))
+    pair = f"{options.python} {Path(__file__).with_name('pair.py')}"
     ours = pair + " --listen {listen} --target {target} --dir {dir}"
     command = [
         sys.executable, harness, "--peers", ",".join(["direct", *peers]), "--work", options.work,
@@ -116,6 +129,7 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument("--secs", type=float, default=3.0)
     words.add_argument("--work", default="rr32,bulk1,bulk8,conn,idle,life")
     words.add_argument("--bin", action="append", default=[], metavar="NAME=PATH")
+    words.add_argument("--python", default=sys.executable, help="interpreter that runs ours")
     words.add_argument("--limit", type=float, default=1800, help="seconds for all of it")
     return words
 
