@@ -21,6 +21,7 @@ from x0tta6bl4.wire.admin import (
     CheckAnswer,
     Drain,
     Explain,
+    ExplainDenied,
     Explanation,
     Fine,
     GetCheck,
@@ -81,6 +82,8 @@ def test_each_request_has_its_answer(tmp_path: Path) -> None:
         assert "x0_" in client.ask(GetMetrics(), Text).text
         assert client.ask(GetSupport(), Support).files.keys() == {"status.json"}
         assert client.ask(Explain("s", "t"), Explanation).allowed
+        why = client.ask(ExplainDenied("spiffe://a/b"), CheckAnswer).findings[0]
+        assert why.what == "no entry gives spiffe://a/b"
         assert client.ask(Renew(), Fine) == Fine("2 renewed")
         assert client.ask(Drain(100), Fine) == Fine()
         assert client.ask(Stop(), Fine) == Fine()
@@ -90,6 +93,7 @@ def test_each_request_has_its_answer(tmp_path: Path) -> None:
         "metrics",
         "support",
         "explain",
+        "explain_denied",
         "renew",
         "drain",
         "stop",

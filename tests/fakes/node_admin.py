@@ -10,6 +10,7 @@ from x0tta6bl4.wire.admin import (
     Drain,
     EventView,
     Explain,
+    ExplainDenied,
     Explanation,
     Finding,
     Fine,
@@ -67,6 +68,11 @@ class FakeNode:
     async def explain(self, request: Explain) -> Explanation:
         self.asked.append("explain")
         return Explanation(True, "allowed by name", request.source, request.target, "web")
+
+    async def explain_denied(self, request: ExplainDenied) -> CheckAnswer:
+        self.asked.append("explain_denied")
+        what = f"no entry gives {request.id}"
+        return CheckAnswer((Finding("X0-DEN-004", "error", what, "make one"),))
 
     async def renew(self, request: Renew) -> Fine:
         self.asked.append("renew")

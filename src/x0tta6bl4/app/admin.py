@@ -21,6 +21,7 @@ from x0tta6bl4.wire.admin import (
     CheckAnswer,
     Drain,
     Explain,
+    ExplainDenied,
     Explanation,
     Fine,
     GetCheck,
@@ -76,6 +77,10 @@ class NodeAdmin(Protocol):
 
     async def explain(self, request: Explain) -> Explanation:
         """What the gate says."""
+        ...
+
+    async def explain_denied(self, request: ExplainDenied) -> CheckAnswer:
+        """Why no program has an identity."""
         ...
 
     async def renew(self, request: Renew) -> Fine:
@@ -181,6 +186,8 @@ class AdminServer:
                 return await node.support()
             if type(request) is Explain:
                 return await node.explain(request)
+            if type(request) is ExplainDenied:
+                return await node.explain_denied(request)
             if type(request) is Renew:
                 return await node.renew(request)
             if type(request) is Drain:

@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from x0tta6bl4 import __version__
-from x0tta6bl4.app import checks
+from x0tta6bl4.app import checks, denied
 from x0tta6bl4.core.agent import words
+from x0tta6bl4.core.machine import Denied, Verdict
 from x0tta6bl4.edge.tls import x509
 from x0tta6bl4.runtime.clocks import unix_us
 from x0tta6bl4.telemetry import metrics
 from x0tta6bl4.wire import admin
 from x0tta6bl4.wire.authority import Update
 from x0tta6bl4.wire.errors import NotFound, Unavailable
+from x0tta6bl4.wire.ids import spiffe_id
 from x0tta6bl4.wire.messages import (
     Counters,
     LinkState,
@@ -177,6 +179,7 @@ class Desk:
 
     def _link(self, link: words.LinkView) -> admin.LinkView:
         state = link.state if link.connected or link.state == "up" else "connecting"
+        group, signature = self._agent.links.tls(link.node)
         return admin.LinkView(
             node=link.node,
             state="connecting" if state == "unknown" else state,
@@ -186,6 +189,8 @@ class Desk:
             agent_alive=link.connected,
             since_ms=(unix_us() - self._since.get(link.node, unix_us())) // 1000,
             reason=link.reason,
+            group=group,
+            signature=signature,
         )
 
     def _services(self, view: words.View) -> tuple[admin.ServiceView, ...]:
@@ -225,6 +230,7 @@ class Desk:
                     not_after_unix_s=item.not_after_unix_s,
                     renewals=self.renewals.get(id, 0),
                     error=self.renewal_errors.get(id, ""),
+                    key=fields.fields.key,
                 )
             )
         return tuple(found)
@@ -239,6 +245,9 @@ class Desk:
             "svid_renewal_failures_total": self.renewal_failures,
         }
         own |= self._agent.workload_api.statistics()
+        for group, count in (links.groups if links else {}).items():
+            key = f"handshake_groups_total|{group}"
+            own[key] = count + self._counters.get(key, 0)
         return {**self._counters, **own, **metrics.agent_counters(self._agent.machine)}
 
     # -------------------------------------------------------------- questions
@@ -296,6 +305,27 @@ class Desk:
         """What the gate of this node says."""
         return self._agent.machine.explain(request.source, request.target)
 
+    async def explain_denied(self, request: admin.ExplainDenied) -> admin.CheckAnswer:
+        """Why no program here has an identity."""
+        agent, view, now_us = self._agent, self._agent.machine.view(), unix_us()
+        id, api, now_s = spiffe_id(request.id), agent.workload_api, now_us // 1_000_000
+        facts = denied.Facts(
+            node=agent.me,
+            serving=api.path is not None,
+            node_denied=_reason(agent.trusts.counts(agent.id, now_s, agent.me)),
+            authority_up=view.authority_up,
+            authority_age_s=view.heartbeat_age_s,
+            entries=tuple(entry for entry in view.entries if entry.id == id),
+            svid_left_s=dict(view.svids).get(id, 0) - now_s,
+            svid_denied=_reason(agent.trusts.counts(id, now_s, agent.me)),
+            error=self.renewal_errors.get(id, ""),
+            callers=tuple(
+                denied.Caller(x.pid, x.uid, x.gid, (now_us - x.unix_us) // 1_000_000, x.looks)
+                for x in api.identities.seen()
+            ),
+        )
+        return admin.CheckAnswer(denied.findings(id, facts))
+
     # -------------------------------------------------------------- commands
     async def renew(self, request: admin.Renew) -> admin.Fine:
         """Renew now; returns when all are in use, or says which were not."""
@@ -335,6 +365,10 @@ class Desk:
         return admin.Fine("stopping")
 
 
+def _reason(verdict: Verdict) -> str:
+    return verdict.reason if isinstance(verdict, Denied) else ""
+
+
 def _session(x: SessionState) -> admin.SessionView:
     return admin.SessionView(
         source=x.source,
@@ -349,6 +383,8 @@ def _session(x: SessionState) -> admin.SessionView:
         bytes_in=x.bytes_in,
         resent_bytes=x.resent_bytes,
         moves=x.moves,
+        group=x.group,
+        signature=x.signature,
     )
 
 

@@ -62,6 +62,13 @@ class Explain(Message, frozen=True):
 
 
 @final
+class ExplainDenied(Message, frozen=True):
+    """Why has no program here this identity?  Answer: `CheckAnswer`."""
+
+    id: str
+
+
+@final
 class Renew(Message, frozen=True):
     """Renew SVIDs now, before half of their life is over.  Answer: `Fine`, once they are in use."""
 
@@ -95,6 +102,7 @@ AdminRequest = (
     | GetMetrics
     | GetSupport
     | Explain
+    | ExplainDenied
     | Renew
     | Drain
     | Stop
@@ -135,6 +143,10 @@ class LinkView(Message, frozen=True):
     agent_alive: bool = True
     since_ms: int = 0
     reason: str = ""
+    group: str = ""
+    """Key exchange of the connection, e.g. `X25519MLKEM768`; empty: none is up."""
+    signature: str = ""
+    """How the neighbour has signed its handshake, e.g. `ecdsa_secp256r1_sha256`, `mldsa65`."""
 
 
 @final
@@ -195,6 +207,10 @@ class SessionView(Message, frozen=True):
     bytes_in: int = 0
     resent_bytes: int = 0
     moves: int = 0
+    group: str = ""
+    """Key exchange of the active circuit; empty: there is none."""
+    signature: str = ""
+    """How the other end, `target`, has signed its handshake."""
 
 
 @final
@@ -208,6 +224,8 @@ class SvidView(Message, frozen=True):
     renewals: int = 0
     error: str = ""
     """Why the last renewal failed; empty: it did not."""
+    key: str = ""
+    """Kind of its key, e.g. `P-256`, `ML-DSA-65`."""
 
 
 @final
@@ -286,7 +304,7 @@ class Finding(Message, frozen=True):
     """One thing that is wrong or worth knowing."""
 
     id: str
-    """Stable: `X0-CHK-nnn`."""
+    """Stable: `X0-CHK-nnn`, or `X0-DEN-nnn` of `x0 explain denied`."""
     level: str
     """`error`: something does not work; `warning`: it will not, or is weaker than it looks;
     `notice`: worth knowing."""

@@ -128,9 +128,8 @@ class Processes:
                 return hashed
             digest = hashed
         facts = agreed.facts
-        if wanted.wants.python:
-            facts |= {f"python:interpreter:{agreed.path}"}
-            facts |= {f"python:interpreter-sha256:{digest}"} if digest else set()
+        if wanted.wants.python and digest:
+            facts |= {f"python:interpreter-sha256:{digest}"}
         return ProcessFacts(tuple(pids), agreed.gids, agreed.path, digest, agreed.cgroup, facts)
 
     def _find(self, link: str, processes: list[str]) -> list[tuple[int, str]]:

@@ -66,7 +66,7 @@ class Wanted(Value, frozen=True):
 def look(
     pid: int, exe: str, wanted: Wanted, hashes: Hashes, proc: str = "/proc"
 ) -> frozenset[str] | Denied:
-    """Selectors of the python family that hold for a process, but those of its interpreter.
+    """Selectors of the python family that hold for a process, but its interpreter's hash.
 
     Args:
         pid: held by the caller of this, who checks afterwards that it is still the same.
@@ -94,7 +94,7 @@ def look(
     if bent is not None:
         return bent
     venv = _venv(words[0], variables, exe)
-    facts = set()
+    facts = {f"python:interpreter:{exe}"}
     if run.module:
         facts.add(f"python:module:{run.module}")
         file = _module(run, venv, hashes)
