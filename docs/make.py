@@ -3,6 +3,7 @@
     conformance.md  every requirement of SPIFFE, and the tests that show it
     errors.md       every stable id, what it says and what helps, from the calls that raise it
     metrics.md      every metric, from telemetry/catalogue.py
+    selectors.md    in it: every kind of selector, every reason of attestation
     settings.md     every key of the settings files, from app/settings.py
 
 A test keeps them current.
@@ -435,10 +436,33 @@ def _evidence(found: Conformance, one: Requirement, side: str) -> str:
     return f"**open:** {found.open[key]}" if key in found.open else "**nothing**"
 
 
+# ------------------------------------------------------------------ selectors
+def selectors_page() -> str:
+    """`docs/selectors.md`: its text as it stands, its lists made anew."""
+    from x0tta6bl4.core.identity.selectors import KINDS
+
+    kinds = ["| selector | holds for |", "|---|---|"]
+    kinds += [f"| `{name}:{kind.example}` | {kind.says} |" for name, kind in KINDS.items()]
+    reasons = {
+        _text(node.args[0])
+        for path in sorted((SOURCE / "edge" / "attest").glob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Denied" and node.args
+    }
+    text = (ROOT / "docs" / "selectors.md").read_text(encoding="utf-8")
+    said = "\n".join(f"- {reason}" for reason in sorted(reasons) if reason.strip("… "))
+    for mark, made in (("kinds", "\n".join(kinds)), ("reasons", said)):
+        begin, end = f"<!-- {mark}: made by docs/make.py -->\n", f"<!-- /{mark} -->"
+        before, _, rest = text.partition(begin)
+        text = f"{before}{begin}{made}\n{end}{rest.partition(end)[2]}"
+    return text
+
+
 PAGES: Final = {
     "conformance.md": conformance_page,
     "errors.md": errors_page,
     "metrics.md": metrics_page,
+    "selectors.md": selectors_page,
     "settings.md": settings_page,
 }
 

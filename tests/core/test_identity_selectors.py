@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from x0tta6bl4.core.identity.selectors import (
+    KINDS,
     SELECTORS_MAX,
     Attributes,
     Differs,
@@ -99,6 +100,45 @@ def test_what_differs_names_itself(text: str) -> None:
 def test_what_is_no_selector(text: str) -> None:
     with pytest.raises(BadInput):
         parse(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "python:interpreter:/usr/bin/python3",
+        "python:script-sha256:" + "ab" * 32,
+        "systemd:unit:web@1.service",
+        "systemd:slice:system.slice",
+        "docker:label:app=web=2",
+        "docker:image-id:sha256:" + "ab" * 32,
+    ],
+)
+def test_a_fact_matches_as_a_whole(text: str) -> None:
+    selector = parse(text)
+    assert str(selector) == text
+    assert match([selector], Attributes(facts=frozenset({text}))) == Matches()
+    for facts in (frozenset[str](), frozenset({text[:-1]}), frozenset({text + "x"})):
+        assert match([selector], Attributes(facts=facts)) == Differs(text)
+
+
+def test_every_kind_has_an_example_of_its_form() -> None:
+    for name, kind in KINDS.items():
+        value = kind.example.replace("9f86…", "ab" * 32).replace("0123…", "01" * 16)
+        assert str(parse(f"{name}:{value}")) == f"{name}:{value}"
+
+
+def test_a_program_s_own_words_are_not_enough_for_an_entry() -> None:
+    words = "python:script:/srv/web.py"
+    with pytest.raises(BadInput, match="X0-SEL-004"):
+        parse_all([words, "unix:gid:7"])
+    assert len(parse_all([words, "unix:uid:7"])) == 2
+
+
+def test_a_hint_names_what_the_family_has() -> None:
+    with pytest.raises(BadInput, match=r"systemd:unit:…, systemd:slice:…"):
+        parse("systemd:name:web")
+    with pytest.raises(BadInput, match="families are unix, python, systemd and docker"):
+        parse("k8s:ns:default")
 
 
 def test_an_entry_without_selectors_matches_nobody() -> None:
