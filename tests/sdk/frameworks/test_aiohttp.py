@@ -36,12 +36,21 @@ async def hold(request: web.Request) -> web.StreamResponse:
     return response
 
 
+async def talk(request: web.Request) -> web.WebSocketResponse:
+    response = web.WebSocketResponse()
+    await response.prepare(request)
+    await response.send_str(peer_id(request))
+    async for _ in response:
+        pass
+    return response
+
+
 @asynccontextmanager
 async def serve(
     source: X509Source, authorize: Authorizer, id: str | None = None
 ) -> AsyncIterator[int]:
     app = web.Application()
-    app.add_routes([web.get("/", who), web.get("/hold", hold)])
+    app.add_routes([web.get("/", who), web.get("/hold", hold), web.get("/ws", talk)])
     runner = web.AppRunner(app, shutdown_timeout=0.01)
     await runner.setup()
     site = Site(runner, "127.0.0.1", 0, source=source, authorize=authorize, id=id)
@@ -124,6 +133,24 @@ def test_a_connection_is_left_before_its_end(served: WorkloadApi) -> None:
                 assert sum(theirs.connections.groups.values()) == 2
                 theirs.connections.expire()
                 assert first not in theirs.connections
+
+    asyncio.run(story())
+
+
+def test_a_websocket_knows_its_peer_and_ends_with_it(served: WorkloadApi) -> None:
+    async def story() -> None:
+        async with (
+            source_of(served) as ours,
+            source_of(served) as theirs,
+            serve(ours, anyone) as port,
+            clients(theirs, exact(WEB)) as client,
+            client.session.ws_connect(f"https://127.0.0.1:{port}/ws") as socket,
+        ):
+            assert await socket.receive_str() == WEB
+            served.revoke(served.svids[0])
+            last = await socket.receive(timeout=1)
+            assert last.type in (aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR)
+            await stories.until(lambda: ours.connections.ended["peer refused: revoked"] == 1)
 
     asyncio.run(story())
 

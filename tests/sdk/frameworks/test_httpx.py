@@ -115,6 +115,25 @@ def test_a_connection_is_left_before_its_end(served: WorkloadApi) -> None:
     asyncio.run(story())
 
 
+def test_a_connection_that_the_server_has_ended_is_not_taken_again(served: WorkloadApi) -> None:
+    async def story() -> None:
+        async with (
+            source_of(served) as ours,
+            source_of(served) as theirs,
+            stories.plain_server(ours, anyone) as port,
+            clients(theirs, exact(WEB)) as client,
+        ):
+            await client.get(port)
+            (live,) = ours.connections
+            live.end("test")
+            (kept,) = theirs.connections
+            await stories.until(kept.gone)
+            assert await client.get(port) == WEB
+            assert sum(theirs.connections.groups.values()) == 2
+
+    asyncio.run(story())
+
+
 def test_plaintext_goes_nowhere(served: WorkloadApi) -> None:
     async def story() -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
@@ -21,7 +23,7 @@ from x0tta6bl4.sdk.frameworks.hypercorn import serve as hypercorn_serve
 from x0tta6bl4.sdk.identity import Connection, X509Source, anyone, dial, exact
 from x0tta6bl4.sdk.identity.authorize import Authorizer
 from x0tta6bl4.sdk.testing.workload_api import WorkloadApi
-from x0tta6bl4.wire.errors import BadConfig, Refused
+from x0tta6bl4.wire.errors import BadConfig, Refused, Unavailable
 
 Run = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
 
@@ -139,6 +141,34 @@ def test_the_state_of_the_application_is_in_its_requests(served: WorkloadApi) ->
             stories.plain_client(source, exact(WEB)) as client,
         ):
             assert await client.get(port) == "remembered"
+
+    asyncio.run(story())
+
+
+def test_a_signal_ends_it(served: WorkloadApi) -> None:
+    async def story() -> None:
+        config = Config()
+        config.bind = [f"127.0.0.1:{free_ports(1)[0]}"]
+        config.errorlog = None
+        life: list[str] = []
+
+        async def alive(scope: Any, receive: Any, send: Any) -> None:
+            for _ in range(2):
+                life.append((await receive())["type"])
+                await send({"type": f"{life[-1]}.complete"})
+
+        async with source_of(served) as source:
+            serving = asyncio.create_task(
+                hypercorn_serve(alive, config, source=source, authorize=anyone)
+            )
+            async with stories.plain_client(source, exact(WEB)) as client:
+                await stories.until(lambda: signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL)
+                assert life == ["lifespan.startup"]
+                os.kill(os.getpid(), signal.SIGTERM)
+                await asyncio.wait_for(serving, 5)
+                with pytest.raises(Unavailable):
+                    await client.get(int(config.bind[0].rpartition(":")[2]))
+            assert life == ["lifespan.startup", "lifespan.shutdown"]
 
     asyncio.run(story())
 

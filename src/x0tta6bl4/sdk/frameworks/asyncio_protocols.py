@@ -116,7 +116,8 @@ async def create_connection(
         options |= {"host": host, "port": port}
         transport, _ = await loop.create_connection(lambda: doorman, **options)
     if doorman.behind is None:
-        raise doorman.error or Unavailable("X0-SDK-050", "the connection was cut at its beginning")
+        assert doorman.error is not None, "no connection"
+        raise doorman.error
     return transport, doorman.behind
 
 
