@@ -135,9 +135,11 @@ def test_a_csr_proves_possession_and_decides_nothing() -> None:
 
 
 def test_keys_go_to_bytes_and_back() -> None:
-    for kind in ("P-256", "P-384"):
+    for kind in ("P-256", "P-384", "ML-DSA-65"):
         key = new_key(kind)
-        assert load_key(key_bytes(key)).private_numbers() == key.private_numbers()
+        again = load_key(key_bytes(key))
+        assert again.public_key() == key.public_key()
+        assert verify(public_point(again), b"x", sign(key, b"x")) is (kind != "P-384")
     assert len(public_point(new_key())) == 65
     rsa_key = rsa.generate_private_key(65537, 2048).private_bytes(
         serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

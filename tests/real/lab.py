@@ -24,7 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import final
+from typing import Literal, final
 
 import msgspec
 
@@ -67,6 +67,7 @@ class Shape(msgspec.Struct, frozen=True):
     plain_max: int = 4
     ttl_s: int = 3600
     hello_ms: int = 100
+    keys: Literal["p-256", "ml-dsa-65"] = "p-256"
 
 
 def spiffe(workload: str) -> str:
@@ -105,6 +106,7 @@ class Lab:
                 listeners=tuple(_told_apart(listeners)),
                 svid_ttl_s=shape.ttl_s,
                 hello_ms=shape.hello_ms,
+                keys=shape.keys,
             ),
         )
         self.operator = Operator(self.mesh.state("authority"))

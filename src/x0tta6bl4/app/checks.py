@@ -30,7 +30,7 @@ DISK_FREE_MIN: Final = 64 * 1024 * 1024
 FILES_MAX: Final = 256
 PUBLIC: Final = (".pid", ".toml", ".log", ".json")
 """Files without secrets; the mode of the directory keeps them from others all the same."""
-_POST_QUANTUM: Final = ("X25519MLKEM768", "SecP256r1MLKEM768", "SecP384r1MLKEM1024")
+POST_QUANTUM: Final = ("X25519MLKEM768", "SecP256r1MLKEM768", "SecP384r1MLKEM1024")
 _ORDER: Final = {"error": 0, "warning": 1, "notice": 2}
 
 
@@ -242,7 +242,7 @@ def groups(status: Status, _: HostFacts) -> Found:
         for key, count in status.counters.items()
         if key.startswith("handshake_groups_total|")
     }
-    weak = {group: count for group, count in made.items() if group not in _POST_QUANTUM and count}
+    weak = {group: count for group, count in made.items() if group not in POST_QUANTUM and count}
     for group, count in sorted(weak.items()):
         yield Finding(
             "X0-CHK-010",

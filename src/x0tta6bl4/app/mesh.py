@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Final, final
+from typing import Final, Literal, final
 
 import msgspec
 
@@ -43,6 +43,7 @@ class Plan(msgspec.Struct, frozen=True):
     listeners: tuple[tuple[str, cfg.Listen], ...] = ()
     svid_ttl_s: int = 3600
     hello_ms: int = cfg.HELLO_MS
+    keys: Literal["p-256", "ml-dsa-65"] = "p-256"
 
 
 def ring_of_six() -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
@@ -106,6 +107,7 @@ class Mesh:
                     state_dir=str(self.root / "authority"),
                     listen=f"127.0.0.1:{authority}",
                     svid=cfg.Svid(ttl_s=self.plan.svid_ttl_s, node_ttl_s=self.plan.svid_ttl_s),
+                    keys=self.plan.keys,
                 )
             ),
         )

@@ -28,6 +28,16 @@ class TlsPeer(Protocol):
         """End of the SVID that this end presented, whatever it has by now."""
         ...
 
+    @property
+    def group(self) -> str:
+        """Key exchange, e.g. `X25519MLKEM768`."""
+        ...
+
+    @property
+    def signature(self) -> str:
+        """How the peer has signed the handshake, e.g. `mldsa65`."""
+        ...
+
     def exporter(self, label: bytes, context: bytes, length: int) -> bytes:
         """Keying material of this connection (RFC 5705, RFC 8446 section 7.5)."""
         ...

@@ -338,6 +338,10 @@ class SessionState(Message, frozen=True):
     bytes_in: int = 0
     resent_bytes: int = 0
     moves: int = 0
+    group: str = ""
+    """Key exchange of the active circuit."""
+    signature: str = ""
+    """Of the other end's handshake on it."""
 
 
 @final

@@ -195,17 +195,35 @@ def revocations(authority_dir: Path | None, as_json: bool) -> None:
 @authority.command(
     epilog="""\b
 Examples:
-  x0 authority crl > crl.pem"""
+  x0 authority crl > crl.pem
+  x0 authority crl --der lists    one file for each CA"""
+)
+@click.option(
+    "--der",
+    "directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Write them here as DER, <key identifier of the CA>.crl, instead.",
 )
 @authority_option
-def crl(authority_dir: Path | None) -> None:
+def crl(directory: Path | None, authority_dir: Path | None) -> None:
     """Print the revocation list of each CA as PEM, for programs outside of the mesh."""
     from base64 import encodebytes
 
     from x0tta6bl4.wire.authority import Nothing
 
-    for der in ask_authority(authority_dir, "CrlShow", Nothing()).lists:
-        print(f"-----BEGIN X509 CRL-----\n{encodebytes(der).decode()}-----END X509 CRL-----")
+    lists = ask_authority(authority_dir, "CrlShow", Nothing()).lists
+    if directory is None:
+        for der in lists:
+            print(f"-----BEGIN X509 CRL-----\n{encodebytes(der).decode()}-----END X509 CRL-----")
+        return
+    from x0tta6bl4.edge.tls.crl import signer_of
+
+    directory.mkdir(parents=True, exist_ok=True)
+    for der in lists:
+        path = directory / f"{signer_of(der)}.crl"
+        path.with_suffix(".new").write_bytes(der)
+        path.with_suffix(".new").replace(path)
+        print(path)
 
 
 @authority.command(

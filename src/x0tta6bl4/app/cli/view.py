@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from x0tta6bl4.app.checks import POST_QUANTUM
 from x0tta6bl4.app.cli.gather import Silent
 from x0tta6bl4.wire.admin import EventView, LinkView, SessionView, Status
 
@@ -205,7 +206,8 @@ def _nodes(nodes: Sequence[Status], shared: int) -> Table:
 
 
 def _links(nodes: Sequence[Status], shared: int) -> Table:
-    table = _table("LINK", "STATE", "RTT:r", "LOSS:r")
+    classical = _classical(nodes)
+    table = _table("LINK", "STATE", "RTT:r", "LOSS:r", *(("KEYS",) if classical else ()))
     pairs = list(_pairs(nodes))
     rows = _fitting(len(pairs), shared)
     for one, other, link in pairs[:rows]:
@@ -217,9 +219,16 @@ def _links(nodes: Sequence[Status], shared: int) -> Table:
                 f"{link.loss_ppm / 10_000:.1f}%" if link.rtt_us else "-",
                 "red" if link.loss_ppm >= 10_000 else "",
             ),
+            *((Text(link.group, "" if link.group in POST_QUANTUM else "yellow"),) * classical),
         )
     _rest(table, len(pairs) - rows)
     return table
+
+
+def _classical(nodes: Sequence[Status]) -> bool:
+    """Whether a link's keys come from an exchange that a quantum computer breaks."""
+    groups = {link.group for node in nodes for link in node.links}
+    return bool(groups - {"", *POST_QUANTUM})
 
 
 def _pairs(nodes: Sequence[Status]) -> Iterable[tuple[str, str, LinkView]]:

@@ -189,6 +189,11 @@ class SslObject:
         """Key exchange, e.g. `X25519MLKEM768`."""
         return self.engine.group
 
+    @property
+    def signature(self) -> str:
+        """See `Engine.signature`."""
+        return self.engine.signature
+
     def exporter(self, label: bytes, context: bytes, length: int) -> bytes:
         """See `Engine.exporter`."""
         return self.engine.exporter(label, context, length)

@@ -82,6 +82,19 @@ def withdrawn(lists: Sequence[bytes], anchors: Sequence[bytes]) -> tuple[Withdra
     return frozenset(found), believed
 
 
+def signer_of(data: bytes) -> str:
+    """Key identifier of the CA that a list says it is of, hexadecimal; not proven.
+
+    Raises:
+        BadInput: not a CRL, or it does not say.
+    """
+    try:
+        named = _read(data).extensions.get_extension_for_class(x509.AuthorityKeyIdentifier)
+    except (x509.ExtensionNotFound, ValueError):
+        raise BadInput("X0-TLS-014", "a CRL that names no key") from None
+    return (named.value.key_identifier or b"").hex()
+
+
 def _time(unix_s: int) -> datetime:
     return datetime.fromtimestamp(unix_s, UTC)
 

@@ -29,6 +29,16 @@ WRITE_BYTES_MAX: Final = 1024 * 1024
 RECORD_BYTES_MAX: Final = 16 * 1024 + 256 + 5
 """Longest TLS record on the wire."""
 
+SIGNATURES: Final = {
+    "P-256": "ecdsa_secp256r1_sha256",
+    "P-384": "ecdsa_secp384r1_sha384",
+    "P-521": "ecdsa_secp521r1_sha512",
+    "ML-DSA-44": "mldsa44",
+    "ML-DSA-65": "mldsa65",
+    "ML-DSA-87": "mldsa87",
+}
+"""Kind of key -> the one signature scheme that TLS 1.3 has for it (RFC 8446 section 4.2.3)."""
+
 NO_CERTIFICATE: Final = Denied("no certificate")
 
 Buffer = bytes | bytearray | memoryview
@@ -374,6 +384,11 @@ class Engine:
         """
         waiting = int(lib.SSL_pending(self._ssl)) or int(_bio_rest(self._in, self._rest))
         return waiting or int(self._due)
+
+    @property
+    def signature(self) -> str:
+        """How the peer has signed the handshake, e.g. `ecdsa_secp256r1_sha256`, `mldsa65`."""
+        return SIGNATURES.get(self.peer_key, "rsa_pss_rsae" if self.peer_key else "")
 
     def exporter(self, label: bytes, context: bytes, length: int) -> bytes:
         """Keying material of this connection (RFC 5705), the same at both ends.

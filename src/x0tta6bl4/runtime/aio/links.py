@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import random
 import ssl
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, Protocol, cast, final
 
@@ -126,6 +127,13 @@ class LinkConnections:
         self._tasks: set[asyncio.Task[None]] = set()
         self._own_not_after = 0.0
         self.counts = {"dialled": 0, "accepted": 0, "refused": 0, "lost": 0}
+        self.groups: Counter[str] = Counter()
+        """Key exchange -> connections; bounded by the number of groups."""
+
+    def tls(self, node: str) -> tuple[str, str]:
+        """Key exchange and the neighbour's signature of the connection to it; empty: none is up."""
+        connection = self._up.get(NodeName(node))
+        return (connection.tls.group, connection.tls.signature) if connection else ("", "")
 
     # -------------------------------------------------------------- what the agent asks for
     def greet(self, intro: Intro, own_not_after_unix_s: float) -> None:
@@ -320,6 +328,7 @@ class LinkConnections:
         reason = "closed"
         try:
             connection = _Connection(writer, wanted is not None)
+            self.groups[connection.tls.group] += 1
             messages = codec.link_reader()
             await self._greeting(connection, reader, messages, wanted)
             if not self._adopt(connection):

@@ -43,6 +43,13 @@ class Tls(Protocol):
     peer_via: str
     failed: bool
     """The next `read` raises."""
+    group: str
+    """Key exchange, once shaken."""
+
+    @property
+    def signature(self) -> str:
+        """How the peer has signed the handshake."""
+        ...
 
     def feed(self, view: memoryview) -> None:
         """Take ciphertext in."""

@@ -544,6 +544,7 @@ class Endpoint:
             if control.active is not None and control.joined
             else ("paused" if control.joined else "new")
         )
+        active = self.circuits.get(control.active.circuit.number) if control.active else None
         return SessionState(
             session.source,
             session.target,
@@ -557,6 +558,8 @@ class Endpoint:
             bytes_in=pipe.received,
             resent_bytes=pipe.resent,
             moves=control.moves,
+            group=active.tls.group if active is not None else "",
+            signature=active.tls.signature if active is not None else "",
         )
 
     def statistics(self) -> EndpointStatistics:

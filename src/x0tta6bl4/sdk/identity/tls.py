@@ -41,16 +41,6 @@ LINE_BYTES_MAX: Final = 64 * 1024
 LISTENER_CONNECTIONS_MAX: Final = 4_096
 """Connections of one listener; further ones are closed without a byte."""
 
-SIGNATURES: Final = {
-    "P-256": "ecdsa_secp256r1_sha256",
-    "P-384": "ecdsa_secp384r1_sha384",
-    "P-521": "ecdsa_secp521r1_sha512",
-    "ML-DSA-44": "mldsa44",
-    "ML-DSA-65": "mldsa65",
-    "ML-DSA-87": "mldsa87",
-}
-"""Kind of key -> the one signature scheme that TLS 1.3 has for it (RFC 8446 section 4.2.3)."""
-
 Handler = Callable[["Connection"], Awaitable[None]]
 
 
@@ -121,7 +111,7 @@ class Connection:
     @property
     def signature(self) -> str:
         """How the peer has signed the handshake, e.g. `ecdsa_secp256r1_sha256`, `mldsa65`."""
-        return SIGNATURES.get(self._engine.peer_key, "rsa_pss_rsae")
+        return self._engine.signature
 
     @property
     def stapled(self) -> bytes:
