@@ -10,7 +10,7 @@ import gc
 import resource
 import time
 from random import Random
-from typing import Final, final
+from typing import Final, Protocol, final
 
 import msgspec
 
@@ -31,6 +31,16 @@ BOOT: Final = 30 * SECOND
 """Virtual time given to booting: links, floods, anti-entropy, first SVIDs."""
 CUT_EVERY: Final = 5 * SECOND
 CUT_FOR: Final = 3 * SECOND
+
+
+class Profiler(Protocol):
+    """What looks at the measured part of a run."""
+
+    def enable(self) -> None:
+        """Look from now on."""
+
+    def disable(self) -> None:
+        """Look no more."""
 
 
 @final
@@ -60,7 +70,13 @@ class Measured(msgspec.Struct, frozen=True):
     rss_mb: int
 
 
-def measure(nodes: int, seconds: int, seed: int = 1, elide: bool = False) -> Measured:
+def measure(
+    nodes: int,
+    seconds: int,
+    seed: int = 1,
+    elide: bool = False,
+    profiler: Profiler | None = None,
+) -> Measured:
     """Boot a mesh and run it, with a link cut now and then.
 
     Args:
@@ -68,6 +84,7 @@ def measure(nodes: int, seconds: int, seed: int = 1, elide: bool = False) -> Mea
         seconds: virtual seconds to measure after booting.
         seed: of topology and wires.
         elide: pass no hellos over calm links (see `elision`); they count as messages.
+        profiler: enabled after booting (e.g. `cProfile.Profile`); makes all of it slower.
     """
     fleet = _fleet(nodes, seed)
     world = fleet.world
@@ -85,10 +102,14 @@ def measure(nodes: int, seconds: int, seed: int = 1, elide: bool = False) -> Mea
     booted = time.process_time()
     events, messages = _events(fleet), _messages(fleet)
     _cut_now_and_then(fleet, Random(f"{seed}/cuts"))
+    if profiler is not None:
+        profiler.enable()
     world.run(BOOT + seconds * SECOND)
     calm = len(elision) if elision is not None else 0
     if elision is not None:
         elision.wake()
+    if profiler is not None:
+        profiler.disable()
     cpu_s = time.process_time() - booted
     events, messages = _events(fleet) - events, _messages(fleet) - messages
     gc.set_threshold(*thresholds)
