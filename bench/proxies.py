@@ -8,9 +8,9 @@ generator and prints one JSON line per measurement (`peer`, `work`, figures).  O
 (`bench/pair.py`): authority, agents, attestation and policy, direct and through one relay.  The
 figures of ours count all its processes, the authority and the agents too.
 
-Ours is Python, so the interpreter's build counts: Debian's own needs a fifth less CPU per request
-than one that was built by a plain `./configure && make`.  `--python` names another one than this
-program's, in whose environment x0tta6bl4 is installed; the results say which it was.
+Ours is Python, so the interpreter's build counts: Debian's own needs a tenth to a fifth less CPU
+per request than one that was built by a plain `./configure && make`.  `--python` names another
+than this program's, in whose environment x0tta6bl4 is installed; the results say which it was.
 """
 
 from __future__ import annotations
