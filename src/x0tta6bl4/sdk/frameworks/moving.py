@@ -56,9 +56,8 @@ class Moving:
         key = object()
         self._held[key] = (own, move)
         left_s = not_after_unix_s - self._source.clock() / SECOND
-        timer = asyncio.get_running_loop().call_later(
-            max(left_s * (1 - self._share), 0), self._move, key
-        )
+        wait_s = 0 if self._is_old(own) else max(left_s * (1 - self._share), 0)
+        timer = asyncio.get_running_loop().call_later(wait_s, self._move, key)
 
         def forget() -> None:
             timer.cancel()
@@ -66,11 +65,13 @@ class Moving:
 
         return forget
 
-    def _changed(self) -> None:
+    def _is_old(self, own: Svid | None) -> bool:
+        """Whether it was replaced; what was withdrawn is ended by the registry."""
         held = self._source.svids
-        if not self._rotation or not held:
-            return  # Withdrawn: its connections are ended by the registry.
-        for key in [key for key, (own, _) in self._held.items() if own not in held]:
+        return self._rotation and bool(held) and own not in held
+
+    def _changed(self) -> None:
+        for key in [key for key, (own, _) in self._held.items() if self._is_old(own)]:
             self._move(key)
 
     def _move(self, key: object) -> None:

@@ -25,14 +25,12 @@ import redis
 import redis.asyncio
 
 from x0tta6bl4.sdk.frameworks.moving import CLIENT_SHARE, Moving
-from x0tta6bl4.sdk.frameworks.relay import Inbound, Outbound, in_thread
+from x0tta6bl4.sdk.frameworks.relay import Inbound, Outbound, in_thread, take_options
 from x0tta6bl4.sdk.identity import blocking
 from x0tta6bl4.sdk.identity.authorize import Authorizer
 from x0tta6bl4.sdk.identity.source import X509Source
 from x0tta6bl4.sdk.identity.tls import Connection, dial
 from x0tta6bl4.wire.errors import Refused, Unavailable
-
-_ROUTE = ("require_pq", "id", "hint")
 
 
 @asynccontextmanager
@@ -51,9 +49,7 @@ async def pool(
         authorize: who may answer; a `ConnectionError` says why somebody else was refused.
         options: require_pq, id, hint of `dial`; the others are of the pool, e.g. `db`.
     """
-    route = {"authorize": authorize} | {
-        name: options.pop(name) for name in _ROUTE if name in options
-    }
+    route = {"authorize": authorize, **take_options(options)}
     moving = Moving(source, CLIENT_SHARE)
     made: redis.asyncio.ConnectionPool = redis.asyncio.ConnectionPool(
         connection_class=_Connection,
@@ -145,7 +141,7 @@ def blocking_pool(
 
     A server that is refused makes itself felt as a `NoPermissionError` with the reason.
     """
-    route = {name: options.pop(name) for name in _ROUTE if name in options}
+    route = take_options(options)
 
     def move() -> None:
         made.update_active_connections_for_reconnect()

@@ -352,6 +352,12 @@ class Inbound:
 R = TypeVar("R", Outbound, Inbound)
 
 
+def take_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Take those of `dial` and `listen` out of the options of a framework."""
+    names = ("require_pq", "id", "hint")
+    return {name: options.pop(name) for name in names if name in options}
+
+
 @contextmanager
 def in_thread(source: blocking.X509Source, relay: R) -> Iterator[R]:
     """Run a relay, made over `source.real`, in the thread of its source."""
