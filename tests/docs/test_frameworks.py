@@ -15,6 +15,7 @@ PAGES = sorted((runner.ROOT / "docs" / "frameworks").glob("*.md"))
 WITH_A_SERVER = (
     "asyncio",
     "grpcio",
+    "grpclib",
     "uvloop",
     "aiohttp",
     "httpx",
