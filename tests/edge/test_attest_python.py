@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import shutil
 import socket
@@ -12,7 +13,7 @@ import tempfile
 import time
 import venv
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -21,9 +22,9 @@ import pytest
 from x0tta6bl4.core.identity.selectors import Attributes, Matches, match, parse_all
 from x0tta6bl4.core.machine import Denied
 from x0tta6bl4.edge.attest import python
-from x0tta6bl4.edge.attest.errands import Errands
+from x0tta6bl4.edge.attest.errands import Answer, Errands
 from x0tta6bl4.edge.attest.facts import Facts, Wants
-from x0tta6bl4.edge.attest.files import Hashes
+from x0tta6bl4.edge.attest.files import Hashed, Hashes
 from x0tta6bl4.edge.attest.listener import needs
 from x0tta6bl4.edge.attest.peer import Peer, PeerAttestor
 from x0tta6bl4.edge.attest.process import Needs, Processes
@@ -316,6 +317,38 @@ def until(what: Callable[[], bool]) -> None:
         assert time.monotonic() < end
 
 
+class Noting(Errands):
+    """Errands that are run at once, and what they were asked for by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys: list[Hashable] = []
+
+    def ask(self, key: Hashable, who: int, look: Callable[[], Answer]) -> Answer:
+        assert who == os.getuid()
+        self.keys.append(key)
+        return look()
+
+
+def test_SP_097_an_answer_that_waits_to_be_fetched_is_not_the_next_program_s(place: Path) -> None:
+    """Process, interpreter and time of start are the same after an exec: the memory is not."""
+    (place / "wait.py").write_text("import time; time.sleep(60)\n")
+    rest()
+    errands = Noting()
+    facts = Facts(errands)
+    with caller(place, "-I", str(place / "web.py")) as (_, child):
+        for _ in range(2):
+            assert isinstance(facts.of(child.pid, EXE, SCRIPT.wants), frozenset)
+        assert child.stdin is not None
+        child.stdin.write(f"exec {EXE} {place / 'wait.py'}\n".encode())
+        child.stdin.flush()
+        until(lambda: b"wait.py" in Path(f"/proc/{child.pid}/cmdline").read_bytes())
+        facts.of(child.pid, EXE, SCRIPT.wants)
+    first, again, after = errands.keys
+    assert first == again
+    assert first != after
+
+
 def test_SP_097_a_program_that_is_no_interpreter_can_t_name_a_script(place: Path) -> None:
     """Its command line may say what it likes."""
     shutil.copy(EXE, place / "webserver")
@@ -357,6 +390,28 @@ def test_SP_097_a_script_that_is_a_pipe_or_too_large_is_not_read(place: Path) ->
     assert Hashes().at(str(place / "pipe"), "script", 10) == Denied("script is no regular file")
     assert Hashes().at(str(place / "web.py"), "script", 10) == Denied("script is too large to hash")
     assert Hashes().at("/dev/null", "script", 10) == Denied("script is no regular file")
+
+
+class Growing(io.BufferedReader):
+    """A file that somebody writes to while it is read."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        with open(self.name, "ab") as file:
+            file.write(b"more")
+        return super().read(size)
+
+
+def test_a_file_that_is_written_while_it_is_hashed_has_no_hash(place: Path) -> None:
+    (place / "kept").write_bytes(b"kept")
+    hashes = Hashes()
+    with Growing(io.FileIO(place / "web.py")) as file:
+        assert hashes.of(file, "script", 1 << 20) == Denied(
+            "script was written while it was hashed"
+        )
+    for _ in range(2):
+        assert hashes.at(str(place / "kept"), "script", 10) == Hashed(
+            str(place / "kept"), digest(place / "kept"), 4, (place / "kept").stat().st_ctime_ns
+        )
 
 
 # ---------------------------------------------------------------------- command lines

@@ -17,6 +17,7 @@ from x0tta6bl4.core.machine import Denied, Value
 
 HASHES_MAX: Final = 256
 """Files; the one hashed or asked for longest ago is read again."""
+_CHUNK_BYTES: Final = 1 << 18
 
 
 @final
@@ -54,7 +55,11 @@ class Hashes:
         key = _key(status)
         known = self._known.pop(key, None)
         if known is None:
-            known = hashlib.file_digest(file, "sha256").hexdigest()
+            digest, left = hashlib.sha256(), status.st_size
+            while left > 0 and (chunk := file.read(min(left, _CHUNK_BYTES))):
+                digest.update(chunk)  # No more than it had: it might grow for ever.
+                left -= len(chunk)
+            known = digest.hexdigest()
             if _key(os.fstat(file.fileno())) != key:
                 return Denied(f"{what} was written while it was hashed")
         self._known[key] = known
