@@ -9,7 +9,7 @@ import pytest
 
 from tests.edge.attack import cases
 from tests.edge.attack.attacker import Attacker
-from tests.edge.attack.cases import ROLES, Outcome
+from tests.edge.attack.cases import ROLES, STDLIB_SAYS, Outcome
 from tests.fakes.ca import ALPN, FakeCa, FakeClock
 from tests.fakes.tls_twin import TlsTwin
 from x0tta6bl4.core.identity.rules import WORKLOAD
@@ -19,7 +19,8 @@ from x0tta6bl4.edge.tls.impostors import IMPOSTORS, Impostor
 from x0tta6bl4.edge.tls.recipes import Presented
 from x0tta6bl4.edge.tls.stdlib import StdlibContext
 
-PRESENTABLE = [impostor for impostor in IMPOSTORS if impostor.presentable]
+PRESENTABLE = [one for one in IMPOSTORS if one.presentable and one.name != "Brainpool key"]
+"""OpenSSL 3.0 can't present the one that is left out."""
 each_impostor = pytest.mark.parametrize("impostor", PRESENTABLE, ids=lambda i: i.name)
 each_role = pytest.mark.parametrize("role", ROLES)
 
@@ -44,9 +45,8 @@ def test_an_impostor_is_refused_and_its_twin_is_not(
 ) -> None:
     wrong = present(ca, impostor, role, impostor.make(ca.issuer, ca.now_unix_s))
     assert not wrong.accepted
-    # OpenSSL asks first, and has words of its own.
-    own = wrong.reason.startswith(("untrusted issuer", "bad tls", "alert from peer"))
-    assert wrong.reason in wrong.wanted or own
+    # OpenSSL asks first, and sometimes has another reason.
+    assert wrong.reason == STDLIB_SAYS.get(impostor.name, impostor.reason)
     assert present(ca, impostor, role, impostor.twin(ca.issuer, ca.now_unix_s)).accepted
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from x0tta6bl4.core.machine import Denied, Verdict
 from x0tta6bl4.edge.tls.context import TlsContext
 from x0tta6bl4.edge.tls.engine import TlsClosed, TlsRefused
-from x0tta6bl4.edge.tls.stdlib import new_settings
+from x0tta6bl4.edge.tls.stdlib import new_settings, reason_of
 from x0tta6bl4.edge.tls.x509 import parse
 
 
@@ -42,8 +42,6 @@ class TlsTwin:
         except TlsRefused as error:
             self.peer = Denied(error.reason)
             raise self._refuse(error.reason) from None
-        except (ssl.SSLError, OSError) as error:
-            raise self._refuse(_reason(error)) from None
         self.alpn = self._ssl.selected_alpn_protocol() or ""
         self.peer = self._ssl.peer
         leaf = self._ssl.getpeercert(True)
@@ -82,8 +80,8 @@ class TlsTwin:
                 break
             except ssl.SSLZeroReturnError:
                 n = 0
-            except (ssl.SSLError, OSError) as error:
-                self._failed = _reason(error)
+            except ssl.SSLError as error:
+                self._failed = reason_of(error)
                 if got:
                     break
                 raise TlsRefused(self._failed) from None
@@ -104,18 +102,3 @@ class TlsTwin:
     def _refuse(self, reason: str) -> TlsRefused:
         self._failed = reason
         return TlsRefused(reason)
-
-
-def _reason(error: OSError) -> str:
-    text = str(error)
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return "untrusted issuer"
-    for known, reason in (
-        ("PEER_DID_NOT_RETURN", "no certificate"),
-        ("EOF", "cut off without a close"),
-        ("WRONG_VERSION_NUMBER", "not tls"),
-        ("ALERT", "alert from peer"),
-    ):
-        if known in text:
-            return reason
-    return "bad tls: " + text[:60]

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
-from OpenSSL import SSL
+from OpenSSL import SSL, crypto
 
 from tests.fakes.ca import ALPN
 from x0tta6bl4.edge.tls.binding import lib
@@ -14,7 +13,10 @@ from x0tta6bl4.edge.tls.recipes import Presented
 
 
 class Attacker:
-    """Shaped like an engine, so that both can be wired together; errors end it quietly."""
+    """Shaped like an engine, so that both can be wired together; errors end it quietly.
+
+    As a server with `*` for ALPN it takes whatever is offered.
+    """
 
     def __init__(
         self,
@@ -101,14 +103,15 @@ def _settings(
         context.use_certificate(leaf)
         for other in others:
             context.add_extra_chain_cert(other)
-        context.use_privatekey(
-            serialization.load_der_private_key(  # type: ignore[arg-type]
-                presented.key, None
-            )
-        )
+        key = crypto.load_privatekey(crypto.FILETYPE_ASN1, presented.key)
+        # pyOpenSSL's own call knows no ML-DSA keys.
+        if lib.SSL_CTX_use_PrivateKey(vars(context)["_context"], vars(key)["_pkey"]) != 1:
+            raise ValueError("the key is another one's")
     names = [name.encode() for name in alpn]
     if names and server:
-        context.set_alpn_select_callback(lambda connection, offered: names[0])
+        context.set_alpn_select_callback(
+            lambda connection, offered: offered[0] if names == [b"*"] else names[0]
+        )
     elif names:
         context.set_alpn_protos(names)
     return context

@@ -42,6 +42,18 @@ class Outcome(msgspec.Struct, frozen=True):
         return not self.accepted and (not self.wanted or self.reason in self.wanted)
 
 
+STDLIB_SAYS = {
+    "signing certificate as leaf": "wrong extended key usage",
+    "intermediate as leaf": "wrong extended key usage",
+    "an extension twice": "untrusted issuer",
+    "intermediate without keyCertSign": "issuer is no CA",
+    "intermediate expired": "expired",
+    "intermediate not yet valid": "not yet valid",
+    "CA in the bundle that has expired": "expired",
+    "CA in the bundle without keyCertSign": "issuer is no CA",
+}
+"""Where OpenSSL, which the standard library asks first, has another reason than the judge."""
+
 _GIVES_UP = ("alert from peer: handshake failure", "alert from peer: protocol version")
 """What an OpenSSL server says when it has no certificate that it could use."""
 

@@ -1,9 +1,12 @@
 """The standard library's TLS under the same judge, for frameworks that insist on `ssl`.
 
 Only where somebody asks for it: no hybrid key exchange, no exporter, and a refused peer hears no
-alert.  OpenSSL's own check, against all anchors at once, comes first and decides nothing: right
+alert.  OpenSSL's own check, against all anchors at once, comes first and lets nobody in: right
 after the handshake, before a byte of the application passes in either direction, the peer goes to
-the judge of its own trust domain.  Every handshake takes the newest SVID and bundles.
+the judge of its own trust domain.  Whom OpenSSL refuses already is refused in the judge's words,
+as far as they mean the same.  It also refuses two kinds of valid SVIDs: those with ML-DSA keys
+(before OpenSSL 3.5), and those of a CA that shares its name with another one in the bundle, if
+nothing but the signature tells the two apart.  Every handshake takes the newest SVID and bundles.
 
 Source: `SSLContext.sslobject_class` and `sslsocket_class` of the standard library; RFC 8446.
 """
@@ -36,10 +39,14 @@ class StdlibContext(ssl.SSLContext):
         source: gives the TLS settings in use now, for each connection; groups are not looked at.
             Where it raises TlsRefused, having no SVID, so does the handshake.
         anchors: gives the CA certificates of all trust domains in use now, DER.
+        on_refused: told the reason of each refused handshake.
     """
 
     def __new__(
-        cls, source: Callable[[], TlsContext], anchors: Callable[[], Sequence[bytes]]
+        cls,
+        source: Callable[[], TlsContext],
+        anchors: Callable[[], Sequence[bytes]],
+        on_refused: Callable[[str], None] | None = None,
     ) -> StdlibContext:
         """Make the shell; its own settings refuse everybody, should they ever be used."""
         shell = super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
@@ -47,10 +54,14 @@ class StdlibContext(ssl.SSLContext):
         return shell
 
     def __init__(
-        self, source: Callable[[], TlsContext], anchors: Callable[[], Sequence[bytes]]
+        self,
+        source: Callable[[], TlsContext],
+        anchors: Callable[[], Sequence[bytes]],
+        on_refused: Callable[[str], None] | None = None,
     ) -> None:
         self._source = source
         self._anchors = anchors
+        self.on_refused = on_refused
         self._made: dict[bool, Settings] = {}
 
     def settings(self, server: bool) -> Settings:
@@ -224,24 +235,73 @@ class _Judged:
             raise SslRefused(verdict.reason)
         return verdict.peer
 
-    def _settle(self) -> None:
-        """Judge, once; what is refused stays refused."""
+    def _shake(self, go_on: Callable[[], None]) -> None:
+        """Go on with the handshake and judge at its end, once; what is refused stays refused."""
         if self._refused:
             raise SslRefused(self._refused)
-        if self._verdict is None:
-            try:
+        try:
+            go_on()
+            if self._verdict is None:
                 self._verdict = _judge(self)
-            except SslRefused as error:
-                self._refused = error.reason
-                raise
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except ssl.SSLError as error:
+            self._refused = reason_of(error)
+            shell = cast(Settings, cast(Any, self).context).shell
+            if shell is not None and shell.on_refused is not None:
+                shell.on_refused(self._refused)
+            raise SslRefused(self._refused) from None
+
+
+_WORDS: Final = {
+    2: "untrusted issuer",
+    7: "bad signature",
+    9: "not yet valid",
+    10: "expired",
+    18: "untrusted issuer",
+    19: "untrusted issuer",
+    20: "untrusted issuer",
+    21: "untrusted issuer",
+    22: "chain too long",
+    24: "issuer is no CA",
+    25: "path length exceeded",
+    26: "wrong extended key usage",
+    32: "issuer may not sign",
+    34: "unknown critical extension",
+    47: "name constraints",
+    48: "name constraints",
+    51: "name constraints",
+    66: "weak key",
+    67: "weak key",
+    68: "weak signature",
+    79: "issuer is no CA",
+}
+"""X509_V_ERR_ of OpenSSL -> what the judge says of it."""
+
+
+def reason_of(error: ssl.SSLError) -> str:
+    """Stable phrase for what went wrong, in the words of the judge and the engine."""
+    if isinstance(error, SslRefused):
+        return error.reason
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return _WORDS.get(error.verify_code, "path not valid")
+    if isinstance(error, ssl.SSLEOFError):
+        return "cut off without a close"
+    words = (error.reason or "unknown").lower().replace("_", " ")
+    if words == "peer did not return a certificate":
+        return "no certificate"
+    if words in ("unsupported protocol", "no protocols available"):
+        return "tls version"
+    if words in ("wrong version number", "http request"):
+        return "not tls"
+    return "alert from peer: " + words if "alert" in words else "bad tls: " + words
 
 
 class _JudgedObject(_Judged, ssl.SSLObject):
     """An `ssl.SSLObject`, for event loops."""
 
     def do_handshake(self) -> None:
-        super().do_handshake()
-        self._settle()
+        self._shake(super().do_handshake)
 
     def read(self, len: int = 1024, buffer: Any = None) -> Any:
         if self._verdict is None:
@@ -258,8 +318,7 @@ class _JudgedSocket(_Judged, ssl.SSLSocket):
     """An `ssl.SSLSocket`, for blocking programs."""
 
     def do_handshake(self, block: bool = False) -> None:
-        super().do_handshake(block)
-        self._settle()
+        self._shake(lambda: super(_JudgedSocket, self).do_handshake(block))
 
     def read(self, len: int = 1024, buffer: Any = None) -> Any:
         if self._verdict is None:

@@ -490,7 +490,11 @@ def stdlib_context(
     Never post-quantum (see `edge.tls.stdlib`), so there is no `require_pq`.
     """
     newest = contexts(source, Expect(accept=authorize), alpn, id=id, hint=hint)
-    return StdlibContext(newest, lambda: [der for ders in source.bundles.values() for der in ders])
+    return StdlibContext(
+        newest,
+        lambda: [der for ders in source.bundles.values() for der in ders],
+        source.connections.refuse,
+    )
 
 
 def contexts(
