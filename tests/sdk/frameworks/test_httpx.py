@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import queue
 import socket
+import threading
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,8 @@ from tests.fakes.ca import FakeClock
 from tests.fakes.workload import WEB, listening, source_of
 from tests.sdk.frameworks import stories
 from x0tta6bl4.core.machine import SECOND
-from x0tta6bl4.sdk.frameworks.httpx import Transport, peer_id
-from x0tta6bl4.sdk.identity import Connection, X509Source, anyone, exact, listen
+from x0tta6bl4.sdk.frameworks.httpx import BlockingTransport, Transport, peer_id
+from x0tta6bl4.sdk.identity import Connection, X509Source, anyone, blocking, exact, listen
 from x0tta6bl4.sdk.identity.authorize import Authorizer
 from x0tta6bl4.sdk.testing.workload_api import WorkloadApi
 
@@ -181,3 +183,76 @@ def test_a_unix_socket(served: WorkloadApi, tmp_path: Path) -> None:
                 assert (await client.get("https://web/")).text == WEB
 
     asyncio.run(story())
+
+
+# ------------------------------------------------------------------------------------- for threads
+@pytest.fixture
+def threaded(served: WorkloadApi) -> Iterator[tuple[blocking.X509Source, str]]:
+    """A source, and where a server with the same identity is."""
+    with blocking.X509Source() as source:
+        source.wait(5)
+        listener = source._loop.do(
+            listen("127.0.0.1:0", source.real, stories.answer, authorize=anyone)
+        )
+        yield source, f"https://127.0.0.1:{listener.port}"
+        source._loop.do(listener.close())
+
+
+def test_threads_go_on_over_rotations(
+    served: WorkloadApi, threaded: tuple[blocking.X509Source, str]
+) -> None:
+    source, url = threaded
+    done: queue.SimpleQueue[str] = queue.SimpleQueue()
+    stop = threading.Event()
+
+    def work(client: httpx.Client) -> None:
+        try:
+            while not stop.is_set():
+                done.put(client.get(f"{url}/").text)
+        except httpx.HTTPError as error:
+            done.put(str(error))
+
+    with httpx.Client(transport=BlockingTransport(source, authorize=exact(WEB))) as client:
+        threads = [threading.Thread(target=work, args=(client,)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for _ in range(stories.ROTATIONS):
+            version = source.version
+            served.rotate()
+            source.changed(version, 5)
+            for _ in range(stories.REQUESTS):
+                assert done.get(timeout=5) == WEB
+        stop.set()
+        for thread in threads:
+            thread.join(5)
+            assert not thread.is_alive()
+        while not done.empty():
+            assert done.get() == WEB
+
+
+def test_threads_send_and_get_streams_that_end(
+    served: WorkloadApi, threaded: tuple[blocking.X509Source, str]
+) -> None:
+    source, url = threaded
+    with httpx.Client(transport=BlockingTransport(source, authorize=exact(WEB))) as client:
+        answer = client.post(f"{url}/", content=(part for part in (b"a", b"b")))
+        assert (answer.text, peer_id(answer)) == (WEB, WEB)
+        assert client.post(f"{url}/", content=b"whole").text == WEB
+        with client.stream("GET", f"{url}/hold") as held:
+            parts = held.iter_raw()
+            assert next(parts) == WEB.encode()
+            started = time.monotonic()
+            served.revoke(served.svids[0])
+            with pytest.raises(httpx.ReadError, match="peer refused: revoked"):
+                next(parts)
+            assert time.monotonic() - started < 1
+
+
+def test_threads_refuse_wrong_servers(threaded: tuple[blocking.X509Source, str]) -> None:
+    source, url = threaded
+    nobody = exact(stories.OTHER)
+    with httpx.Client(transport=BlockingTransport(source, authorize=nobody)) as client:
+        with pytest.raises(httpx.ConnectError, match="unexpected peer"):
+            client.get(url)
+        with pytest.raises(httpx.UnsupportedProtocol):
+            client.get(url.replace("https", "http"))

@@ -1,8 +1,10 @@
 """httpx: a transport whose servers are proven.
 
     client = httpx.AsyncClient(transport=Transport(source, authorize=exact("spiffe://...")))
+    client = httpx.Client(transport=BlockingTransport(source, authorize=exact("spiffe://...")))
 
 Underneath lies httpcore's network backend, over `dial`: its streams are connections of the SDK.
+For threads, the same transport runs in the thread of a blocking source.
 
 Source: HTTPX, "Transports"; HTTP Core, "Network Backends".
 """
@@ -11,12 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 
 import httpcore
 import httpx
 
+from x0tta6bl4.sdk.identity import blocking
 from x0tta6bl4.sdk.identity.authorize import Authorizer
 from x0tta6bl4.sdk.identity.source import X509Source
 from x0tta6bl4.sdk.identity.tls import Connection, dial
@@ -81,6 +84,77 @@ def peer_id(response: httpx.Response) -> SpiffeId:
     """Who answered."""
     id: SpiffeId = response.extensions["network_stream"].get_extra_info("ssl_object").peer_id
     return id
+
+
+class BlockingTransport(httpx.BaseTransport):
+    """The same for `httpx.Client`, in any number of threads.
+
+    Args:
+        source: its thread does the work.
+        options: as of `Transport`.
+    """
+
+    def __init__(self, source: blocking.X509Source, **options: Any) -> None:
+        self._loop = source._loop
+        self._real = Transport(source.real, **options)
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Called by the client; raises what `Transport` raises."""
+        body = request.stream
+        if not isinstance(body, httpx.AsyncByteStream):
+            assert isinstance(body, httpx.SyncByteStream)
+            body = _Upload(body)
+        asked = httpx.Request(
+            request.method,
+            request.url,
+            headers=request.headers,
+            stream=body,
+            extensions=request.extensions,
+        )
+        answer = self._loop.do(self._real.handle_async_request(asked), None)
+        assert isinstance(answer.stream, httpx.AsyncByteStream)
+        return httpx.Response(
+            answer.status_code,
+            headers=answer.headers,
+            stream=_Download(answer.stream, self._loop),
+            extensions=answer.extensions,
+        )
+
+    def close(self) -> None:
+        """Close the connections of the pool."""
+        self._loop.do(self._real.aclose())
+
+
+class _Upload(httpx.AsyncByteStream):
+    """A body that is made by a thread, step by step, so that the loop need not wait for it."""
+
+    def __init__(self, body: httpx.SyncByteStream) -> None:
+        self._body = body
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        parts = iter(self._body)
+        while (part := await asyncio.to_thread(next, parts, None)) is not None:
+            yield part
+
+
+class _Download(httpx.SyncByteStream):
+    """A body that comes in the source's thread."""
+
+    def __init__(self, body: httpx.AsyncByteStream, loop: blocking._Loop) -> None:
+        self._body = body
+        self._loop = loop
+
+    def __iter__(self) -> Iterator[bytes]:
+        parts = aiter(self._body)
+
+        async def following() -> bytes | None:
+            return await anext(parts, None)
+
+        while (part := self._loop.do(following(), None)) is not None:
+            yield part
+
+    def close(self) -> None:
+        self._loop.do(self._body.aclose())
 
 
 class _Backend(httpcore.AsyncNetworkBackend):
