@@ -10,7 +10,7 @@ import pytest
 from tests.fakes.ca import DOMAIN, FakeCa, FakeClock, new_svid
 from x0tta6bl4.app.trust import Trusts
 from x0tta6bl4.core.machine import Allowed, Denied, Verdict
-from x0tta6bl4.edge.tls.context import ALPN_AUTHORITY, ALPN_LINK, GROUPS_PQ
+from x0tta6bl4.edge.tls.context import ALPN_AUTHORITY, ALPN_LINK
 from x0tta6bl4.edge.tls.x509 import Svid, load_key, new_key, public_point, sign
 from x0tta6bl4.runtime.clocks import unix_us
 from x0tta6bl4.wire.errors import Unavailable
@@ -168,7 +168,3 @@ def test_links_are_dialled_anew_for_another_svid_only(ca: FakeCa, trusts: Trusts
     assert told == []
     trusts.present(ca.svid("node/a"))
     assert told == ["new"]
-
-
-def test_require_pq_takes_nothing_else(ca: FakeCa) -> None:
-    assert Trusts(DOMAIN, require_pq=True)._groups == GROUPS_PQ

@@ -38,6 +38,7 @@ from x0tta6bl4.edge.tls.ocsp import (
 from x0tta6bl4.runtime.clocks import unix_us
 from x0tta6bl4.sdk.testing.domain import Domain
 from x0tta6bl4.wire import authority as words
+from x0tta6bl4.wire.errors import Unavailable
 from x0tta6bl4.wire.ids import SpiffeId, TrustDomain
 from x0tta6bl4.wire.records import decode_bundle
 
@@ -321,24 +322,6 @@ def test_the_authority_answers_over_http(tmp_path: Path) -> None:
         lines = await openssl()
         assert "leaf.pem: good" in lines
         assert "Response verify OK" in lines
-        stranger = new_svid(ISSUER, WEB, NOW).chain[0]  # Of whatever serial number.
-        strange = ocsp.OCSPRequestBuilder().add_certificate_by_hash(
-            *_names(x509.parse(ca).certificate, "sha256"), serial(stranger), hashes.SHA256()
-        )
-        unknown = strange.build().public_bytes(serialization.Encoding.DER)
-        length = f"Content-Length: {len(unknown)}\r\n\r\n".encode()
-        _, body = await ask(
-            here.process.ocsp.port, b"POST / HTTP/1.1\r\nHost: x\r\n" + length + unknown
-        )
-        said = ocsp.load_der_ocsp_response(body)
-        assert said.certificate_status is ocsp.OCSPCertStatus.UNKNOWN
-        own = here.process._own_svid().chain[0]  # Not in the store, and known all the same.
-        body = await post(
-            f"http://127.0.0.1:{here.process.ocsp.port}/", "application/ocsp-request",
-            request_for(own, ca), 4096,
-        )  # fmt: skip
-        found = judge_response(body, own, ca, unix_us())
-        assert isinstance(found, Answer), found
         await here.admin.revoke(words.Revoke(subject=entry.id))
 
         async def revoked() -> bool:
@@ -360,3 +343,28 @@ def test_the_authority_answers_over_http(tmp_path: Path) -> None:
         assert here.process.statistics()["ocsp_answered"] >= 3
 
     play(tmp_path, story, ocsp=OcspAt(listen="127.0.0.1:0", url="http://127.0.0.1:9/"))
+
+
+def test_B4_the_authority_knows_what_it_has_issued_and_itself(tmp_path: Path) -> None:
+    async def story(here: World) -> None:
+        url = f"http://127.0.0.1:{here.process.ocsp.port}/"
+        (ca,) = [one.certificate for one in here.process._machine.state.cas.values()]
+        own = here.process._own_svid().chain[0]  # Not in the store.
+
+        async def said(request: bytes) -> bytes:
+            return await post(url, "application/ocsp-request", request, 8192)
+
+        found = judge_response(await said(request_for(own, ca)), own, ca, unix_us())
+        assert isinstance(found, Answer), found
+        names = _names(x509.parse(ca).certificate, "sha256")
+        strange = ocsp.OCSPRequestBuilder().add_certificate_by_hash(*names, 4711, hashes.SHA256())
+        answer = await said(strange.build().public_bytes(serialization.Encoding.DER))
+        status = ocsp.load_der_ocsp_response(answer).certificate_status
+        assert status is ocsp.OCSPCertStatus.UNKNOWN
+        for wrong in (f"{url}x", "https://127.0.0.1/", "http:///x", "http://[x/", f"{url[:-2]}0/"):
+            with pytest.raises(Unavailable):
+                await post(wrong, "text/plain", b"x" * 9000, 8192)
+        with pytest.raises(Unavailable, match="too large"):
+            await post(url, "application/ocsp-request", request_for(own, ca), 10)
+
+    play(tmp_path, story, ocsp=OcspAt(listen="127.0.0.1:0"))

@@ -34,6 +34,7 @@ from x0tta6bl4.core.authority.rows import (
     TokenRow,
 )
 from x0tta6bl4.edge.store import schema
+from x0tta6bl4.edge.store.serials import Serials
 from x0tta6bl4.edge.store.store import FILE, Store
 from x0tta6bl4.wire.authority import Ban, Entry, Federation
 from x0tta6bl4.wire.errors import X0Error
@@ -150,6 +151,21 @@ def test_issued_svids_are_summed_up_and_forgotten_after_their_end(store: Store) 
             ("3",), ("4",),
         ]  # fmt: skip
     raw.close()
+
+
+def test_B4_a_serial_number_is_known_as_long_as_its_row_is_kept(store: Store) -> None:
+    serials = Serials(store.path.parent)
+    serial = 0xABCDEF01 << 120
+    assert not serials.has(serial)
+    store.commit([Put(NodeRow("alpha", b"p", NOW, NOW))])
+    store.commit([Put(IssuedRow(f"{serial:x}", "spiffe://a/b", "alpha", "e", NOW, NOW + 100))])
+    assert serials.has(serial)
+    assert not serials.has(serial + 1)
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        serials._connection.execute("DELETE FROM issued")
+    store.commit([Forget(NOW + 103)])
+    assert not serials.has(serial)
+    serials.close()
 
 
 def test_a_commit_that_fails_leaves_nothing_of_it(store: Store) -> None:

@@ -27,7 +27,7 @@ from x0tta6bl4.core.machine import Allowed
 from x0tta6bl4.edge.authority_api.client import AuthorityClient
 from x0tta6bl4.edge.tls import x509
 from x0tta6bl4.edge.tls.aio import SslContext
-from x0tta6bl4.edge.tls.context import ALPN_AUTHORITY, TlsContext
+from x0tta6bl4.edge.tls.context import ALPN_AUTHORITY, GROUPS, GROUPS_PQ, TlsContext
 from x0tta6bl4.edge.tls.judge import Judge, Judgement, allow_all
 from x0tta6bl4.edge.tls.x509 import Svid
 from x0tta6bl4.runtime.clocks import unix_us
@@ -83,6 +83,7 @@ class Admission:
         direct: `host:port` of the authority; empty if this host can't reach it.
         through: data ports of neighbours, `host:port`, tried after it.
         scratch: directory for the Unix socket of a carried connection.
+        require_pq: refuse key exchanges that are not post-quantum.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Admission:
         direct: Sequence[str],
         through: Sequence[str],
         scratch: Path,
+        require_pq: bool = False,
     ) -> None:
         self._domain = domain
         self._node = node
@@ -100,6 +102,7 @@ class Admission:
         self._direct = tuple(direct)
         self._through = tuple(through)
         self._scratch = scratch
+        self._groups = GROUPS_PQ if require_pq else GROUPS
 
     async def admit(self, token: Token | None) -> Admitted:
         """An SVID that is good for at least another 10 s, from disk or from the authority.
@@ -156,7 +159,7 @@ class Admission:
         if not held:
             assert token is not None
             held = token.bundle_sha256
-        unjudged = TlsContext(None, Unjudged(), (ALPN_AUTHORITY,), ANYBODY)
+        unjudged = TlsContext(None, Unjudged(), (ALPN_AUTHORITY,), ANYBODY, self._groups)
         async with AuthorityClient(target, SslContext(unjudged), unix_us) as client:
             body = walk(await client.trust(held), held)
         bundle = decode_bundle(body)
@@ -167,7 +170,7 @@ class Admission:
                 f"this node is of {self._domain}",
             )
         judge = Judge(self._domain, bundle.anchors, allow_all, unix_us)
-        judged = TlsContext(None, judge, (ALPN_AUTHORITY,), AUTHORITY)
+        judged = TlsContext(None, judge, (ALPN_AUTHORITY,), AUTHORITY, self._groups)
         async with AuthorityClient(target, SslContext(judged), unix_us) as client:
             key = x509.new_key(x509.svid_kind(bundle.anchors))
             known = bool(self._wallet.bundle)

@@ -41,6 +41,7 @@ from x0tta6bl4.runtime.aio.driver import Driver
 from x0tta6bl4.runtime.aio.links import LinkConnections, LinkKeys
 from x0tta6bl4.runtime.aio.proxy_port import ProxyPort
 from x0tta6bl4.runtime.clocks import unix_us
+from x0tta6bl4.runtime.secrecy import keep_secrets
 from x0tta6bl4.telemetry import log
 from x0tta6bl4.telemetry.metrics import MetricsServer, render
 from x0tta6bl4.wire.address import split_address
@@ -185,7 +186,8 @@ class AgentProcess:
     def _admission(self) -> Admission:
         authority = self.settings.authority
         ways = _given(authority.address), authority.through
-        return Admission(self.domain, self.me, self.wallet, *ways, self.state_dir)
+        pq = self.settings.require_pq
+        return Admission(self.domain, self.me, self.wallet, *ways, self.state_dir, pq)
 
     async def attest_again(self, target: str) -> None:
         """Come by a new SVID by the long-lived key: the authority does not take the one of now.
@@ -555,7 +557,7 @@ def run(settings: cfg.NodeSettings, config: Path) -> None:
     Raises:
         X0Error: it can't go on.
     """
-    os.umask(0o077)
+    keep_secrets()
     log.configure(settings.log.level, settings.log.file)
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
