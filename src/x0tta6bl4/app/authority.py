@@ -58,6 +58,7 @@ from x0tta6bl4.edge.tls.crl import make_crl
 from x0tta6bl4.edge.tls.judge import Judge
 from x0tta6bl4.runtime.clocks import clock, unix_us
 from x0tta6bl4.runtime.local import listen_private
+from x0tta6bl4.runtime.secrecy import keep_secrets
 from x0tta6bl4.telemetry import log
 from x0tta6bl4.wire import authority as words
 from x0tta6bl4.wire.address import split_address
@@ -559,6 +560,7 @@ def main(settings: AuthoritySettings) -> int:
     Raises:
         X0Error: it can't start.
     """
+    keep_secrets()
     log.configure(settings.log.level, settings.log.file)
 
     async def serve() -> None:

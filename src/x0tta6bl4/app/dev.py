@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import IO, Final
 
 from x0tta6bl4.app.admin import AdminClient
-from x0tta6bl4.app.mesh import Mesh, Plan, free_ports
+from x0tta6bl4.app.mesh import READY_S, Mesh, Plan, free_ports
 from x0tta6bl4.app.operator import Operator
 from x0tta6bl4.sdk.identity.endpoint import VARIABLE
 from x0tta6bl4.wire import admin
 from x0tta6bl4.wire.authority import Entry
-from x0tta6bl4.wire.errors import Conflict, X0Error
+from x0tta6bl4.wire.errors import Conflict, Unavailable, X0Error
 from x0tta6bl4.wire.ids import is_reserved, spiffe_id
 
 NODE: Final = "dev"
@@ -58,6 +58,7 @@ class Dev:
         """Address of the Workload API, once it is served."""
         self._workloads: list[subprocess.Popen[str]] = []
         self._readers: list[threading.Thread] = []
+        self._listening = threading.Event()
 
     def start(self, demo: bool) -> None:
         """Start everything and wait until the Workload API is served.
@@ -84,8 +85,10 @@ class Dev:
         mesh.wait(NODE, self._is_ready, "the Workload API")
         if demo:
             (port,) = free_ports(1)
-            for name in WORKLOADS:
-                self._run(name, port)
+            self._run(WORKLOADS[0], port)
+            if not self._listening.wait(READY_S):
+                raise Unavailable("X0-DEV-003", "the first workload does not listen")
+            self._run(WORKLOADS[1], port)
 
     def _id(self, name: str) -> str:
         return f"spiffe://{self._domain}/{name}"
@@ -123,6 +126,8 @@ class Dev:
         with stream:
             for line in stream:
                 self._tell(line.rstrip())
+                if " listens " in line:
+                    self._listening.set()
 
     def is_alive(self) -> bool:
         """Whether authority and node still run."""

@@ -27,6 +27,7 @@ async def stock(source: X509Source, own: str, other: str, port: int) -> None:
 
     address = f"127.0.0.1:{port}"
     async with await listen(address, source, answer, authorize=exact(other), id=own):
+        print(f"stock listens at {address}", flush=True)
         await asyncio.Event().wait()
 
 
@@ -52,11 +53,15 @@ async def main(name: str, own: str, other: str, port: int) -> None:
     async with X509Source() as source:
         await source.wait()
 
+        held: list[bytes] = []
+
         def renewed() -> None:
             with contextlib.suppress(X0Error):
                 svid = source.current(own)
-                until = datetime.datetime.fromtimestamp(svid.not_after_unix_s, datetime.UTC)
-                print(f"{name} holds {svid.id} until {until:%H:%M:%S}Z", flush=True)
+                if held != [svid.chain[0]]:  # Not each change is one of ours.
+                    held[:] = [svid.chain[0]]
+                    until = datetime.datetime.fromtimestamp(svid.not_after_unix_s, datetime.UTC)
+                    print(f"{name} holds {svid.id} until {until:%H:%M:%S}Z", flush=True)
 
         renewed()
         source.on_change(renewed)

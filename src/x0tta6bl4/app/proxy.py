@@ -48,6 +48,7 @@ from x0tta6bl4.runtime.loop.ingress import Ingress
 from x0tta6bl4.runtime.loop.notices import Notices
 from x0tta6bl4.runtime.loop.poll import READ, Loop
 from x0tta6bl4.runtime.loop.sessions import Reply, StreamRecord
+from x0tta6bl4.runtime.secrecy import keep_secrets
 from x0tta6bl4.telemetry import log
 from x0tta6bl4.telemetry.access import Access, AccessLog
 from x0tta6bl4.wire.address import split_address
@@ -476,7 +477,7 @@ def run(settings: cfg.NodeSettings) -> None:
     Raises:
         X0Error: it can't start.
     """
-    os.umask(0o077)
+    keep_secrets()
     log.configure(settings.log.level, settings.log.file)
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))

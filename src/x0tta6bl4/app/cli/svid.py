@@ -189,8 +189,10 @@ def write(
     import asyncio
 
     from x0tta6bl4.app import svid as work
+    from x0tta6bl4.runtime.secrecy import keep_secrets
     from x0tta6bl4.sdk.identity.files import Form
 
+    keep_secrets()
     uid, gid = work.owner(owner) if owner else (-1, -1)
     names = (chain, key, bundle)
     if len(set(names)) < 3 or any("/" in name or name.startswith(".") for name in names):
@@ -221,7 +223,9 @@ def run(
     import asyncio
 
     from x0tta6bl4.app import svid as work
+    from x0tta6bl4.runtime.secrecy import keep_secrets
 
+    keep_secrets()
     number = work.signal_number(signal_name) if signal_name else 0
     wanted = _wanted(id, hint, socket, timeout)
 
