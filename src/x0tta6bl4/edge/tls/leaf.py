@@ -9,6 +9,7 @@ X509-SVID.md sections 2 and 4.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from typing import Final, final
 
@@ -77,7 +78,8 @@ class Stamp:
             end_unix_s: notAfter.
             serial: positive, at most 20 bytes.
         """
-        identifier = x509.SubjectKeyIdentifier.from_public_key(key).digest
+        public = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        identifier = hashlib.sha1(_bits(public), usedforsecurity=False).digest()
         names = _tlv(0x04, _tlv(0x30, _tlv(0x86, id.encode("ascii"))))
         extensions = (
             _tlv(0x30, _SAN + (b"" if unit else _CRITICAL) + names)
@@ -93,13 +95,31 @@ class Stamp:
             + self._issuer
             + _tlv(0x30, _time(start_unix_s) + _time(end_unix_s))
             + _subject(unit)
-            + key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+            + public
             + _tlv(0xA3, _tlv(0x30, extensions)),
         )
 
     def signed(self, body: bytes, signature: bytes) -> bytes:
         """Certificate, DER, from its body and the CA's signature over that."""
         return _tlv(0x30, body + self._algorithm + _tlv(0x03, b"\0" + signature))
+
+
+def _bits(public: bytes) -> bytes:
+    """The key in a SubjectPublicKeyInfo: what its identifier is the hash of."""
+    start, _ = _within(public, 0)
+    _, algorithm_end = _within(public, start)
+    start, end = _within(public, algorithm_end)
+    return public[start + 1 : end]  # Behind the number of unused bits: 0.
+
+
+def _within(data: bytes, at: int) -> tuple[int, int]:
+    """Where the content of the element at `at` starts and ends."""
+    size = data[at + 1]
+    start = at + 2
+    if size & 0x80:
+        start += size & 0x7F
+        size = int.from_bytes(data[at + 2 : start], "big")
+    return start, start + size
 
 
 def _subject(unit: str) -> bytes:

@@ -1,0 +1,305 @@
+#!/usr/bin/env python3
+"""A thousand nodes on one authority: how long until all are served, how fast it issues.
+
+    .venv/bin/python -m bench.identity_scale
+
+The authority is a process as it comes, SQLite on a disk included.  The nodes are `bench/fleet.py`:
+a few processes that speak the real protocol for hundreds of nodes each, on the same cores.  CPU is
+the authority's own, as the kernel counts it, and takes in TLS, gRPC, SQLite and all else it does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import compileall
+import contextlib
+import json
+import math
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import x0tta6bl4
+from bench.outcome import Outcome, run
+from tests.real.lab import cpu_s, rss_kb
+from x0tta6bl4.app import settings as cfg
+from x0tta6bl4.app.mesh import Mesh, Plan
+from x0tta6bl4.app.operator import Operator
+from x0tta6bl4.edge.authority_api.client import AdminClient
+from x0tta6bl4.wire import authority as words
+
+DOMAIN = "bench.mesh"
+FLEET = Path(__file__).parent / "fleet.py"
+AT_ONCE = 64
+
+
+class Authority:
+    """One authority, from its start to its end.
+
+    Args:
+        root: directory of its own.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.mesh = Mesh(root, Plan(trust_domain=DOMAIN, nodes=(), links=()))
+        self.state = self.mesh.state("authority")
+        self.address = ""
+        self.pid = 0
+
+    def __enter__(self) -> Authority:
+        self.mesh.lay_out()
+        self.address = cfg.read_authority(self.mesh.config("authority")).listen
+        self.mesh.start("authority")
+        self.mesh.wait("authority", Operator(self.state).is_serving, "the authority")
+        self.pid = self.mesh.pids("authority")[0]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.mesh.stop()
+
+    def admin(self) -> AdminClient:
+        """A connection of an operator."""
+        return AdminClient(str(self.state / "admin.sock"), 60)
+
+    def cpu_s(self) -> float:
+        """Its CPU so far."""
+        return cpu_s([self.pid])
+
+
+async def prepare(
+    admin: AdminClient, nodes: int, workloads: int, drivers: int, root: Path
+) -> list[Path]:
+    """Entries of all nodes, and a file of tokens for each driver."""
+    names = [f"n{number:04d}" for number in range(nodes)]
+    work = [
+        words.Entry(id=f"spiffe://{DOMAIN}/{name}/w{w}", node=name, selectors=("unix:uid:1",))
+        for name in names
+        for w in range(workloads)
+    ]
+    await at_once([lambda e=e: admin.entry_create(e) for e in work])
+    tokens: dict[str, str] = {}
+
+    async def token(name: str) -> None:
+        tokens[name] = (await admin.token_create(words.TokenCreate(node=name))).token
+
+    await at_once([lambda n=n: token(n) for n in names])
+    files = []
+    for driver in range(drivers):
+        file = root / f"tokens{driver}.json"
+        file.write_text(json.dumps({n: tokens[n] for n in names[driver::drivers]}))
+        files.append(file)
+    return files
+
+
+async def at_once(calls: list[Any]) -> None:
+    """Make all these calls, AT_ONCE at a time."""
+    waiting = iter(calls)
+
+    async def work() -> None:
+        for call in waiting:
+            await call()
+
+    await asyncio.gather(*(work() for _ in range(AT_ONCE)))
+
+
+class Drivers:
+    """The processes with the nodes."""
+
+    def __init__(self, processes: list[asyncio.subprocess.Process]) -> None:
+        self._processes = processes
+
+    async def served(self) -> float:
+        """Wait until all nodes of all of them have their SVIDs; when that was."""
+        return max(float(line["at"]) for line in await self._lines(120))
+
+    async def came(self) -> dict[str, float]:
+        """When the SVIDs of entries came that were made since."""
+        for process in self._processes:
+            assert process.stdin is not None
+            process.stdin.write(b"say\n")
+        found: dict[str, float] = {}
+        for line in await self._lines(20):
+            found |= line["came"]
+        return found
+
+    async def _lines(self, seconds: float) -> list[dict[str, Any]]:
+        lines = []
+        async with asyncio.timeout(seconds):
+            for process in self._processes:
+                assert process.stdout is not None
+                line = json.loads(await process.stdout.readline() or b'{"failed": "it ended"}')
+                if "failed" in line:
+                    raise RuntimeError(f"a driver: {line['failed']}")
+                lines.append(line)
+        return lines
+
+    def cpu_s(self) -> float:
+        """Their CPU so far."""
+        return cpu_s([process.pid for process in self._processes])
+
+
+@contextlib.asynccontextmanager
+async def driven(address: str, files: list[Path], workloads: int) -> AsyncIterator[Drivers]:
+    """Drivers that run while the context is open."""
+    processes = [
+        await asyncio.create_subprocess_exec(
+            sys.executable,
+            str(FLEET),
+            *("--authority", address, "--tokens", str(file), "--workloads", str(workloads)),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            limit=1 << 24,
+        )
+        for file in files
+    ]
+    try:
+        yield Drivers(processes)
+    finally:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            await process.wait()
+
+
+async def thousand(
+    outcome: Outcome, authority: Authority, root: Path, options: argparse.Namespace
+) -> None:
+    """All nodes from nothing, then entries one by one."""
+    nodes, each = options.nodes, options.workloads
+    async with authority.admin() as admin:
+        files = await prepare(admin, nodes, each, options.drivers, root)
+        outcome.tell(f"{nodes * each} entries are there")
+        before, began = authority.cpu_s(), time.monotonic()
+        async with driven(authority.address, files, each) as drivers:
+            took = await drivers.served() - began
+            outcome.figure(
+                "all_served",
+                {
+                    "nodes": nodes,
+                    "workloads": nodes * each,
+                    "seconds": round(took, 1),
+                    "authority_cpu_s": round(authority.cpu_s() - before, 1),
+                    "drivers_cpu_s": round(drivers.cpu_s(), 1),
+                    "authority_rss_mb": round(rss_kb(authority.pid) / 1024, 1),
+                },
+            )
+            outcome.check(
+                f"{nodes} nodes with {each} workloads each, enrolled and all served: < 60 s",
+                took < 60,
+                f"{took:.1f} s",
+            )
+            await one_by_one(outcome, admin, drivers, options)
+
+
+async def one_by_one(
+    outcome: Outcome, admin: AdminClient, drivers: Drivers, options: argparse.Namespace
+) -> None:
+    """Entries made at a steady rate, each on a node of chance: how long until its SVID."""
+    await asyncio.sleep(2)
+    draw = random.Random("bench")
+    created: dict[str, float] = {}
+    loop = asyncio.get_running_loop()
+    begin = loop.time()
+    tasks = []
+    for number in range(options.entries):
+        await asyncio.sleep(max(0.0, begin + number / options.rate - loop.time()))
+        made = words.Entry(
+            id=f"spiffe://{DOMAIN}/later/{number}",
+            node=f"n{draw.randrange(options.nodes):04d}",
+            selectors=("unix:uid:1",),
+        )
+        created[made.id] = time.monotonic()
+        tasks.append(asyncio.create_task(admin.entry_create(made)))
+    await asyncio.gather(*tasks)
+    await asyncio.sleep(2)
+    came = await drivers.came()
+    missing = created.keys() - came.keys()
+    taken = sorted(came[id] - at for id, at in created.items() if id in came)
+    p99 = taken[math.ceil(0.99 * len(taken)) - 1] if taken else math.inf
+    outcome.figure(
+        "entry_to_svid_ms",
+        {
+            "entries": len(created),
+            "per_s": options.rate,
+            "median": round(1e3 * statistics.median(taken), 1),
+            "p99": round(1e3 * p99, 1),
+            "most": round(1e3 * taken[-1], 1),
+        },
+    )
+    outcome.check(
+        f"entry -> SVID with {options.nodes} nodes, p99: < 1 s",
+        not missing and p99 < 1,
+        f"{p99:.3f} s" if not missing else f"{len(missing)} have not come",
+    )
+
+
+async def issue(
+    outcome: Outcome, authority: Authority, root: Path, options: argparse.Namespace
+) -> None:
+    """Nodes that are there already get many entries: SVIDs by CPU of the authority."""
+    nodes, each = 8, options.svids // 8
+    async with authority.admin() as admin:
+        files = await prepare(admin, nodes, each, 1, root)
+        await asyncio.sleep(1)
+        before, began = authority.cpu_s(), time.monotonic()
+        async with driven(authority.address, files, each) as drivers:
+            took = await drivers.served() - began
+            spent = authority.cpu_s() - before
+    rate = nodes * each / spent
+    outcome.figure(
+        "issue",
+        {
+            "svids": nodes * each,
+            "nodes": nodes,
+            "authority_cpu_s": round(spent, 2),
+            "seconds": round(took, 1),
+            "per_authority_cpu_s": round(rate),
+            "per_s": round(nodes * each / took),
+        },
+    )
+    outcome.check(
+        "SVIDs by second of the authority's CPU, end to end: >= 4,000", rate >= 4000, f"{rate:.0f}"
+    )
+
+
+def measure(outcome: Outcome, root: Path, options: argparse.Namespace) -> None:
+    """The whole measurement."""
+    compileall.compile_dir(Path(x0tta6bl4.__file__).parent, quiet=2)  # As an installer does.
+    root.mkdir(mode=0o700)
+    for part in (issue, thousand):
+        if options.part in ("", part.__name__):
+            with Authority(root / part.__name__) as authority:
+                asyncio.run(part(outcome, authority, root, options))
+    outcome.check(
+        "two authority processes issue >= 0.9 x of one each",
+        False,
+        "not measured: two authorities can't share a trust domain yet",
+    )
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options."""
+    words = argparse.ArgumentParser(description="a thousand nodes on one authority")
+    words.add_argument("--nodes", type=int, default=1000)
+    words.add_argument("--workloads", type=int, default=10, help="of each")
+    words.add_argument("--drivers", type=int, default=2, help="processes with nodes")
+    words.add_argument("--svids", type=int, default=20_000, help="to find the rate")
+    words.add_argument("--entries", type=int, default=500, help="made one by one")
+    words.add_argument("--rate", type=float, default=50, help="of these, per second")
+    words.add_argument("--part", default="", choices=("", "issue", "thousand"))
+    return words
+
+
+def main() -> int:
+    """Command line."""
+    return run("identity_scale", measure, parser())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
