@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +114,13 @@ def test_the_command_says_it_and_ends_with_1(tmp_path: Path, run: Run) -> None:
         ran = run("explain", "denied", ID, "--state-dir", str(tmp_path), "--json")
         assert json.loads(ran.out)[0]["id"] == "X0-DEN-004"
     assert run("explain", "denied", "web", "--state-dir", str(tmp_path)).status == 1
+
+
+def test_a_program_is_explained_line_by_line(run: Run) -> None:
+    ran = run("explain", "program", os.getpid())
+    assert ran.status == 0
+    assert f"unix:uid:{os.getuid()}\n" in ran.out
+    assert "\n# systemd: " in ran.out or "\nsystemd:unit:" in ran.out
+    told = json.loads(run("explain", "program", os.getpid(), "--json").out)
+    assert told.keys() == {"unix", "python", "systemd", "docker"}
+    assert "X0-SEL-010" in run("explain", "program", 2**22).err
