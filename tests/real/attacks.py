@@ -24,7 +24,11 @@ import msgspec
 import pytest
 
 from tests.edge.attack.__main__ import main as certificates
-from x0tta6bl4.edge.tls.impostors import IMPOSTORS
+from tests.sdk.attack.__main__ import main as at_the_sdk
+from tests.sdk.attack.bearers import BEARERS, ODD
+from tests.sdk.attack.certificates import UNUSUAL, WORLDLY
+from x0tta6bl4.core.identity.rules import ANYBODY
+from x0tta6bl4.edge.tls.impostors import IMPOSTORS, Impostor
 
 ROOT = Path(__file__).parents[2]
 DOC = ROOT / "docs" / "attacks.md"
@@ -123,13 +127,28 @@ def document() -> str:
         "## Certificates",
         "",
         "Each is shown as a client and as a server. One that TLS 1.3 can't present goes to the",
-        "judge alone.",
+        "judge alone. What only the mesh refuses, as the specification allows it, is accepted at",
+        "the doors of the SDK: listen and dial, with and without threads, on both backends and",
+        "both loops, and every adapter for a framework.",
         "",
-        "| certificate | refused because |",
-        "|---|---|",
+        "| certificate | refused because | by |",
+        "|---|---|---|",
     ]
-    lines += [f"| {case.name} | {case.reason} |" for case in IMPOSTORS]
+    lines += [f"| {c.name} | {c.reason} | {_by(c)} |" for c in IMPOSTORS]
+    lines += [f"| {case.name} | {case.reason} | the SDK |" for case in WORLDLY]
+    lines += _section("Valid, but unusual: accepted at every door", [one.name for one in UNUSUAL])
+    lines += ["", "## Tokens", "", "| token | refused because |", "|---|---|"]
+    lines += [f"| {case.name.replace('|', '')} | {case.reason} |" for case in BEARERS]
+    lines += _section("Valid, but unusual tokens: accepted", [one.name for one in ODD])
     return "\n".join(lines) + "\n"
+
+
+def _by(case: Impostor) -> str:
+    return "the mesh" if case.ours or case.expect is not ANYBODY else "the mesh, the SDK"
+
+
+def _section(title: str, names: list[str]) -> list[str]:
+    return ["", f"## {title}", "", *(f"- {name}" for name in names)]
 
 
 class _Table:
@@ -163,7 +182,7 @@ def main() -> int:
     if parser.parse_args().doc:
         DOC.write_text(document())
         return 0
-    status = certificates([])
+    status = certificates([]) | at_the_sdk()
     table = _Table()
     files = [str(ROOT / "tests" / "real" / f"{name}.py") for name in MODULES]
     status |= int(pytest.main(["-qq", "--no-summary", "-p", "no:cacheprovider", *files], [table]))

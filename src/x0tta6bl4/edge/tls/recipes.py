@@ -256,6 +256,7 @@ def _rsa_1024() -> Any:
 
 
 def key_bytes(key: Any) -> bytes:
+    """PKCS#8 DER, of any kind of private key."""
     data: bytes = key.private_bytes(
         serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
