@@ -13,7 +13,7 @@ import redis
 
 from tests.docs import runner
 from tests.fakes.workload import WEB
-from tests.sdk.frameworks import servers
+from tests.sdk.frameworks import databases, servers
 from x0tta6bl4.app.mesh import free_ports
 from x0tta6bl4.sdk.testing.workload_api import WorkloadApi
 
@@ -35,9 +35,20 @@ def redis_server(folder: Path) -> Iterator[list[str]]:
         yield [path, str(secret)]
 
 
+@contextmanager
+def postgres_server(folder: Path) -> Iterator[list[str]]:
+    """Likewise."""
+    with databases.server() as path:
+        yield [path]
+
+
 SERVERS: dict[str, Callable[[Path], AbstractContextManager[list[str]]]] = {
     "redis": redis_server,
+    "psycopg": postgres_server,
+    "asyncpg": postgres_server,
 }
+FRONTS = {"asyncpg": "psycopg"}
+"""Page -> folder with the front's file, where it is another one."""
 
 
 @pytest.mark.parametrize("name", SERVERS)
@@ -57,7 +68,3 @@ def outputs(name: str, folder: Path) -> dict[str, str]:
         front = f"examples/{FRONTS.get(name, name)}/front.py"
         with runner.running(front, port, *arguments, env=env):
             return {client: runner.output(client, port, env=env) for client in clients}
-
-
-FRONTS: dict[str, str] = {}
-"""Page -> folder with the front's file, where it is another one."""

@@ -6,6 +6,7 @@ import contextlib
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -42,7 +43,7 @@ def _running(
             time.sleep(0.01)
         yield
     finally:
-        process.terminate()
+        process.send_signal(signal.SIGINT)  # PostgreSQL waits for no session then.
         try:
             process.wait(START_S)
         except subprocess.TimeoutExpired:
@@ -105,7 +106,7 @@ def postgres_server(setup: str) -> Iterator[str]:
         subprocess.run(
             [program, "--single", "-D", data, "postgres"],
             input=setup, text=True, check=True, user=user, cwd=folder,
-            stdout=subprocess.DEVNULL, timeout=60,
+            capture_output=True, timeout=60,
         )  # fmt: skip
         path = f"{folder}/.s.PGSQL.5432"
         settings = {

@@ -183,7 +183,7 @@ def test_a_foreign_client_is_asked_to_move_before_the_end(served: WorkloadApi) -
                 assert await call(b"", timeout=DEADLINE_S) == WEB.encode()
                 (first,) = made.peers
                 (key,) = made._moving._held
-                made._moving._move(key)  # As its timer does.
+                made._moving._tell(key, 1)  # As its timer does.
                 await stories.until(lambda: first not in made.peers)
                 assert await call(b"", timeout=DEADLINE_S) == WEB.encode()
 

@@ -64,12 +64,15 @@ class Channel(grpclib.client.Channel):
             super()._protocol_factory(), self._source, self._authorize, self._connected_over
         )
 
-    def _connected_over(self, protocol: H2Protocol, tls: Any) -> None:
+    def _connected_over(self, protocol: _Protocol, tls: Any) -> None:
         end = min(tls.own.not_after_unix_s, tls.peer_not_after_unix_s)
-        self._moving.add(tls.own, end, lambda: self._leave(protocol))
+        forget = self._moving.add(tls.own, end, lambda: self._leave(protocol))
+        protocol.on_lost = forget
 
     def _leave(self, protocol: H2Protocol) -> None:
         """Begin nothing on this connection any more."""
+        if protocol.handler.connection_lost:  # type: ignore[attr-defined]
+            return
         protocol.handler.close()
         task = asyncio.get_running_loop().create_task(_drained(protocol))
         self._leaving.add(task)
@@ -149,12 +152,13 @@ class _Protocol(H2Protocol):
         made: H2Protocol,
         source: X509Source,
         authorize: Authorizer,
-        connected: Callable[[H2Protocol, Any], None] = lambda protocol, tls: None,
+        connected: Callable[[_Protocol, Any], None] = lambda protocol, tls: None,
     ) -> None:
         super().__init__(made.handler, made.config, made.h2_config)
         self._source = source
         self._authorize = authorize
         self._connected = connected
+        self.on_lost: Callable[[], None] = lambda: None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -165,3 +169,7 @@ class _Protocol(H2Protocol):
             transport.abort()
             return
         self._connected(self, transport.get_extra_info("ssl_object"))
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        self.on_lost()

@@ -21,10 +21,25 @@ CLIENT_SHARE: Final = 1 / 4
 """A client moves when so much of a connection's time is left."""
 SERVER_SHARE: Final = 1 / 8
 """A server asks its client to, where the protocol has words for it."""
+AGAIN_S: Final = 1.0
+"""Whoever has not moved by then is told again, each time after twice the time: a pool does not see
+connections that are just being made."""
+
+
+class _Held:
+    """One connection."""
+
+    __slots__ = ("move", "own", "timer", "told")
+
+    def __init__(self, own: Svid | None, move: Callable[[], None]) -> None:
+        self.own = own
+        self.move = move
+        self.timer: asyncio.TimerHandle | None = None
+        self.told = False
 
 
 class Moving:
-    """Tells connections to move, each once.
+    """Tells connections to move.
 
     Args:
         source: of the identity that they present.
@@ -38,7 +53,7 @@ class Moving:
         self._source = source
         self._share = share
         self._rotation = rotation
-        self._held: dict[object, tuple[Svid | None, Callable[[], None]]] = {}
+        self._held: dict[_Held, None] = {}
         self._remove = source.on_change(self._changed)
 
     def add(
@@ -49,19 +64,18 @@ class Moving:
         Args:
             own: what it presents.
             not_after_unix_s: its end.
-            move: called once when the time has come, in the loop.
+            move: called in the loop when the time has come, and again until it is forgotten.
         Returns:
-            What forgets it again; does nothing the second time.
+            What forgets it; does nothing the second time.
         """
-        key = object()
-        self._held[key] = (own, move)
+        held = _Held(own, move)
+        self._held[held] = None
         left_s = not_after_unix_s - self._source.clock() / SECOND
-        wait_s = 0 if self._is_old(own) else max(left_s * (1 - self._share), 0)
-        timer = asyncio.get_running_loop().call_later(wait_s, self._move, key)
+        self._later(held, 0 if self._is_old(own) else max(left_s * (1 - self._share), 0), AGAIN_S)
 
         def forget() -> None:
-            timer.cancel()
-            self._held.pop(key, None)
+            if self._held.pop(held, held) is None and held.timer is not None:
+                held.timer.cancel()
 
         return forget
 
@@ -71,15 +85,23 @@ class Moving:
         return self._rotation and bool(held) and own not in held
 
     def _changed(self) -> None:
-        for key in [key for key, (own, _) in self._held.items() if self._is_old(own)]:
-            self._move(key)
+        for held in [one for one in self._held if not one.told and self._is_old(one.own)]:
+            self._later(held, 0, AGAIN_S)
 
-    def _move(self, key: object) -> None:
-        found = self._held.pop(key, None)
-        if found is not None:
-            found[1]()
+    def _later(self, held: _Held, wait_s: float, again_s: float) -> None:
+        if held.timer is not None:
+            held.timer.cancel()
+        held.timer = asyncio.get_running_loop().call_later(wait_s, self._tell, held, again_s)
+
+    def _tell(self, held: _Held, again_s: float) -> None:
+        held.told = True
+        self._later(held, again_s, again_s * 2)
+        held.move()
 
     def close(self) -> None:
         """Watch no more."""
         self._remove()
+        for held in self._held:
+            if held.timer is not None:
+                held.timer.cancel()
         self._held.clear()
