@@ -19,6 +19,8 @@ from x0tta6bl4.wire.ids import SpiffeId, TrustDomain, domain_of
 Key = tuple[Any, bytes]
 """A private key, and the certificate that goes with it, DER."""
 
+FRESH_S = 30
+"""What has just begun, or is about to end, is not what its name says for longer."""
 ROOTS: dict[str, dict[str, Any]] = {
     "bare": {"uris": None, "identifiers": False},
     "namesake": {"uris": None, "identifiers": False, "subject": "root bare"},
@@ -66,7 +68,6 @@ class World:
         self.domain.retire_anchors()
         self.friend, self.other = Domain("friend.test"), Domain("other.test")
         self.long = Domain(".".join(["a" * 63] * 4))
-        self.now = self.domain.now_unix_s
         self.anchor: Key = self.domain._anchors[0]
         self.issuer = Issuer(TrustDomain(self.domain.name), *self.anchor)
         self.roots = {kind: self._root(kind, changes) for kind, changes in ROOTS.items()}
@@ -75,7 +76,7 @@ class World:
         self.middle = self._signer("revoked")
         self.revoked = self.make({})
         self.api = WorkloadApi(self.domain)
-        self._made: dict[tuple[str, Callable[[World], Presented]], Presented] = {}
+        self._made: dict[tuple[str, Callable[[World], Presented]], tuple[int, Presented]] = {}
 
     def __enter__(self) -> Self:
         self.api.__enter__()
@@ -88,6 +89,11 @@ class World:
 
     def __exit__(self, *_: object) -> None:
         self.api.__exit__()
+
+    @property
+    def now(self) -> int:
+        """Unix seconds."""
+        return self.domain.now_unix_s
 
     def authorize(self, id: SpiffeId) -> Verdict:
         """Everybody but those of `other`."""
@@ -112,10 +118,11 @@ class World:
         return bake_chain(by or self.anchor, domain or self.domain.name, self.now, recipes)
 
     def presented(self, name: str, make: Callable[[World], Presented]) -> Presented:
-        """What a case makes; the same one at each door."""
-        if (name, make) not in self._made:
-            self._made[name, make] = make(self)
-        return self._made[name, make]
+        """What a case makes; the same one at each door, for a while."""
+        made = self._made.get((name, make))
+        if made is None or self.now - made[0] > FRESH_S:
+            made = self._made[name, make] = self.now, make(self)
+        return made[1]
 
     def _root(self, kind: str, changes: dict[str, Any]) -> Key:
         recipe = msgspec.structs.replace(SIGNER, **{"subject": f"root {kind}", **changes})
