@@ -47,13 +47,13 @@ async def talk(request: web.Request) -> web.WebSocketResponse:
 
 @asynccontextmanager
 async def serve(
-    source: X509Source, authorize: Authorizer, id: str | None = None
+    source: X509Source, authorize: Authorizer, id: str | None = None, **more: Any
 ) -> AsyncIterator[int]:
     app = web.Application()
     app.add_routes([web.get("/", who), web.get("/hold", hold), web.get("/ws", talk)])
     runner = web.AppRunner(app, shutdown_timeout=0.01)
     await runner.setup()
-    site = Site(runner, "127.0.0.1", 0, source=source, authorize=authorize, id=id)
+    site = Site(runner, "127.0.0.1", 0, source=source, authorize=authorize, id=id, **more)
     await site.start()
     assert site.name == f"https://127.0.0.1:{site.port}"
     yield site.port
@@ -84,9 +84,9 @@ class Client:
 
 @asynccontextmanager
 async def clients(
-    source: X509Source, authorize: Authorizer, id: str | None = None
+    source: X509Source, authorize: Authorizer, id: str | None = None, **more: Any
 ) -> AsyncIterator[Client]:
-    connector = Connector(source, authorize=authorize, id=id)
+    connector = Connector(source, authorize=authorize, id=id, **more)
     async with aiohttp.ClientSession(connector=connector) as session:
         client = Client(session)
         yield client

@@ -58,8 +58,8 @@ class Caller(asyncio.Protocol):
 
 
 class ProtocolClient:
-    def __init__(self, source: X509Source, authorize: Authorizer, id: str | None) -> None:
-        self._options: dict[str, Any] = {"source": source, "authorize": authorize, "id": id}
+    def __init__(self, **options: Any) -> None:
+        self._options = options
         self.transports: list[asyncio.Transport] = []
         self._kept: tuple[asyncio.Transport, Caller] | None = None
 
@@ -87,9 +87,9 @@ class ProtocolClient:
 
 @asynccontextmanager
 async def clients(
-    source: X509Source, authorize: Authorizer, id: str | None = None
+    source: X509Source, authorize: Authorizer, id: str | None = None, **more: Any
 ) -> AsyncIterator[ProtocolClient]:
-    client = ProtocolClient(source, authorize, id)
+    client = ProtocolClient(source=source, authorize=authorize, id=id, **more)
     yield client
     for transport in client.transports:
         transport.abort()
@@ -97,9 +97,10 @@ async def clients(
 
 @asynccontextmanager
 async def serve(
-    source: X509Source, authorize: Authorizer, id: str | None = None
+    source: X509Source, authorize: Authorizer, id: str | None = None, **more: Any
 ) -> AsyncIterator[int]:
-    server = await create_server(Service, "127.0.0.1", 0, source=source, authorize=authorize, id=id)
+    more |= {"source": source, "authorize": authorize, "id": id}
+    server = await create_server(Service, "127.0.0.1", 0, **more)
     async with server:
         yield server.sockets[0].getsockname()[1]
 

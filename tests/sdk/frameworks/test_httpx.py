@@ -53,9 +53,9 @@ class Client:
 
 @asynccontextmanager
 async def clients(
-    source: X509Source, authorize: Authorizer, id: str | None = None
+    source: X509Source, authorize: Authorizer, id: str | None = None, **more: Any
 ) -> AsyncIterator[Client]:
-    transport = Transport(source, authorize=authorize, id=id)
+    transport = Transport(source, authorize=authorize, id=id, **more)
     async with httpx.AsyncClient(transport=transport) as client:
         made = Client(client)
         yield made

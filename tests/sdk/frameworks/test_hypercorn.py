@@ -30,7 +30,7 @@ Run = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
 
 @asynccontextmanager
 async def serve(
-    source: X509Source, authorize: Authorizer, id: str | None = None, app: Any = app
+    source: X509Source, authorize: Authorizer, id: str | None = None, app: Any = app, **more: Any
 ) -> AsyncIterator[int]:
     config = Config()
     (port,) = free_ports(1)
@@ -43,11 +43,8 @@ async def serve(
         begun.set()
         await over.wait()
 
-    serving = asyncio.create_task(
-        hypercorn_serve(
-            app, config, source=source, authorize=authorize, id=id, shutdown_trigger=trigger
-        )
-    )
+    more |= {"source": source, "authorize": authorize, "id": id, "shutdown_trigger": trigger}
+    serving = asyncio.create_task(hypercorn_serve(app, config, **more))
     await stories.until(lambda: begun.is_set() or serving.done())
     yield port
     over.set()
