@@ -6,7 +6,6 @@ import sys
 import uvicorn
 from starlette.applications import Starlette
 from starlette.authentication import requires
-from starlette.middleware import Middleware
 from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
@@ -16,7 +15,7 @@ from x0tta6bl4.sdk.frameworks.uvicorn import Config
 from x0tta6bl4.sdk.identity import X509Source, exact, member_of
 
 
-@requires("reader")
+@requires("authenticated")
 async def hello(request):
     return PlainTextResponse(f"hello {request.user.identity}")
 
@@ -26,11 +25,9 @@ async def restart(request):
     return PlainTextResponse("as you wish")
 
 
-peers = Peers(reader=member_of("example.org"), admin=exact("spiffe://example.org/admin"))
-app = Starlette(
-    routes=[Route("/", hello), Route("/restart", restart, methods=["POST"])],
-    middleware=[Middleware(AuthenticationMiddleware, backend=peers)],
-)
+app = Starlette(routes=[Route("/", hello), Route("/restart", restart, methods=["POST"])])
+peers = Peers(admin=exact("spiffe://example.org/admin"))
+app.add_middleware(AuthenticationMiddleware, backend=peers)
 
 
 async def main(port: int) -> None:
