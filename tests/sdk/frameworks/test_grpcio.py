@@ -19,9 +19,11 @@ import grpc
 import grpc.aio
 import pytest
 
+from tests.fakes.ca import FakeClock
 from tests.fakes.workload import WEB, source_of
 from tests.sdk.frameworks import stories, strangers
 from tests.sdk.frameworks.stories import CLIENT
+from x0tta6bl4.core.machine import SECOND
 from x0tta6bl4.sdk.frameworks import grpcio
 from x0tta6bl4.sdk.identity import X509Source, anyone, blocking, exact, member_of
 from x0tta6bl4.sdk.identity.authorize import Authorizer
@@ -235,6 +237,31 @@ def test_the_interceptor_judges_again(served: WorkloadApi) -> None:
                 await call(b"", timeout=DEADLINE_S)
             assert error.value.code() is grpc.StatusCode.UNAUTHENTICATED
             assert error.value.details() == "peer refused: revoked"
+
+    asyncio.run(story())
+
+
+def test_the_interceptor_looks_at_the_clock(served: WorkloadApi) -> None:
+    clock = FakeClock(time.clock_gettime(time.CLOCK_REALTIME))
+
+    async def story() -> None:
+        served.issue("/client", life_s=1800)
+        async with (
+            source_of(served, clock) as ours,
+            source_of(served) as theirs,
+            fronted(ours, exact(CLIENT), id=WEB) as front,
+            grpcio.channel(
+                f"127.0.0.1:{front.port}", theirs, authorize=anyone, id=CLIENT
+            ) as channel,
+        ):
+            call = channel.unary_unary("/t/Get")
+            assert await call(b"", timeout=DEADLINE_S) == CLIENT.encode()
+            (live,) = ours.connections
+            ours.connections.remove(live)
+            clock.unix_us = live.not_after_unix_s * SECOND
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await call(b"", timeout=DEADLINE_S)
+            assert error.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
     asyncio.run(story())
 

@@ -19,6 +19,7 @@ import shutil
 import socket
 import struct
 import tempfile
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -282,6 +283,8 @@ class Inbound:
         self._moving: Moving | None = None
         self.peers: dict[str, Peer] = {}
         """Name that a connection to the server is made from -> whose it is."""
+        self.sent_away: Counter[str] = Counter()
+        """Id of an error -> peers that were sent away after their handshake."""
 
     @property
     def port(self) -> int:
@@ -320,8 +323,12 @@ class Inbound:
         assert self._moving is not None, "not started"
         forget = self._moving.add(connection.own, connection.not_after_unix_s, move)
         try:
-            async with asyncio.timeout(HANDSHAKE_S):
-                await self._greeting(connection, reader, writer)
+            try:
+                async with asyncio.timeout(HANDSHAKE_S):
+                    await self._greeting(connection, reader, writer)
+            except Refused as error:
+                self.sent_away[error.id] += 1
+                return
             await splice((connection.reader, connection.writer), (reader, writer), between)
         finally:
             forget()
