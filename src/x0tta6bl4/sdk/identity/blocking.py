@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Final, Generic, Self, TypeVar
+from typing import Any, Final, Generic, Literal, Self, TypeVar
 
 from x0tta6bl4.edge.bundle.document import Document
 from x0tta6bl4.edge.jwt.svid import JwtSvid
@@ -212,8 +212,9 @@ class X509Source(_Source[source.X509Source]):
         endpoint: str | None = None,
         *,
         pick: Callable[[tuple[Svid, ...]], Svid] | None = None,
+        ocsp: Literal["soft", "hard", "off"] = "soft",
     ) -> None:
-        super().__init__(lambda: source.X509Source(endpoint, pick=pick))
+        super().__init__(lambda: source.X509Source(endpoint, pick=pick, ocsp=ocsp))
 
     def current(self, id: str | None = None, *, hint: str | None = None) -> Svid:
         """See `X509Source.current`."""

@@ -487,7 +487,8 @@ def stdlib_context(
 ) -> StdlibContext:
     """As `ssl_context`, on the TLS of the standard library: blocking sockets, too.
 
-    Never post-quantum (see `edge.tls.stdlib`), so there is no `require_pq`.
+    Never post-quantum (see `edge.tls.stdlib`), so there is no `require_pq`; and it asks nobody for
+    OCSP, whatever the source's `ocsp` says: revocation lists count all the same.
     """
     newest = contexts(source, Expect(accept=authorize), alpn, id=id, hint=hint)
     return StdlibContext(
