@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.container_engine import FakeEngine
+from tests.fakes.container_api import FakeContainers
 from x0tta6bl4.core.machine import Denied
 from x0tta6bl4.edge.attest.containers import ANSWER_BYTES_MAX, Containers, Place, place
 from x0tta6bl4.edge.attest.errands import PENDING, Errands
@@ -33,8 +33,8 @@ def directory() -> Iterator[Path]:
 
 
 @pytest.fixture
-def engine(directory: Path) -> Iterator[FakeEngine]:
-    made = FakeEngine(directory / "sock")
+def engine(directory: Path) -> Iterator[FakeContainers]:
+    made = FakeContainers(directory / "sock")
     yield made
     made.close()
 
@@ -65,7 +65,7 @@ def world(directory: Path) -> World:
 
 
 def look(
-    engine: FakeEngine, world: World, pid: int = 20, deadline_s: float = 2.0
+    engine: FakeContainers, world: World, pid: int = 20, deadline_s: float = 2.0
 ) -> frozenset[str] | Denied:
     facts = Facts(
         Errands(wait_s=10),
@@ -102,7 +102,9 @@ def test_the_outermost_container_counts(groups: str, id: str) -> None:
 
 
 # ---------------------------------------------------------------------- what the engine says
-def test_SP_097_a_container_is_known_by_kernel_and_engine(engine: FakeEngine, world: World) -> None:
+def test_SP_097_a_container_is_known_by_kernel_and_engine(
+    engine: FakeContainers, world: World
+) -> None:
     engine.add(ID, 10, Labels={"app": "web", "x": "a=b"}, Env=["ROLE=front"])
     expected = {
         f"docker:container:{ID}",
@@ -116,7 +118,7 @@ def test_SP_097_a_container_is_known_by_kernel_and_engine(engine: FakeEngine, wo
 
 
 def test_the_engine_is_asked_once_per_start_of_a_container(
-    engine: FakeEngine, world: World
+    engine: FakeContainers, world: World
 ) -> None:
     engine.add(ID, 10, Labels={"run": "1"})
     containers = Containers([engine.path], str(world.root))
@@ -172,7 +174,7 @@ def _ended(world: World) -> None:
     ],
 )
 def test_SP_097_whoever_only_looks_like_a_container_is_refused(
-    engine: FakeEngine, world: World, spoof: Callable[[World], None], reason: str
+    engine: FakeContainers, world: World, spoof: Callable[[World], None], reason: str
 ) -> None:
     engine.add(ID, 10)
     assert isinstance(look(engine, world), frozenset)
@@ -195,7 +197,7 @@ def test_SP_097_whoever_only_looks_like_a_container_is_refused(
     ],
 )
 def test_an_engine_that_misbehaves_costs_little_and_proves_nothing(
-    engine: FakeEngine, world: World, manner: str, reason: str
+    engine: FakeContainers, world: World, manner: str, reason: str
 ) -> None:
     engine.add(ID, 10)
     engine.manner = manner
@@ -206,7 +208,7 @@ def test_an_engine_that_misbehaves_costs_little_and_proves_nothing(
 
 
 def test_an_engine_that_knows_another_or_a_dead_container_is_not_believed(
-    engine: FakeEngine, world: World
+    engine: FakeContainers, world: World
 ) -> None:
     nothing = Denied("container engine knows no such container")
     assert look(engine, world) == nothing
@@ -247,7 +249,7 @@ def test_an_engine_of_another_user_is_not_believed(directory: Path, world: World
         theirs.kill()
 
 
-def test_engines_are_asked_in_turn(engine: FakeEngine, world: World, directory: Path) -> None:
+def test_engines_are_asked_in_turn(engine: FakeContainers, world: World, directory: Path) -> None:
     engine.add(ID, 10)
     where = place(f"0::{SCOPE}\n")
     assert isinstance(where, Place)
@@ -259,7 +261,7 @@ def test_engines_are_asked_in_turn(engine: FakeEngine, world: World, directory: 
     assert isinstance(both.look(20, where), frozenset)
 
 
-def test_a_slow_engine_stops_nobody(engine: FakeEngine, world: World) -> None:
+def test_a_slow_engine_stops_nobody(engine: FakeContainers, world: World) -> None:
     """Who asks goes on, and finds the answer when it asks again."""
     engine.add(ID, 10)
     engine.manner = "silent"
@@ -276,7 +278,7 @@ def test_a_slow_engine_stops_nobody(engine: FakeEngine, world: World) -> None:
 
 # ---------------------------------------------------------------------- real groups and processes
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root: to make control groups")
-def test_real_groups_and_namespaces_are_told_apart(engine: FakeEngine) -> None:
+def test_real_groups_and_namespaces_are_told_apart(engine: FakeContainers) -> None:
     mount = mounted()
     group = Path(mount) / f"docker-{ID}.scope"
     try:

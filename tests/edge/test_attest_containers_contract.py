@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.edge.test_attest_containers import ID, SCOPE, World
-from tests.fakes.container_engine import FakeEngine
+from tests.fakes.container_api import FakeContainers
 from x0tta6bl4.app.mesh import wait_for
 from x0tta6bl4.core.machine import Denied
 from x0tta6bl4.edge.attest.containers import Containers, place
@@ -46,7 +46,7 @@ def directory() -> Iterator[Path]:
 def fake(directory: Path) -> Iterator[Running]:
     world = World(directory / "proc")
     world.put(10, SCOPE)
-    engine = FakeEngine(directory / "sock")
+    engine = FakeContainers(directory / "sock")
     engine.add(ID, 10, Labels={"app": "web"}, Env=["PATH=/bin", "ROLE=front"])
     yield Running(engine.path, ID, 10, str(world.root))
     engine.close()

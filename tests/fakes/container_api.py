@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 
-class FakeEngine:
+class FakeContainers:
     """Answers until closed.
 
     Attributes:
