@@ -326,6 +326,33 @@ def test_SP_107_many_changes_in_a_row_are_few_messages_and_a_single_one_is_told_
     told(story)
 
 
+def test_an_entry_whose_svid_is_still_to_come_is_nothing_to_pause_after() -> None:
+    async def story(table: Table) -> None:
+        table.world.add("api", "unix:uid:1", id="api")
+        table.changed()
+        given = table.subscribe(Process(1))
+        assert names(await anext(given)) == ["api"]
+        later = soon(anext(given))
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(0)
+        for number in range(5):  # Each time an entry first, its SVID a moment later.
+            name = f"late{number}"
+            table.world.add(name, "unix:uid:1")
+            svid = table.world.svids.pop(f"spiffe://{CA.domain}/{name}")
+            table.changed()
+            table.identities._timer.cancel()  # type: ignore[union-attr]
+            table.identities._tell()
+            assert not later.done()
+            if number == 4:
+                table.world.svids[svid.id] = svid
+        table.changed()
+        assert table.identities._timer is not None
+        assert table.identities._timer.when() <= loop.time()
+        assert "late4" in names(await later)
+
+    told(story)
+
+
 def test_tokens_are_kept_for_half_of_their_life() -> None:
     async def story(table: Table) -> None:
         world = table.world
