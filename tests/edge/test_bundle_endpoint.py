@@ -306,6 +306,34 @@ def test_a_client_that_says_nothing_is_let_go(monkeypatch: pytest.MonkeyPatch) -
     run(story)
 
 
+def test_handshakes_that_never_end_have_a_bound_and_a_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_module, "CONNECTIONS_MAX", 2)
+    monkeypatch.setattr(http_module, "REQUEST_S", 0.5)
+
+    async def story() -> None:
+        loop = asyncio.get_running_loop()
+        async with endpoint() as (made, port):
+            began = loop.time()
+            silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+            with contextlib.suppress(ConnectionResetError):
+                assert await silent[2][0].read() == b""
+            assert loop.time() - began < 0.4
+            assert made.counts["bundle_requests_refused"] == 1
+            for reader, _ in silent[:2]:
+                with contextlib.suppress(ConnectionResetError):
+                    assert await reader.read() == b""
+            assert made.counts["bundle_requests_refused"] == 3
+            assert (await raw(port, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", anybody()))[:12] == (
+                b"HTTP/1.1 200"
+            )
+            for _, writer in silent:
+                writer.transport.abort()
+
+    run(story)
+
+
 # ------------------------------------------------------------------ the client
 def test_SP_133_138_redirects_are_followed_under_the_same_checks(tmp_path: Path) -> None:
     async def story() -> None:

@@ -23,6 +23,8 @@ CONNECTIONS_MAX: Final = 256
 REQUEST_S: Final = 10.0
 """From the handshake to the last byte of the answer."""
 HEAD_BYTES_MAX: Final = 8 * 1024
+ACCEPT_AGAIN_S: Final = 0.1
+"""Pause of a listener that got an error instead of a connection."""
 
 
 @final
@@ -112,49 +114,63 @@ class HttpServer:
         self._answer = answer
         self._body_max = body_bytes_max
         self._open: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
+        self._accepting: asyncio.Task[None] | None = None
         self.served = 0
         """Requests answered with 200."""
         self.refused = 0
         """All others, and connections on which there was none."""
 
     async def serve(self, sock: socket.socket, tls: ssl.SSLContext | None) -> None:
-        """Take connections on a bound socket."""
-        self._server = await asyncio.start_server(
-            self._accept,
-            sock=sock,
-            limit=HEAD_BYTES_MAX,
-            ssl=tls,
-            ssl_handshake_timeout=None if tls is None else REQUEST_S,
-        )
+        """Take connections on a bound socket, which is closed with this server."""
+        sock.setblocking(False)
+        sock.listen(CONNECTIONS_MAX)
+        self._accepting = asyncio.create_task(self._accept(sock, tls))
 
     async def stop(self) -> None:
         """Close it and every connection."""
-        if self._server is not None:
-            self._server.close()
-        for task in list(self._open):
+        ending = [*self._open, *([self._accepting] if self._accepting is not None else ())]
+        for task in ending:
             task.cancel()
-        await asyncio.gather(*self._open, return_exceptions=True)
+        await asyncio.gather(*ending, return_exceptions=True)
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._open) >= CONNECTIONS_MAX:
-            self.refused += 1
-            writer.transport.abort()
-            return
-        task = asyncio.create_task(self._converse(reader, writer))
-        self._open.add(task)
-        task.add_done_callback(self._open.discard)
+    async def _accept(self, sock: socket.socket, tls: ssl.SSLContext | None) -> None:
+        # A server of asyncio would tell of a connection only after its handshake: too late to
+        # count it.
+        loop = asyncio.get_running_loop()
+        with sock:
+            while True:
+                try:
+                    accepted, _ = await loop.sock_accept(sock)
+                except OSError:  # The caller has left already, or no descriptor is free.
+                    await asyncio.sleep(ACCEPT_AGAIN_S)
+                    continue
+                if len(self._open) >= CONNECTIONS_MAX:
+                    self.refused += 1
+                    accepted.close()
+                    continue
+                task = loop.create_task(self._converse(accepted, tls))
+                self._open.add(task)
+                task.add_done_callback(self._open.discard)
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _converse(self, accepted: socket.socket, tls: ssl.SSLContext | None) -> None:
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(HEAD_BYTES_MAX)
+        protocol = asyncio.StreamReaderProtocol(reader)
+        transport: asyncio.Transport | None = None
         try:
             async with asyncio.timeout(REQUEST_S):
+                transport, _ = await loop.connect_accepted_socket(
+                    lambda: protocol, accepted, ssl=tls
+                )
+                writer = asyncio.StreamWriter(transport, protocol, reader, loop)
                 await self._exchange(reader, writer)
                 writer.close()
                 await writer.wait_closed()
         except (OSError, TimeoutError, h11.RemoteProtocolError):
             self.refused += 1
         finally:
-            writer.transport.abort()
+            if transport is not None:
+                transport.abort()
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES_MAX)

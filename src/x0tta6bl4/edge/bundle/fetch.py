@@ -11,7 +11,6 @@ Source: SPIFFE_Federation.md sections 5.2.1 and 5.2.2.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ssl
 from collections.abc import Callable
 from typing import Final
@@ -121,9 +120,7 @@ async def _get(url: str, tls: ssl.SSLContext) -> tuple[int, str, bytes]:
         await writer.drain()
         return await _response(reader, connection)
     finally:
-        writer.close()
-        with contextlib.suppress(OSError, TlsRefused):
-            await writer.wait_closed()
+        writer.transport.abort()  # A farewell would have to be waited for.
 
 
 async def _response(
