@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -79,7 +80,9 @@ class WorkloadApi:
         while True:
             path = socket_path(self._agent.settings)
             try:
-                _directory(path.parent)
+                make_directory(path.parent)
+                if not self._agent.settings.workload_api.socket:
+                    check_directory(path.parent)
                 await self.server.start(path)
                 break
             except X0Error as error:
@@ -168,7 +171,7 @@ class WorkloadApi:
         return unix_us()
 
 
-def _directory(path: Path) -> None:
+def make_directory(path: Path) -> None:
     """Make the socket's directory, open for all to enter; one that is there stays as it is."""
     try:
         if not path.exists():
@@ -182,3 +185,25 @@ def _directory(path: Path) -> None:
             f"can't make {path}: {os.strerror(error.errno or 0)}",
             "set workload_api.socket to a path that this process may make",
         ) from None
+
+
+def check_directory(path: Path) -> None:
+    """Whoever can replace the socket can hand out identities and CAs of their own.
+
+    Only for places that we chose: `state_dir` may stand where everybody can make directories, and
+    somebody may have been there first.  An operator who names a socket has looked.
+
+    Raises:
+        Unavailable: X0-WLA-004 the directory is another user's, or others may write to it.
+    """
+    found = path.lstat()
+    if (
+        not stat.S_ISDIR(found.st_mode)
+        or found.st_uid not in (0, os.geteuid())
+        or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    ):
+        raise Unavailable(
+            "X0-WLA-004",
+            f"others could replace the Workload API's socket in {path}",
+            "remove that directory, or give it to this user with mode 0755",
+        )
