@@ -17,6 +17,7 @@ from tests.app.cli_world import LINE, NODE, Authority, Run, config_file, is_one_
 from tests.app.test_admin import served
 from tests.fakes.node_admin import FakeNode
 from tests.real.lab import running
+from x0tta6bl4.app.cli import main as cli
 from x0tta6bl4.app.mesh import wait_for
 from x0tta6bl4.app.wallet import KEY, Wallet, write_private
 
@@ -176,6 +177,16 @@ def test_mistakes_at_a_node_are_one_line(run: Run, tmp_path: Path) -> None:
             "no such file",
             1,
         )
+
+
+def test_a_group_without_a_command_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, first in (([], "Usage: x0 [OPTIONS]"), (["svid"], "Usage: x0 svid [OPTIONS]")):
+        with pytest.raises(SystemExit) as left:
+            cli.main(arguments)
+        assert left.value.code == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert lines[0].startswith(first)
+        assert "Commands:" in lines
 
 
 def test_a_name_that_no_node_here_has(run: Run, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -171,6 +172,17 @@ def test_a_token_is_minted_and_validated_and_refused_elsewhere(api: WorkloadApi)
     assert minted.stdout.strip() not in good.stdout + bad.stderr
 
 
+def test_the_wait_for_an_identity_can_be_ended(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(tmp_path / "s"))
+        silent.listen()
+        silent.settimeout(20)
+        with started("svid", "run", "--socket", f"unix:{tmp_path}/s", "--", "true") as process:
+            silent.accept()[0].close()  # Now it waits, and knows its signals.
+            process.send_signal(signal.SIGINT)
+            assert process.wait(10) == 128 + signal.SIGINT
+
+
 MISTAKES = {
     "svid write --dir {tmp}/d --once --mode 0644": "0600",
     "svid write --dir {tmp}/d --once --key a --chain a": "differ",
@@ -178,6 +190,9 @@ MISTAKES = {
     "svid write --dir {tmp}/d --once --signal HUP": "X0-SVD-004",
     "svid write --dir {tmp}/d --once --signal NOPE --pid 1": "X0-SVD-005",
     "svid write --dir {tmp}/d --once --owner nobody-here": "X0-SVD-006",
+    "svid write --dir {tmp}/d --once --owner 0:4294967295": "X0-SVD-006",
+    "svid write --dir {tmp}/d --once --owner :²": "X0-SVD-006",
+    "jwt validate --audience api {tmp}/garbage": "X0-SDK-041",
     "svid write --dir {tmp}/d --once --id spiffe://example.org/other": "X0-SVD-001",
     "svid run -- {tmp}/nothing-here": "X0-SVD-003",
     "svid show --socket unix:relative": "X0-SDK-002",
@@ -187,6 +202,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("arguments", MISTAKES)
 def test_mistakes_are_one_line(api: WorkloadApi, tmp_path: Path, arguments: str) -> None:
+    (tmp_path / "garbage").write_bytes(bytes(range(256)))
     done = x0(*arguments.format(tmp=tmp_path).split())
     assert done.returncode in (1, 2)
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr

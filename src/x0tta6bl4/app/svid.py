@@ -29,6 +29,9 @@ TOLD_S: Final = 30.0
 END_S: Final = 10.0
 """A process that is to end has this long before SIGKILL."""
 
+_IDS_MAX: Final = 2**32 - 1
+"""Numbers of users and groups are below it; it means nobody to chown(2)."""
+
 Say = Callable[[str], None]
 Act = Callable[[Svid | None, X509Source], Awaitable[None]]
 
@@ -221,8 +224,11 @@ class Process:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def forward(self, number: int) -> None:
-        """Hand a signal on."""
-        if self._child is not None and self._child.returncode is None:
+        """Hand a signal on; before there is a process, it ends the wait for an identity."""
+        if self._child is None:
+            self.status = 128 + number
+            self._ended.set()
+        elif self._child.returncode is None:
             self._child.send_signal(number)
 
     async def _start(self) -> None:
@@ -333,8 +339,8 @@ def owner(text: str) -> tuple[int, int]:
     try:
         uid = -1 if not user else int(user) if user.isdigit() else pwd.getpwnam(user).pw_uid
         gid = -1 if not group else int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
-    except KeyError:
-        raise BadInput(
-            "X0-SVD-006", f"no owner {text!r} here", "user, user:group or :group"
-        ) from None
+    except (KeyError, ValueError):
+        uid = gid = _IDS_MAX
+    if max(uid, gid) >= _IDS_MAX:
+        raise BadInput("X0-SVD-006", f"no owner {text!r} here", "user, user:group or :group")
     return uid, gid

@@ -60,7 +60,7 @@ Examples:
   x0 jwt validate --audience api < token
   x0 jwt mint --audience api | x0 jwt validate --audience api"""
 )
-@click.argument("token", type=click.File("r"), default="-")
+@click.argument("token", type=click.File("r", errors="replace"), default="-")
 @click.option("--audience", required=True, help="Who we are; has to be one of the token's own.")
 @socket_option
 @json_option

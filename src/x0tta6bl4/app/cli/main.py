@@ -122,6 +122,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except click.exceptions.Abort:
         _say("X0-CLI-003: stopped. nothing more was changed")
         status = 130
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        status = 2
     except click.UsageError as error:
         _say(usage_line(error))
         status = 2
