@@ -21,20 +21,34 @@ from tests.app.cli_world import LINE, Run, config_file
 from tests.app.test_admin import served
 from tests.fakes.node_admin import FakeNode
 from x0tta6bl4.app.cli import authority as authority_commands
-from x0tta6bl4.app.cli import explain, federation, mesh, node, policy, registry, status
+from x0tta6bl4.app.cli import (
+    dev,
+    explain,
+    federation,
+    jwt,
+    mesh,
+    node,
+    policy,
+    registry,
+    status,
+    svid,
+)
 from x0tta6bl4.app.cli import main as cli
 from x0tta6bl4.app.cli.main import COMMANDS, root
 from x0tta6bl4.app.settings import parse_authority
 
 MODULES = {
     "authority": authority_commands,
+    "dev": dev,
     "explain": explain,
     "federation": federation,
+    "jwt": jwt,
     "mesh": mesh,
     "node": node,
     "policy": policy,
     "registry": registry,
     "status": status,
+    "svid": svid,
 }
 
 

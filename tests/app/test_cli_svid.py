@@ -21,8 +21,10 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from x0tta6bl4.app import svid as work
 from x0tta6bl4.app.mesh import wait_for
 from x0tta6bl4.sdk.testing.workload_api import WorkloadApi
+from x0tta6bl4.wire.errors import BadInput
 
 ID = "spiffe://example.org/web"
 
@@ -208,3 +210,12 @@ def test_mistakes_are_one_line(api: WorkloadApi, tmp_path: Path, arguments: str)
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert MISTAKES[arguments] in done.stderr
     assert not (tmp_path / "d" / "svid_key.pem").exists()
+
+
+def test_signals_and_owners_have_several_spellings() -> None:
+    assert work.signal_number("HUP") == work.signal_number("sighup") == work.signal_number("1") == 1
+    assert work.owner("12:34") == (12, 34)
+    assert work.owner(":34") == (-1, 34)
+    assert work.owner("root") == (0, -1)
+    with pytest.raises(BadInput, match="X0-SVD-005"):
+        work.signal_number("99")

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from x0tta6bl4.app.dev import Dev
+from x0tta6bl4.wire.errors import Conflict
+
 X0 = [sys.executable, "-m", "x0tta6bl4"]
 
 
@@ -84,3 +87,34 @@ def test_mistakes_are_one_line(arguments: list[str], id: str) -> None:
         assert id in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
         assert not Path(f"{folder}/d").exists()
+
+
+def test_a_part_that_dies_ends_it_and_is_named() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        arguments = ["dev", "--no-demo", "--dir", f"{folder}/d"]
+        with subprocess.Popen(
+            [*X0, *arguments], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
+            try:
+                said(process, "export X0_AUTHORITY_DIR=")
+                os.kill(int(Path(f"{folder}/d/authority/authority.pid").read_text()), signal.SIGKILL)
+                assert process.stderr is not None
+                assert "X0-DEV-004: authority has ended" in process.stderr.read()
+                assert process.wait(15) == 1
+            finally:
+                process.kill()
+        assert not children(process, folder)
+
+
+def test_a_second_one_in_the_same_directory_is_refused() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        first = Dev(Path(folder) / "d", "dev.test", (), 60, lambda _: None)
+        try:
+            first.start(demo=False)
+            second = Dev(Path(folder) / "d", "dev.test", (), 60, lambda _: None)
+            with pytest.raises(Conflict, match="X0-DEV-002"):
+                second.start(demo=False)
+            second.stop()
+            assert first.is_alive()
+        finally:
+            first.stop()

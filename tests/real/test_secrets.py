@@ -11,10 +11,10 @@ import base64
 import ctypes
 import os
 import re
+import resource
 import signal
 import stat
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,8 +23,10 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 from tests.real.test_dev import X0, children, said
 from x0tta6bl4.edge.tls.x509 import load_any_key
+from x0tta6bl4.runtime.secrecy import keep_secrets
 from x0tta6bl4.sdk.identity import WorkloadClient, fetch_jwt_svids
 
+PR_GET_DUMPABLE = 3
 PEM = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----(.*?)-----END", re.DOTALL)
 
 
@@ -125,16 +127,16 @@ def test_secrets_stay_where_they_belong() -> None:
 
 
 def test_memory_with_keys_is_not_dumped_and_not_traced() -> None:
-    told = subprocess.run(
-        [
-            sys.executable, "-c",
-            "import ctypes, resource\n"
-            "from x0tta6bl4.runtime.secrecy import keep_secrets\n"
-            "keep_secrets()\n"
-            "dumpable = ctypes.CDLL(None).prctl(3, 0, 0, 0, 0)\n"
-            "print(dumpable, resource.getrlimit(resource.RLIMIT_CORE))\n",
-        ],
-        capture_output=True, text=True, check=True, timeout=30,
-    )  # fmt: skip
-    assert told.stdout.strip() == "0 (0, 0)"
-    assert ctypes.CDLL(None).prctl(3, 0, 0, 0, 0) == 1, "this process may be looked at"
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        keep_secrets()
+        dumpable = ctypes.CDLL(None).prctl(PR_GET_DUMPABLE, 0, 0, 0, 0)
+        said = f"{dumpable} {resource.getrlimit(resource.RLIMIT_CORE)} {os.umask(0):o}"
+        os.write(writing, said.encode())
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert os.read(reading, 100) == b"0 (0, 0) 77"
+    os.close(reading)
+    os.close(writing)
+    assert ctypes.CDLL(None).prctl(PR_GET_DUMPABLE, 0, 0, 0, 0) == 1, "a test may be looked at"

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Final
 
+from x0tta6bl4.app import dev_workloads
 from x0tta6bl4.app.admin import AdminClient
 from x0tta6bl4.app.mesh import READY_S, Mesh, Plan, free_ports
 from x0tta6bl4.app.operator import Operator
@@ -59,6 +60,7 @@ class Dev:
         self._workloads: list[subprocess.Popen[str]] = []
         self._readers: list[threading.Thread] = []
         self._listening = threading.Event()
+        self._begun = False
 
     def start(self, demo: bool) -> None:
         """Start everything and wait until the Workload API is served.
@@ -74,6 +76,7 @@ class Dev:
             mesh.pids(name) for name in ("authority", NODE)
         ):
             raise Conflict("X0-DEV-002", f"one is running in {mesh.root}", "end it, or name --dir")
+        self._begun = True
         mesh.lay_out()
         mesh.start("authority")
         mesh.wait("authority", self.operator.is_serving, "the authority")
@@ -106,7 +109,7 @@ class Dev:
         other = WORKLOADS[1 - WORKLOADS.index(name)]
         workload = subprocess.Popen(
             [
-                *(sys.executable, "-m", "x0tta6bl4.app.dev_workloads"),
+                *(sys.executable, "-m", dev_workloads.__name__),
                 *(name, self._id(name), self._id(other), str(port)),
             ],
             env={**os.environ, VARIABLE: self.endpoint},
@@ -133,8 +136,16 @@ class Dev:
         """Whether authority and node still run."""
         return bool(self.mesh.pids("authority") and self.mesh.pids(NODE, "agent"))
 
+    def lost(self) -> Unavailable:
+        """What to say when it is not alive any more."""
+        name = NODE if self.mesh.pids("authority") else "authority"
+        words = self.mesh.tail(name, 1).partition("\n")[0] or "nothing"
+        return Unavailable("X0-DEV-004", f"{name} has ended; it said last: {words}", "start again")
+
     def stop(self) -> None:
-        """End every process."""
+        """End every process of ours; another one's in the same directory are left alone."""
+        if not self._begun:
+            return
         for workload in self._workloads:
             workload.terminate()
         for workload in self._workloads:
