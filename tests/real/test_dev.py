@@ -61,7 +61,7 @@ def test_two_workloads_talk_and_a_third_gets_its_identity() -> None:
             assert said(process, "stock holds") != first, "rotated"
             assert "'12 of apples'" in said(process, "shop heard")
             assert children(process, root)
-            process.send_signal(signal.SIGINT)
+            process.terminate()
             assert process.wait(15) == 0
         finally:
             process.kill()
@@ -97,7 +97,9 @@ def test_a_part_that_dies_ends_it_and_is_named() -> None:
         ) as process:
             try:
                 said(process, "export X0_AUTHORITY_DIR=")
-                os.kill(int(Path(f"{folder}/d/authority/authority.pid").read_text()), signal.SIGKILL)
+                os.kill(
+                    int(Path(f"{folder}/d/authority/authority.pid").read_text()), signal.SIGKILL
+                )
                 assert process.stderr is not None
                 assert "X0-DEV-004: authority has ended" in process.stderr.read()
                 assert process.wait(15) == 1

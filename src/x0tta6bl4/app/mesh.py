@@ -28,6 +28,7 @@ from x0tta6bl4.wire.errors import NotFound, Unavailable
 
 READY_S: Final = 30.0
 STOP_S: Final = 5.0
+_LOGS: Final = ("out.log", "node.log")
 Part = str
 """`node` (agent and proxy), `agent`, `proxy`."""
 
@@ -89,6 +90,7 @@ class Mesh:
         self.root = root
         self.plan = plan
         self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._log_begins: dict[str, dict[str, int]] = {}
 
     # -------------------------------------------------------------- files
     def lay_out(self) -> None:
@@ -173,6 +175,7 @@ class Mesh:
     def spawn(self, name: str, arguments: list[str]) -> subprocess.Popen[bytes]:
         """Start `x0 ARGUMENTS` under a name; it ends with the mesh at the latest."""
         log_file = self.state(name) / "out.log"
+        self._log_begins[name] = {file: _size(self.state(name) / file) for file in _LOGS}
         with open(os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
             child = subprocess.Popen(
                 [sys.executable, "-m", "x0tta6bl4", *arguments],
@@ -279,12 +282,14 @@ class Mesh:
         return ", ".join(self.plan.nodes)
 
     def tail(self, name: str, lines: int = 8) -> str:
-        """Last lines of a process's output, for error messages."""
+        """Last lines of a process's output since it was started here, for error messages."""
         found: list[str] = []
-        for file in ("out.log", "node.log"):
-            with contextlib.suppress(OSError):
-                found += (self.state(name) / file).read_text(errors="replace").splitlines()[-lines:]
-        return "\n".join(found)
+        begins = self._log_begins.get(name, {})
+        for file in _LOGS:
+            with contextlib.suppress(OSError), (self.state(name) / file).open("rb") as log:
+                log.seek(begins.get(file, 0))
+                found += log.read().decode(errors="replace").splitlines()[-lines:]
+        return "\n".join(dict.fromkeys(found))
 
 
 def _bound(listen: cfg.Listen, ports: Iterator[int]) -> cfg.Listen:
@@ -292,6 +297,13 @@ def _bound(listen: cfg.Listen, ports: Iterator[int]) -> cfg.Listen:
     if not listen.address.endswith(":0"):
         return listen
     return msgspec.structs.replace(listen, address=f"{listen.address[:-1]}{next(ports)}")
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def opened(root: Path) -> Mesh:

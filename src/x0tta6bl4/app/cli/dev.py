@@ -62,6 +62,7 @@ def dev(
             _say(f"yours: {id}")
         while local.is_alive():
             time.sleep(0.5)
+        raise local.lost()
     except KeyboardInterrupt:
         pass
     finally:
