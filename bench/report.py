@@ -31,6 +31,9 @@ TITLES = {
     "failover_tcp": "A TCP request stream when the network breaks",
     "footprint": "What a node takes",
     "proxies": "Beside other pairs of mutual-TLS proxies",
+    "identity": "How soon an identity is there, and gone",
+    "identity_scale": "A thousand nodes on one authority",
+    "identity_handshake": "What mutual TLS with SVIDs costs",
     "simulator": "The simulator: a thousand nodes in virtual time",
 }
 
