@@ -230,6 +230,20 @@ def test_an_answer_about_a_ca_of_other_keys_is_believed_too() -> None:
         assert isinstance(judge_response(data, leaf, ca, NOW * 1_000_000), Answer)
 
 
+def test_a_serial_number_that_no_certificate_has_gets_malformed() -> None:
+    """Found by a search: an answer about a negative number can't be signed."""
+    good = request_for(LEAF, CA)
+    written = serial(LEAF).to_bytes(serial(LEAF).bit_length() // 8 + 1, "big")
+    assert good.count(written) == 1
+    negative = good.replace(written, bytes([written[0] | 0x80]) + written[1:])
+    for request, status in (
+        (good, ocsp.OCSPResponseStatus.SUCCESSFUL),
+        (negative, ocsp.OCSPResponseStatus.MALFORMED_REQUEST),
+    ):
+        answer = ocsp.load_der_ocsp_response(Said().responder.answer(request))
+        assert answer.response_status is status
+
+
 @settings(max_examples=200, deadline=None)
 @given(at=st.integers(0, 900), put=st.binary(min_size=1, max_size=3), junk=st.binary(max_size=80))
 def test_fuzz_what_is_bent_is_not_believed_and_raises_nothing(

@@ -36,6 +36,8 @@ CACHE_MAX: Final = 4096
 NONCE_BYTES_MAX: Final = 128
 
 _HASHES: Final = {"sha1": hashes.SHA1(), "sha256": hashes.SHA256()}
+_SERIAL_BITS_MAX: Final = 160
+"""RFC 5280 section 4.1.2.2; nobody can sign an answer about a negative one."""
 _ERRORS: Final = (
     ValueError,
     TypeError,
@@ -81,6 +83,8 @@ class Responder:
             asked = (request.issuer_name_hash, request.issuer_key_hash)
             serial, extensions = request.serial_number, request.extensions
         except _ERRORS:
+            return _unsuccessful(ocsp.OCSPResponseStatus.MALFORMED_REQUEST)
+        if not 0 <= serial < 1 << _SERIAL_BITS_MAX:
             return _unsuccessful(ocsp.OCSPResponseStatus.MALFORMED_REQUEST)
         if algorithm not in _HASHES:
             return _unsuccessful(ocsp.OCSPResponseStatus.UNAUTHORIZED)
