@@ -46,8 +46,8 @@ _APT = """#!/bin/sh
 case "$*" in
 *update*) echo "apt update" >>"$PRETEND/log"; : >"$PRETEND/lists" ;;
 *) [ -e "$PRETEND/lists" ] || { echo "E: Unable to locate package" >&2; exit 100; }
-   for last; do :; done
-   echo "apt $last" >>"$PRETEND/log"; echo good >"$PRETEND/python" ;;
+   for each; do case $each in -*|*=*|install) ;; *) echo "apt $each" >>"$PRETEND/log" ;; esac; done
+   echo good >"$PRETEND/python" ;;
 esac
 """
 

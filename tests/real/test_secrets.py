@@ -12,7 +12,6 @@ import ctypes
 import os
 import re
 import resource
-import signal
 import stat
 import subprocess
 import tempfile
@@ -113,7 +112,7 @@ def test_secrets_stay_where_they_belong() -> None:
                 for part in ("authority/authority.pid", "dev/agent.pid", "dev/proxy.pid"):
                     limits = Path(f"/proc/{int((home / part).read_text())}/limits").read_text()
                     assert re.search(r"Max core file size +0 +0 ", limits), part
-                process.send_signal(signal.SIGINT)
+                process.terminate()
                 assert process.wait(15) == 0
             finally:
                 process.kill()
@@ -139,4 +138,3 @@ def test_memory_with_keys_is_not_dumped_and_not_traced() -> None:
     assert os.read(reading, 100) == b"0 (0, 0) 77"
     os.close(reading)
     os.close(writing)
-    assert ctypes.CDLL(None).prctl(PR_GET_DUMPABLE, 0, 0, 0, 0) == 1, "a test may be looked at"

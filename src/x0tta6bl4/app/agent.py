@@ -289,6 +289,7 @@ class AgentProcess:
         self.proxy.hang_up()
         if hasattr(self, "driver"):
             self.driver.close()
+            self.workload_api.close()
 
     def _end_proxy(self) -> None:
         """End the proxy with the node, and one that was started for a node that never got in."""

@@ -65,11 +65,12 @@ class WorkloadApi:
         self._issued: dict[str, tuple[bytes, int]] = {}
         self.path: Path | None = None
         self.identities = Identities(self, self._on_refused)
+        self._attestor = PeerAttestor(
+            Processes(facts=Facts(containers=Containers(agent.settings.attest.engines)))
+        )
         self.server = WorkloadServer(
             self.identities,
-            PeerAttestor(
-                Processes(facts=Facts(containers=Containers(agent.settings.attest.engines)))
-            ),
+            self._attestor,
             agent.settings.workload_api.hold_s,
             on_refused=self._on_refused,
         )
@@ -98,6 +99,10 @@ class WorkloadApi:
             self.path = None
             self.identities.close()
             await self.server.stop()
+
+    def close(self) -> None:
+        """Give back what attestation holds, also if nothing was ever served."""
+        self._attestor.close()
 
     def statistics(self) -> dict[str, int]:
         """Sums and sizes for metrics."""
