@@ -5,7 +5,7 @@ UV := uv==0.13.9
 LOCK := pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-header --no-emit-index-url --no-emit-find-links
 
-.PHONY: help setup check lint form types floors tidy format test night attacks bench bench-pair coverage lock wheel bare clean
+.PHONY: help setup check lint form types floors tidy format test night attacks fuzz bench bench-pair coverage lock wheel bare clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -43,6 +43,11 @@ night:  ## all tests, the long ones too
 attacks: setup  ## every attack on a running mesh: what was tried, why refused, what was let in
 	$(PY) -m tests.real.attacks
 
+fuzz: setup  ## ten minutes of random bytes for each parser (ARGS="token --seconds 60 --keep")
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+		-r requirements/fuzz.txt
+	$(PY) -m tests.fuzz $(ARGS)
+
 BENCH := long_stream rotations revocation outages failover_tcp footprint simulator
 
 bench: setup  ## all measurements, about an hour (BENCH=rotations ARGS="--ttl 30"); docs/benchmarks.md
@@ -59,6 +64,7 @@ coverage: setup  ## statement coverage of core and wire, at least 95 %
 lock: .venv-lock/bin/uv  ## requirements/*.txt from *.in (UPGRADE=--upgrade for newer versions)
 	cd requirements && ../$< $(LOCK) $(UPGRADE) runtime.in -o runtime.txt
 	cd requirements && ../$< $(LOCK) $(UPGRADE) dev.in -o dev.txt
+	cd requirements && ../$< $(LOCK) $(UPGRADE) fuzz.in -o fuzz.txt
 
 .venv-lock/bin/uv: Makefile
 	python3 -m venv --clear .venv-lock

@@ -141,10 +141,11 @@ def _normal(requirement: str) -> str:
 def test_locks_hold_what_is_asked_for() -> None:
     assert wanted("runtime").keys() <= locked("runtime").keys()
     assert wanted("dev").keys() <= locked("dev").keys(), "run make lock"
+    assert wanted("fuzz").keys() <= locked("fuzz").keys(), "run make lock"
 
 
 def test_every_pin_has_a_hash() -> None:
-    for name in ("runtime", "dev"):
+    for name in ("runtime", "dev", "fuzz"):
         assert not [package for package, (_, hashes) in locked(name).items() if not hashes]
 
 
@@ -165,5 +166,5 @@ def test_every_dependency_is_explained() -> None:
         for row in tree.text(Path("docs/dependencies.md")).splitlines()
         if row.startswith("| `")
     }
-    needed = locked("runtime").keys() | locked("dev").keys()
+    needed = locked("runtime").keys() | locked("dev").keys() | locked("fuzz").keys()
     assert explained == needed, f"docs/dependencies.md: {sorted(explained ^ needed)}"
