@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import pytest
@@ -29,6 +29,8 @@ from x0tta6bl4.wire.records import Bundle, Federated, JwtKey
 
 CA = FakeCa()
 OTHER = TrustDomain("other.test")
+
+T = TypeVar("T")
 
 
 class Process:
@@ -61,6 +63,8 @@ class FakeWorld:
         self.known: Bundle | None = Bundle(CA.domain, 1, (CA.issuer.certificate,), ())
         self.now_us = CA.clock.unix_us
         self.crl: tuple[bytes, ...] = ()
+        self.answers = asyncio.Event()
+        self.answers.set()
 
     def add(self, key: str, *selectors: str, id: str = "", **others: Any) -> None:
         found = id or key
@@ -91,7 +95,7 @@ class FakeWorld:
     async def mint(self, entry: str, audience: tuple[str, ...]) -> Minted:
         self.minted.append((entry, audience))
         token = f"token {len(self.minted)}"
-        await asyncio.sleep(0)
+        await self.answers.wait()
         now_s = self.now_us // 1_000_000
         return Minted(self.now_us, token, self.told[entry].id, now_s, now_s + 300)
 
@@ -103,9 +107,9 @@ def names(snapshot: Snapshot) -> list[str]:
     return [svid.id.rpartition("/")[2] for svid in snapshot.svids]
 
 
-def soon(snapshot: Awaitable[Snapshot]) -> asyncio.Task[Snapshot]:
-    async def wait() -> Snapshot:
-        return await snapshot
+def soon(answer: Awaitable[T]) -> asyncio.Task[T]:
+    async def wait() -> T:
+        return await answer
 
     return asyncio.get_running_loop().create_task(wait())
 
@@ -349,6 +353,30 @@ def test_an_entry_whose_svid_is_still_to_come_is_nothing_to_pause_after() -> Non
         assert table.identities._timer is not None
         assert table.identities._timer.when() <= loop.time()
         assert "late4" in names(await later)
+
+    told(story)
+
+
+def test_one_user_who_asks_for_ever_more_tokens_keeps_nobody_waiting() -> None:
+    async def story(table: Table) -> None:
+        world = table.world
+        world.add("greedy", "unix:uid:7")
+        world.add("modest", "unix:uid:8")
+        table.changed()
+        await asyncio.sleep(0.01)
+        world.answers.clear()  # The authority takes its time.
+        greedy, modest = Process(7), Process(8)
+        svids = (await table.now(greedy)).svids
+        mint = table.identities.mint
+        asked = [soon(mint(greedy, svids, (f"a{number}",))) for number in range(40)]
+        await asyncio.sleep(0.01)
+        assert 0 < len(world.minted) < 16
+        other = soon(mint(modest, (await table.now(modest)).svids, ("x",)))
+        await asyncio.sleep(0.01)
+        assert world.minted[-1] == ("modest", ("x",))
+        world.answers.set()
+        await asyncio.gather(other, *asked)
+        assert len(world.minted) == 41
 
     told(story)
 

@@ -17,6 +17,7 @@ import random
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Final, Protocol, final
+from weakref import WeakValueDictionary
 
 from x0tta6bl4.core.identity.selectors import (
     Attributes,
@@ -50,6 +51,8 @@ TOKENS_MAX: Final = 4096
 """JWT-SVIDs kept; the one used longest ago is forgotten."""
 MINTS_MAX: Final = 16
 """Asked of the authority at once."""
+USER_MINTS_MAX: Final = 8
+"""Of these, for one user: another one always gets a turn."""
 LOOK_AGAIN_S: Final = (0.02, 0.5)
 """First and longest wait for a program that takes long to look at."""
 CALLERS_MAX: Final = 32
@@ -199,6 +202,7 @@ class Identities:
         self._foreign: dict[Federated, tuple[Document, TrustBundle] | None] = {}
         self._tokens: OrderedDict[tuple[str, tuple[str, ...]], Minted] = OrderedDict()
         self._minting = asyncio.Semaphore(MINTS_MAX)
+        self._minting_of: WeakValueDictionary[int, asyncio.Semaphore] = WeakValueDictionary()
         self._timer: asyncio.TimerHandle | None = None
         self._gap_s = 0.0
         self._told_at = -QUIET_S
@@ -399,13 +403,18 @@ class Identities:
         self, caller: Caller, svids: tuple[Svid, ...], audience: tuple[str, ...]
     ) -> tuple[str, ...]:
         """See `edge.workload_api.words.Directory`."""
-        return tuple(await asyncio.gather(*(self._token(svid.id, audience) for svid in svids)))
+        turns = self._minting_of.get(caller.uid)
+        if turns is None:
+            turns = self._minting_of[caller.uid] = asyncio.Semaphore(USER_MINTS_MAX)
+        return tuple(
+            await asyncio.gather(*(self._token(turns, svid.id, audience) for svid in svids))
+        )
 
-    async def _token(self, id: str, audience: tuple[str, ...]) -> str:
+    async def _token(self, turns: asyncio.Semaphore, id: str, audience: tuple[str, ...]) -> str:
         kept = self._kept(id, audience)
         if kept is not None:
             return kept.token
-        async with self._minting:
+        async with turns, self._minting:
             kept = self._kept(id, audience)  # Somebody else may have asked meanwhile.
             if kept is None:
                 kept = await self._world.mint(self._entry_of(id), audience)
