@@ -2,7 +2,7 @@
 
 Of a link that is up at both ends, loses nothing and takes equally long each time, it is known
 without passing a hello what each end has sent and heard at any later instant: sending times are
-slots, and `Links._on_calm` says what a hello changes.  `move` changes both ends as all those
+slots, and `Links.calm` says what a hello changes.  `move` changes both ends as all those
 hellos would have done, and names those that are still on their way.  A test plays worlds with and
 without and compares all that machines say.
 """
@@ -151,7 +151,7 @@ def move(there: Way, back: Way, now: int) -> tuple[int, list[Hello]]:
 
 
 def _hear(there: Way, back: Way, heard: int) -> None:
-    """What `Links._on_calm` does, for so many hellos."""
+    """What `Links.calm` does, for so many hellos."""
     n, ahead_us = there.target.neighbour, there.ahead_us
     last = there.hello(heard, back)
     n.window.top = last.sequence

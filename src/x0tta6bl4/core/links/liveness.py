@@ -191,21 +191,62 @@ class Links:
         return tuple(out)
 
     # ----------------------------------------------------------------------------------- reception
+    def calm(self, now: Instant, node: str, hello: Hello) -> bool:
+        """Take in what nearly every hello of nearly every link is: the next one of a calm link.
+
+        It follows the one before, says nothing new, nothing lost is remembered, and there is
+        nothing to say; `deadline` may move away, never nearer.  Callers may ask before they make
+        an event of it.
+
+        Returns:
+            Whether that was all; if not, nothing was changed, and it is to be handled.
+        """
+        n = self._neighbours.get(node)
+        if (
+            n is None
+            or hello.sequence != n.window.top + 1
+            or n.calm
+            != (
+                hello.incarnation,
+                hello.state,
+                hello.flags,
+                hello.interval_us,
+                hello.multiplier,
+                hello.lost,
+            )
+        ):
+            return False
+        quality = n.quality
+        if now >= n.look_at:
+            sample_us = now - hello.echo_us - hello.dwell_us
+            if sample_us != quality.settled_us or n.differs():
+                return False  # Perhaps it is worth telling.
+            n.looked(now, self._config.quality_us)
+        n.window.top = hello.sequence
+        quality.good = quality.good + 1 & 0xFFFFFFFF
+        quality.seen_good = hello.good
+        echo_us = hello.echo_us
+        if echo_us > n.echo_seen:
+            n.echo_seen = echo_us
+            sample_us = now - echo_us - hello.dwell_us
+            if sample_us != quality.settled_us:
+                quality.sample_rtt(sample_us)
+                n.settle()
+        n.echo_us = hello.sent_us
+        n.heard_at = n.echo_at = now
+        n.judge_at = now + n.patience_us
+        if n.scheduled < n.next_send:
+            self._schedule(n)
+        return True
+
     def _on_hello(self, now: Instant, node: str, hello: Hello) -> Effects:
         n = self._neighbours.get(node)
         if n is None:
             return NOTHING
+        if self.calm(now, node, hello):
+            return NOTHING
         window = n.window
         sequence = hello.sequence
-        if sequence == window.top + 1 and n.calm == (
-            hello.incarnation,
-            hello.state,
-            hello.flags,
-            hello.interval_us,
-            hello.multiplier,
-            hello.lost,
-        ):
-            return self._on_calm(n, now, hello)
         if hello.incarnation != n.config.incarnation or not window.fresh(sequence):
             n.refused += 1
             return NOTHING
@@ -256,33 +297,6 @@ class Links:
                 out.append(self._say(n, now, 0))
         self._schedule(n)
         return tuple(out) if out else NOTHING
-
-    def _on_calm(self, n: Neighbour, now: Instant, hello: Hello) -> Effects:
-        """What `_on_hello` comes to for nearly every hello of nearly every link.
-
-        It follows the one before, says nothing new, and nothing lost is remembered.
-        """
-        quality = n.quality
-        n.window.top = hello.sequence
-        quality.good = quality.good + 1 & 0xFFFFFFFF
-        quality.seen_good = hello.good
-        echo_us = hello.echo_us
-        if echo_us > n.echo_seen:
-            n.echo_seen = echo_us
-            sample_us = now - echo_us - hello.dwell_us
-            if sample_us != quality.settled_us:
-                quality.sample_rtt(sample_us)
-                n.settle()
-        n.echo_us = hello.sent_us
-        n.heard_at = n.echo_at = now
-        n.judge_at = now + n.patience_us
-        if n.scheduled < n.next_send:
-            self._schedule(n)
-        if now < n.look_at:
-            return NOTHING
-        out: list[Effect] = []
-        self._tell_up(n, now, out)
-        return tuple(out)
 
     def _step(self, n: Neighbour, theirs: int, out: list[Effect]) -> None:
         """Session state, RFC 5880 section 6.8.6."""

@@ -92,7 +92,7 @@ class Neighbour:
         self.agree(self.config.hello_us, 3)
 
     def settle(self) -> None:
-        """Find out whether the next hello can be taken by `Links._on_calm`.
+        """Find out whether the next hello can be taken by `Links.calm`.
 
         `calm` is what it must be like: from a link that is up in all respects, with nothing lost
         that is remembered.  Whoever changes something of that sets `calm` to ().

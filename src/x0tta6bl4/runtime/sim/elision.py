@@ -11,8 +11,7 @@ wire.  What machines say, and when, is the same (tests/sim/test_elision.py plays
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, Final, final
+from typing import Final, final
 
 import msgspec
 
@@ -20,8 +19,7 @@ from x0tta6bl4.core.links.calm import Way, move, way
 from x0tta6bl4.core.links.words import Parked
 from x0tta6bl4.core.machine import MS
 from x0tta6bl4.runtime.sim.mesh import Mesh
-from x0tta6bl4.runtime.sim.network import Wire
-from x0tta6bl4.runtime.sim.sides import Datagram, ProxySide
+from x0tta6bl4.runtime.sim.sides import Datagram, Lane, ProxySide
 
 _LOOK: Final = 500 * MS
 
@@ -31,9 +29,7 @@ class _Half(msgspec.Struct, frozen=True, gc=False):
     """One direction of a link that passes no hellos."""
 
     way: Way
-    wire: Wire
-    key: bytes
-    deliver: Callable[[Any], None]
+    lane: Lane
     source: ProxySide
 
 
@@ -96,11 +92,11 @@ class Elision:
         for side, there, end, other, us, names in zip(
             sides, sides[::-1], ends, ends[::-1], took, ((a, b), (b, a)), strict=True
         ):
-            wire, key, deliver = side.way_to(names[1])
-            if not there.hears(end.neighbour.config.link, names[0], key):
+            lane = side.lane(names[1])
+            if not there.hears(end.neighbour.config.link, names[0], lane.key):
                 return None
             ahead_us = us + there.host.clock.boot_us - side.host.clock.boot_us
-            halves.append(_Half(way(end, other, us, ahead_us), wire, key, deliver, side))
+            halves.append(_Half(way(end, other, us, ahead_us), lane, side))
         return halves[0], halves[1]
 
     def _wake(self, pair: tuple[str, str]) -> None:
@@ -114,10 +110,10 @@ class Elision:
             boot_us = half.source.host.clock.boot_us
             sent, hellos = move(half.way, back.way, now + boot_us)
             coming = [
-                (hello.sent_us - boot_us + half.way.latency_us, Datagram(half.key, hello))
+                (hello.sent_us - boot_us + half.way.latency_us, Datagram(half.lane.key, hello))
                 for hello in hellos
             ]
-            half.wire.elided(sent, half.deliver, coming)
+            half.lane.wire.elided(sent, half.lane.deliver, coming)
         for half, other in zip(halves, pair[::-1], strict=True):
             process = half.source.process
             process.machine.handle(process.now, Parked(other, False))

@@ -45,6 +45,7 @@ class Wire:
         shape: how it behaves now.
         sent, lost: packets, for laws and reports.
         cut_since: virtual time of the last cut, meaningful while `shape.cut`.
+        order: where the orders of its datagrams begin (see `World.rank`).
         plain_us: latency, while that is all that happens to a datagram; else -1.
         wake: called before anything of this changes (see `elision`).
     """
@@ -52,12 +53,12 @@ class Wire:
     __slots__ = (
         "_cuts",
         "_free_at",
-        "_order",
         "_random",
         "_taps",
         "_world",
         "cut_since",
         "lost",
+        "order",
         "plain_us",
         "sent",
         "shape",
@@ -75,7 +76,7 @@ class Wire:
         self._random = world.random(f"net/{source}>{target}").random
         self._free_at = 0
         self._cuts = 0
-        self._order = world.rank(HELLOS)
+        self.order = world.rank(HELLOS)
         self._changed()
 
     def _changed(self) -> None:
@@ -132,7 +133,7 @@ class Wire:
         self.sent += 1
         world = self._world
         if self.plain_us >= 0:
-            world.at(world.now + self.plain_us, deliver, message, self._order + self.sent)
+            world.at(world.now + self.plain_us, deliver, message, self.order + self.sent)
             return
         shape = self.shape
         if shape.cut:
@@ -157,7 +158,7 @@ class Wire:
             tap(message)
         if shape.corrupt_ppm and random() * 1_000_000 < shape.corrupt_ppm:
             deliver = corrupted
-        world.at(world.now + delay, deliver, message, self._order + self.sent)
+        world.at(world.now + delay, deliver, message, self.order + self.sent)
 
     def elided(self, sent: int, deliver: Callable[[Any], None], coming: list[Any]) -> None:
         """So many datagrams were sent without a word; the last of them have yet to come.
@@ -169,7 +170,7 @@ class Wire:
         """
         self.sent += sent
         for number, (at, message) in enumerate(coming, self.sent - len(coming) + 1):
-            self._world.at(at, deliver, message, self._order + number)
+            self._world.at(at, deliver, message, self.order + number)
 
     def _queued(self, size: int) -> int:
         """Queue a packet; how long until it has left, or more than `queue_us`: it is dropped."""

@@ -18,6 +18,7 @@ from x0tta6bl4.core.machine import (
     Done,
     Effects,
     Failed,
+    Instant,
     Received,
     Send,
 )
@@ -60,6 +61,65 @@ class Datagram(msgspec.Struct, frozen=True, gc=False):
     hello: Hello
 
 
+@final
+class Lane:
+    """One way of hellos: over a wire, under a key, into the proxy of a host.
+
+    Where nothing can happen to a hello on its way and nobody looks, it is one entry of the world,
+    and no event at all to a machine that learns nothing from it.
+
+    Args:
+        wire: what it goes over.
+        key: of the direction.
+        host: where the wire ends.
+    """
+
+    __slots__ = ("_come", "_host", "_world", "key", "wire")
+
+    def __init__(self, wire: Wire, key: bytes, host: Host) -> None:
+        self.wire = wire
+        self.key = key
+        self._host = host
+        self._world = host.mesh.world
+        self._come = self._hear
+
+    def send(self, hello: Hello) -> None:
+        """Send a hello."""
+        wire, world = self.wire, self._world
+        took_us = wire.plain_us
+        if took_us < 0 or not world.plain:
+            wire.datagram(HELLO_BYTES, self.deliver, Datagram(self.key, hello), _spoil)
+            return
+        wire.sent = sent = wire.sent + 1
+        world.at(world.now + took_us, self._come, hello, wire.order + sent)
+
+    def deliver(self, datagram: Datagram) -> None:
+        """A datagram arrives; it is lost where no proxy runs."""
+        proxy = self._host.proxy
+        if proxy is not None:
+            proxy.receive(datagram)
+
+    def _hear(self, hello: Hello) -> None:
+        proxy = self._host.proxy
+        if proxy is None:
+            return
+        process = proxy.process
+        clock = process.clock
+        found = proxy.by_link.get(hello.link)
+        if (
+            found is not None
+            and found[1] == self.key
+            and process.alive
+            and not process.frozen
+            and not clock.drifts
+            and self._world.plain
+            and proxy.machine.links.calm(Instant(self._world.now + clock.boot_us), found[0], hello)
+        ):
+            process.handled += 1  # The proxy's deadline may now be too early, never too late.
+        else:
+            proxy.receive(Datagram(self.key, hello))
+
+
 class ProxySide:
     """One proxy process.
 
@@ -71,6 +131,7 @@ class ProxySide:
     Attributes:
         told: what its agent, or an observer, has last been told of each neighbour.
         refused: datagrams refused for their tag.
+        by_link: whose hellos are heard, and under which key, by their key id.
         sessions: its circuits, sessions and applications.
     """
 
@@ -94,8 +155,8 @@ class ProxySide:
         self.refused = 0
         self._elision = host.mesh.elision
         self.process.wake = self._wake
-        self._routes: dict[str, tuple[Wire, bytes, Callable[[Any], None]]] = {}
-        self._by_link: dict[int, tuple[str, bytes]] = {}
+        self._lanes: dict[str, Lane] = {}
+        self.by_link: dict[int, tuple[str, bytes]] = {}
         self._links_of: dict[str, list[int]] = {}
 
     def unix_s(self) -> int:
@@ -153,10 +214,9 @@ class ProxySide:
                 if effect.dst == AGENT:
                     self._tell(effect.message)
                     continue
-                route = self._routes.get(effect.dst)
-                if route is not None:
-                    wire, key, door = route
-                    wire.datagram(HELLO_BYTES, door, Datagram(key, effect.message), _spoil)
+                lane = self._lanes.get(effect.dst)
+                if lane is not None:
+                    lane.send(effect.message)
             elif type(effect) is Changed:
                 self._changed(effect)
             else:
@@ -164,7 +224,7 @@ class ProxySide:
 
     def receive(self, datagram: Datagram) -> None:
         """A hello has come; it is heard if its tag is right."""
-        found = self._by_link.get(datagram.hello.link)
+        found = self.by_link.get(datagram.hello.link)
         if found is None or found[1] != datagram.key:
             self.refused += 1
             return
@@ -183,35 +243,35 @@ class ProxySide:
         for key in changed.drops:
             if key.startswith("NeighbourItem/"):
                 node = key.partition("/")[2]
-                self._routes.pop(node, None)
+                self._lanes.pop(node, None)
                 for link in self._links_of.pop(node, []):
-                    del self._by_link[link]
+                    del self.by_link[link]
 
     def _put_keys(self, item: NeighbourItem) -> None:
         mesh = self.host.mesh
         wire = mesh.network.wire(self.host.name, item.node)
-        self._routes[item.node] = (wire, item.tx_hello, _door(mesh.hosts[item.node]))
+        self._lanes[item.node] = Lane(wire, item.tx_hello, mesh.hosts[item.node])
         links = self._links_of.setdefault(item.node, [])
-        if item.link not in self._by_link:
+        if item.link not in self.by_link:
             links.append(item.link)
             if len(links) > 1:
                 mesh.world.after(_OVERLAP, self._retire, (item.node, links[-2]))
-        self._by_link[item.link] = (item.node, item.rx_hello)
+        self.by_link[item.link] = (item.node, item.rx_hello)
 
-    def way_to(self, node: str) -> tuple[Wire, bytes, Callable[[Any], None]] | None:
-        """Over which wire, under which key and to whom hellos for a neighbour go."""
-        return self._routes.get(node)
+    def lane(self, node: str) -> Lane | None:
+        """How hellos for a neighbour go."""
+        return self._lanes.get(node)
 
     def hears(self, link: int, node: str, key: bytes) -> bool:
         """Whether a hello of a neighbour under this key would be heard."""
-        return self._by_link.get(link) == (node, key)
+        return self.by_link.get(link) == (node, key)
 
     def _retire(self, what: tuple[str, int]) -> None:
         self._wake()
         node, link = what
         if link in self._links_of.get(node, []):
             self._links_of[node].remove(link)
-            del self._by_link[link]
+            del self.by_link[link]
 
     def kill(self) -> None:
         """SIGKILL, or the host's power is gone."""
@@ -226,15 +286,6 @@ def _rekeys(order: AgentOrder) -> bool:
     return any(type(item) is NeighbourItem for item in items) or (
         type(order) is Delta and any(key.startswith("NeighbourItem/") for key in order.drops)
     )
-
-
-def _door(host: Host) -> Callable[[Any], None]:
-    def deliver(datagram: Datagram) -> None:
-        proxy = host.proxy
-        if proxy is not None:
-            proxy.receive(datagram)
-
-    return deliver
 
 
 def _spoil(datagram: Datagram) -> None:

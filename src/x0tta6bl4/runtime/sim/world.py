@@ -254,6 +254,10 @@ class World:
         recording: digest every event and effect (a third of the time); off for measurements.
         nervous: tick machines early on purpose.
         tick_late_us: timers fire up to this much late, as in a busy process.
+
+    Attributes:
+        watched: each step is recorded or shown to observers.
+        plain: nobody looks, no timer is early or late: what changes nothing needs no step.
     """
 
     __slots__ = (
@@ -270,6 +274,7 @@ class World:
         "_turns",
         "now",
         "nervous",
+        "plain",
         "seed",
         "steps",
         "tick_late_us",
@@ -289,6 +294,7 @@ class World:
         self.watched = recording
         self.nervous = nervous
         self.tick_late_us = tick_late_us
+        self.plain = not (recording or nervous or tick_late_us)
         self._recording = recording
         self._observers: list[Callable[[Process, Event, Effects], None]] = []
         # A calendar queue (Brown, CACM 1988): one list for each 1,024 us, sorted when its turn
@@ -338,13 +344,14 @@ class World:
     def run(self, until: int) -> None:
         """Let everything happen up to and including virtual time `until`."""
         entries = self._open
+        del entries[: self._next]
         while True:
-            while self._next < len(entries):
-                at, _, call, argument = entries[self._next]
+            # What is put into the open list in between comes after `_next`.
+            for self._next, (at, _, call, argument) in enumerate(entries, 1):
                 if at > until:
+                    self._next -= 1
                     self.now = until
                     return
-                self._next += 1
                 self.now = at
                 call(argument)
             self.steps += len(entries)
@@ -380,6 +387,7 @@ class World:
         """Have every step of every machine shown to `observer` from now on."""
         self._observers.append(observer)
         self.watched = True
+        self.plain = False
 
     def digest(self) -> str:
         """What has happened, as 32 hex digits: equal for equal seeds, under any hash seed."""
