@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.app.test_admin import served
 from tests.app.cli_world import Run
+from tests.app.test_admin import served
 from tests.fakes.node_admin import FakeNode
 from x0tta6bl4.app.denied import CALLERS_MAX, Caller, Facts, findings
 from x0tta6bl4.core.identity.selectors import Attributes, parse_all
