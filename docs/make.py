@@ -293,8 +293,7 @@ _SHARED_TESTS: Final = tuple(
 _SIDES: Final = {"S": ("server",), "C": ("client",), "B": ("server", "client")}
 AREAS: Final = {"ID": "SPIFFE-ID", "X509": "X509-SVID", "JWT": "JWT-SVID", "WIT": "WIT-SVID",
                 "TD": "Trust domain and bundle", "WE": "Workload endpoint", "WA": "Workload API",
-                "DEV": "`x0 dev`",
-    "FED": "Federation", "BR": "Broker"}  # fmt: skip
+                "FED": "Federation", "BR": "Broker"}  # fmt: skip
 
 
 class Requirement(msgspec.Struct, frozen=True):
