@@ -287,7 +287,7 @@ def test_a_full_disk_keeps_the_old_file_and_the_new_token_in_memory(tmp_path: Pa
             assert isinstance(world.renewal.error, OSError)
             assert (folder / TOKEN).read_text() == old
             hidden = [name for name in os.listdir(folder) if name != TOKEN]
-            assert len(hidden) == 2, hidden  # The link and the set it leads to: nothing half-written.
+            assert len(hidden) == 2, f"more than a link and the set it leads to: {hidden}"
             assert world.token > old
             await world.time.run(70)
             assert world.told[-1] == "renewed"
