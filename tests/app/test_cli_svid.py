@@ -212,6 +212,14 @@ def test_mistakes_are_one_line(api: WorkloadApi, tmp_path: Path, arguments: str)
     assert not (tmp_path / "d" / "svid_key.pem").exists()
 
 
+def test_who_waits_long_is_told_for_what(tmp_path: Path) -> None:
+    done = x0("svid", "show", "--socket", f"unix:{tmp_path}/none", "--timeout", "2.4")
+    assert done.returncode == 1
+    waiting, error = done.stderr.splitlines()
+    assert "waiting up to 0 s more" in waiting
+    assert "X0-SDK" in error
+
+
 def test_signals_and_owners_have_several_spellings() -> None:
     assert work.signal_number("HUP") == work.signal_number("sighup") == work.signal_number("1") == 1
     assert work.owner("12:34") == (12, 34)

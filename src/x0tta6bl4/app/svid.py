@@ -21,11 +21,13 @@ from x0tta6bl4.core.machine import Value
 from x0tta6bl4.edge.tls.x509 import Svid
 from x0tta6bl4.sdk.identity.files import BUNDLE, CHAIN, KEY, Form, remove_x509, write_x509
 from x0tta6bl4.sdk.identity.source import X509Source
-from x0tta6bl4.wire.errors import BadInput, NotFound, Refused, Unavailable
+from x0tta6bl4.wire.errors import BadInput, NotFound, Refused, Unavailable, X0Error
 from x0tta6bl4.wire.ids import domain_of
 
 TOLD_S: Final = 30.0
 """A command that is told of a new SVID has to end within this time."""
+PATIENCE_S: Final = 2.0
+"""Who waits longer is told for what."""
 END_S: Final = 10.0
 """A process that is to end has this long before SIGKILL."""
 
@@ -48,29 +50,42 @@ class Wanted(Value, frozen=True):
     """For the first one."""
 
 
-async def fetch(wanted: Wanted) -> tuple[tuple[Svid, ...], X509Source]:
+async def fetch(wanted: Wanted, say: Say) -> tuple[Svid, ...]:
     """All identities of this workload, once.
 
     Raises:
         X0Error: there is none within the time.
     """
     async with X509Source(wanted.socket or None) as source:
-        await source.wait(wanted.timeout_s)
-        return source.svids, source
+        await _first(source, wanted, say)
+        return source.svids
 
 
-async def follow(wanted: Wanted, act: Act, *, once: bool = False) -> None:
+async def _first(source: X509Source, wanted: Wanted, say: Say) -> None:
+    """Wait for the first answer; somebody who has to wait long is told for what."""
+    left_s = wanted.timeout_s - PATIENCE_S
+    try:
+        await source.wait(min(PATIENCE_S, wanted.timeout_s))
+    except X0Error as error:
+        if left_s <= 0 or isinstance(error, NotFound) or type(error) is BadInput:
+            raise
+        say(f"waiting up to {left_s:.0f} s more: {error.what}")
+        await source.wait(left_s)
+
+
+async def follow(wanted: Wanted, act: Act, say: Say, *, once: bool = False) -> None:
     """Hand over the identity now and whenever it changes; None when it is gone.
 
     Args:
         wanted: which.
         act: awaited for each; what it raises ends everything.
+        say: hears why the first one takes long.
         once: only the first one.
     Raises:
         X0Error: no identity came within the time.
     """
     async with X509Source(wanted.socket or None) as source:
-        await source.wait(wanted.timeout_s)
+        await _first(source, wanted, say)
         held: Svid | None = None
         bundle: object = None
         first = True
@@ -187,7 +202,7 @@ class Process:
     def __init__(self, command: Sequence[str], on_new: int, say: Say) -> None:
         self._command = command
         self._on_new = on_new
-        self._say = say
+        self.say = say
         self._folder = Path(tempfile.mkdtemp(prefix="x0-svid-"))
         self._child: asyncio.subprocess.Process | None = None
         self._ended = asyncio.Event()
@@ -199,7 +214,7 @@ class Process:
         """Start, tell or end it; for `follow`."""
         if svid is None:
             remove_x509(self._folder)
-            self._say(f"the identity is gone ({source.error or 'expired'}): so is the process")
+            self.say(f"the identity is gone ({source.error or 'expired'}): so is the process")
             await self._end()
             raise Refused("X0-SVD-002", "the process has lost its identity", "see x0 explain")
         write_x509(self._folder, svid, source.bundles[domain_of(svid.id)])
@@ -207,9 +222,9 @@ class Process:
             await self._start()
         elif self._on_new:
             self._child.send_signal(self._on_new)
-            self._say(f"{svid.id} is new; told by {signal.Signals(self._on_new).name}")
+            self.say(f"{svid.id} is new; told by {signal.Signals(self._on_new).name}")
         else:
-            self._say(f"{svid.id} is new; starting again")
+            self.say(f"{svid.id} is new; starting again")
             await self._end()
             await self._start()
 
@@ -281,7 +296,7 @@ async def run(wanted: Wanted, process: Process) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, process.forward, number)
-    following = loop.create_task(follow(wanted, process.act))
+    following = loop.create_task(follow(wanted, process.act, process.say))
     ending = loop.create_task(process.ended())
     try:
         await asyncio.wait((following, ending), return_when=asyncio.FIRST_COMPLETED)

@@ -72,7 +72,7 @@ def show(socket: str, timeout: float, as_json: bool, pem: bool) -> None:
 
     from x0tta6bl4.app.svid import Wanted, fetch
 
-    svids, _ = asyncio.run(fetch(Wanted(socket, timeout_s=timeout)))
+    svids = asyncio.run(fetch(Wanted(socket, timeout_s=timeout), _say))
     if pem:
         from cryptography import x509
         from cryptography.hazmat.primitives.serialization import Encoding
@@ -137,7 +137,7 @@ def watch(id: str, hint: str, socket: str, timeout: float, as_json: bool) -> Non
             until = f"until {at(found['not_after'])}"
             print(f"{held.id}  {until}  serial {found['serial']}", flush=True)
 
-    asyncio.run(follow(_wanted(id, hint, socket, timeout), act))
+    asyncio.run(follow(_wanted(id, hint, socket, timeout), act, _say))
 
 
 @svid.command(
@@ -200,7 +200,7 @@ def write(
     form = Form(chain, key, bundle, secret_mode=_mode(mode), uid=uid, gid=gid)
     told = work.told_by(signal_name, pid or 0, pid_file, command)
     files = work.Files(folder, form, told, _say)
-    asyncio.run(work.follow(_wanted(id, hint, socket, timeout), files.act, once=once))
+    asyncio.run(work.follow(_wanted(id, hint, socket, timeout), files.act, _say, once=once))
 
 
 @svid.command(
