@@ -39,6 +39,7 @@ from x0tta6bl4.wire.authority import (
 )
 from x0tta6bl4.wire.errors import BadInput, Conflict, Refused, Unavailable, X0Error
 from x0tta6bl4.wire.ids import NodeName, SpiffeId
+from x0tta6bl4.wire.mesh_address import mesh_host
 from x0tta6bl4.wire.token import token_digest
 
 _POINT_BYTES: Final = 65
@@ -67,7 +68,8 @@ def enrol(desk: Desk, caller: Caller, request: EnrolRequest) -> Admission:
 
     Raises:
         Refused: X0-AUT-040 token, X0-AUT-041 proof, X0-AUT-042 banned, X0-AUT-010 clock.
-        Conflict: X0-AUT-043 the name is taken and the token is not for it.
+        Conflict: X0-AUT-043 the name is taken and the token is not for it; X0-AUT-028 its mesh
+            address is another node's.
         BadInput: key or CSR malformed.
     """
     compare_clocks(desk, request.unix_us)
@@ -102,6 +104,13 @@ def enrol(desk: Desk, caller: Caller, request: EnrolRequest) -> Admission:
             "X0-AUT-043",
             f"a node called {name!r} is enrolled already",
             f"choose another name; to replace it: `x0 token create --node {name}`",
+        )
+    holder = desk.state.hosts.get(mesh_host(name), name)
+    if holder != name:
+        raise Conflict(
+            "X0-AUT-028",
+            f"{name!r} has the same mesh address as node {holder!r}",
+            "choose another name: addresses are made from names, and two may meet",
         )
     if len(request.key) != _POINT_BYTES or not desk.crypto.verify(
         request.key, enrol_signed_part(request), request.proof

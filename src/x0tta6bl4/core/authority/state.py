@@ -28,6 +28,8 @@ from x0tta6bl4.core.authority.rows import (
 )
 from x0tta6bl4.wire.authority import FEDERATIONS_MAX, Ban, Entry, Federation
 from x0tta6bl4.wire.errors import Unavailable
+from x0tta6bl4.wire.ids import NodeName
+from x0tta6bl4.wire.mesh_address import mesh_host
 from x0tta6bl4.wire.records import Name, Revocation, Rule
 
 LIMITS: Final[dict[type, int]] = {
@@ -65,6 +67,7 @@ class State:
         "domain",
         "entries",
         "federations",
+        "hosts",
         "names",
         "nodes",
         "revocations",
@@ -91,6 +94,8 @@ class State:
         self.bans: dict[str, Ban] = {}
         self.revocations: dict[str, Revocation] = {}
         self.by_node: dict[str, dict[str, Entry]] = {}
+        self.hosts: dict[bytes, str] = {}
+        """Whose mesh address ends so; one node each, as bounded as the nodes."""
         self._floors: dict[str, int] = {}
         self._last: dict[str, dict[str, tuple[int, int]]] = {}
         self._undo: list[Callable[[], object]] = []
@@ -181,6 +186,12 @@ class State:
             table.pop(key, None)
         else:
             table[key] = row
+        if table is self.nodes:
+            host = mesh_host(NodeName(key))
+            if row is not None:
+                self.hosts[host] = key
+            elif self.hosts.get(host) == key:
+                del self.hosts[host]
         if table is self.revocations:
             subject = key.partition(" ")[0]
             before = self._floors.pop(subject, 0)

@@ -1,0 +1,43 @@
+"""IPv6 addresses of nodes inside the mesh: made from trust domain and node name, given by nobody.
+
+    fd || hash of the trust domain, 40 bits | subnet 0, 16 bits | hash of the node name, 64 bits
+
+    hash of X = the first bits of SHA-256(LABEL || X), X in ASCII as `wire.ids` normalises it
+
+Everybody computes the address of everybody, so nothing has to be looked up or believed.  A trust
+domain is a site in the sense of RFC 4193: its prefix is random enough that two domains on one
+network meet with a chance of 2^-40.  In the first octet of the hash of the name the lowest three
+bits are 100: neither the anycast address of the subnet router (RFC 4291 section 2.6.1) nor an
+interface identifier of RFC 5453 can come out.  Among 65,536 names two share the remaining 61 bits
+with a chance of 2^-30; the authority refuses the second (X0-AUT-028).
+
+Source: RFC 4193 sections 3.1 and 3.2; subnet 0 until areas need the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from ipaddress import IPv6Address
+from typing import Final
+
+from x0tta6bl4.wire.ids import NodeName, TrustDomain
+
+PREFIX_BYTES: Final = 6
+_PREFIX_LABEL: Final = b"x0tta6bl4 mesh prefix 1\0"
+_HOST_LABEL: Final = b"x0tta6bl4 mesh host 1\0"
+
+
+def mesh_prefix(domain: TrustDomain) -> bytes:
+    """The first 48 bits of all mesh addresses of a trust domain."""
+    return b"\xfd" + hashlib.sha256(_PREFIX_LABEL + domain.encode()).digest()[:5]
+
+
+def mesh_host(name: NodeName) -> bytes:
+    """The last 64 bits of a node's mesh address, the same in every trust domain."""
+    found = hashlib.sha256(_HOST_LABEL + name.encode()).digest()
+    return bytes([found[0] & 0xF8 | 0x04]) + found[1:8]
+
+
+def mesh_address(domain: TrustDomain, name: NodeName) -> IPv6Address:
+    """Mesh address of a node."""
+    return IPv6Address(mesh_prefix(domain) + bytes(2) + mesh_host(name))
