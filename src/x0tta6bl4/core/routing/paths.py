@@ -35,27 +35,29 @@ Link = tuple[int, int]
 
 
 class Tree:
-    """Distance of every node of a map from node 0; bounded by the map.
+    """Distance of every node of a map from one of them; bounded by the map.
 
     Args:
         map: links and stubs; changed by its owner, who then calls `mend` or `build`.
+        root: number of the node; for another than 0 `build` has to be called first.
     """
 
-    __slots__ = ("_map", "distance")
+    __slots__ = ("_map", "_root", "distance")
 
-    def __init__(self, map: Map) -> None:
+    def __init__(self, map: Map, root: int = 0) -> None:
         self._map = map
+        self._root = root
         self.distance: list[int] = [0]
 
     def build(self) -> None:
         """Compute everything anew (Dijkstra)."""
-        links, stub = self._map.links, self._map.stub
+        links, stub, root = self._map.links, self._map.stub, self._root
         distance = self.distance = [INFINITE] * len(links)
-        distance[0] = 0
-        heap = [(0, 0)]
+        distance[root] = 0
+        heap = [(0, root)]
         while heap:
             reached, node = heapq.heappop(heap)
-            if reached > distance[node] or (node and stub[node]):
+            if reached > distance[node] or (node != root and stub[node]):
                 continue
             for other, cost in links[node].items():
                 if reached + cost < distance[other]:
@@ -84,13 +86,13 @@ class Tree:
         self._relax(heap)
 
     def path(self, target: int) -> Path:
-        """The shortest path to a node, from node 0 to it inclusive; empty if there is none."""
+        """The shortest path to a node, from the root to it inclusive; empty if there is none."""
         distance, names = self.distance, self._map.names
         if target >= len(distance) or distance[target] >= INFINITE:
             return ()
         back = [target]
         node = target
-        while node:
+        while node != self._root:
             here = distance[node]
             node = min(
                 (
@@ -105,7 +107,7 @@ class Tree:
         return tuple(back)
 
     def _transit(self, node: int) -> bool:
-        return node == 0 or not self._map.stub[node]
+        return node == self._root or not self._map.stub[node]
 
     def _cut_off(self, changes: list[Change]) -> dict[int, None]:
         """Nodes whose distance has lost its last support, nearest first."""
@@ -121,7 +123,7 @@ class Tree:
         cut: dict[int, None] = {}
         while suspects:
             reached, node = heapq.heappop(suspects)
-            if node in cut or node == 0 or reached >= INFINITE:
+            if node in cut or node == self._root or reached >= INFINITE:
                 continue
             for other, cost in links[node].items():
                 if distance[other] + cost <= reached and other not in cut and self._transit(other):
@@ -143,9 +145,10 @@ class Tree:
 
     def _relax(self, heap: list[tuple[int, int]]) -> None:
         distance, links, stub = self.distance, self._map.links, self._map.stub
+        root = self._root
         while heap:
             reached, node = heapq.heappop(heap)
-            if reached > distance[node] or reached >= INFINITE or (node and stub[node]):
+            if reached > distance[node] or reached >= INFINITE or (node != root and stub[node]):
                 continue
             for other, cost in links[node].items():
                 if reached + cost < distance[other]:
