@@ -1,0 +1,312 @@
+"""Next hops to every node, and what to do at once when the link to one of them fails.
+
+Packets that the kernel forwards carry no path: every node sends them on by its own table, and all
+tables must fit together.  So this map knows published costs only; a penalty that one node alone
+puts on a link could send packets in circles.
+
+For every destination D, with S this node, E the next hop and N another neighbour:
+
+    alternate   N with dist(N, D) < dist(N, S) + dist(S, D): it does not send D's packets back,
+                and guards more where also dist(N, D) < dist(N, E) + dist(E, D) (E itself may be
+                dead) or dist(N, D) < dist(S, D) (no set of failures makes a circle)
+    repair      where no alternate guards so much: the nodes from a neighbour along the shortest
+                path without E up to the first one whose own shortest path to D avoids E (where
+                only E leads to D: along the shortest path without the link, up to E); a source
+                route, which can't circle whatever tables others have, and is not repaired again
+
+`update` costs a few microseconds for each tree and changed destination; `repair` two searches for
+one neighbour, and comes after the table is in force.  Distances of both directions are the same,
+because a link has one cost.
+
+Source: RFC 5286 sections 3.1 to 3.3 (inequalities 1 to 3) and 3.5 (stubs); the repair is that of
+draft TI-LFA (RFC 9855) written out node by node.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from enum import IntEnum
+from typing import final
+
+from x0tta6bl4.core.machine import Value
+from x0tta6bl4.core.routing.map import Change, Map
+from x0tta6bl4.core.routing.paths import HOPS_MAX, INFINITE, Tree
+from x0tta6bl4.wire.records import Adjacency
+
+
+class Guard(IntEnum):
+    """What an alternate is good for; each is good for more than the one before."""
+
+    NONE = 0
+    """There is no alternate."""
+    LINK = 1
+    """The link failed (inequality 1)."""
+    DOWNSTREAM = 2
+    """Also several links at once: it is nearer to the destination (inequality 2)."""
+    NODE = 3
+    """The next hop itself failed (inequality 3)."""
+
+
+@final
+class Way(Value, frozen=True):
+    """How packets for one node leave this one."""
+
+    hop: str
+    """The neighbour that gets them."""
+    alternate: str = ""
+    """The neighbour that gets them when the link to `hop` fails; empty: none may."""
+    guard: Guard = Guard.NONE
+    repair: tuple[str, ...] = ()
+    """A source route instead: a neighbour first, last the node from which tables lead on."""
+
+    def detour(self, *, source_routes: bool) -> tuple[str, ...]:
+        """Through which nodes to send when the link to `hop` has failed; empty: nowhere.
+
+        Args:
+            source_routes: whether packets can be sent along a list of nodes.
+        """
+        if self.repair and source_routes and self.guard < Guard.DOWNSTREAM:
+            return self.repair
+        return (self.alternate,) if self.alternate else ()
+
+
+_Near = tuple[int, int, list[int]]
+"""A neighbour, the cost of the link to it, distances from it."""
+_Search = tuple[list[int], list[int]]
+"""Distance of each node, and the node before it."""
+
+
+class Alternates:
+    """Ways to all nodes of a map; bounded by the map, with one tree for each neighbour.
+
+    Args:
+        me: this node's name.
+    """
+
+    __slots__ = (
+        "_changes", "_map", "_named", "_near", "_rebuild", "_tree", "_trees", "_unrepaired", "ways",
+    )  # fmt: skip
+
+    def __init__(self, me: str) -> None:
+        self._map = Map(me)
+        self._tree = Tree(self._map)
+        self._trees: dict[int, Tree] = {}
+        self._near: list[_Near] = []
+        self._changes: list[Change] = []
+        self._rebuild = False
+        self._named: list[str] = [me]
+        """Names of the numbers at the last update: a number may be given again."""
+        self._unrepaired: dict[str, None] = {}
+        self.ways: dict[str, Way] = {}
+        """By destination, as of the last `update` and `repair`."""
+
+    def say(self, node: str, links: Iterable[Adjacency] | None, *, stub: bool = False) -> bool:
+        """A node reports these links in its record, this one too; None: its record is gone.
+
+        Args:
+            node: name.
+            links: with their published costs.
+            stub: nothing may pass through it (RFC 6987).
+        Returns:
+            Whether an `update` is due.
+        """
+        self._changes += self._map.say(node, links)
+        number = self._map.index.get(node)
+        if number is not None and self._map.stub[number] != stub:
+            self._map.stub[number] = stub
+            self._rebuild = True
+        return self._rebuild or bool(self._changes)
+
+    def update(self) -> dict[str, Way | None]:
+        """Bring the ways up to date with what was said.
+
+        Returns:
+            Ways that changed by destination; None: there is none any more.
+        """
+        if not self._rebuild and not self._changes:
+            return {}
+        stale = self._mend()
+        found: dict[str, Way | None] = {}
+        names = self._map.names
+        index = self._map.index
+        for number in stale:
+            for name in {*self._named[number : number + 1], names[number]}:
+                if index.get(name) == number != 0:
+                    self._set(name, self._way(number), found)
+                elif name not in index:
+                    self._forget(name, found)
+        self._named = names[:]
+        self._unrepaired = {
+            names[near]: None for near, _, _ in sorted(self._near, key=lambda n: names[n[0]])
+        }
+        return found
+
+    @property
+    def unrepaired(self) -> bool:
+        """Whether `repair` has something to do."""
+        return bool(self._unrepaired) and not self._rebuild and not self._changes
+
+    def repair(self) -> dict[str, Way | None]:
+        """Find the source routes around one neighbour: two searches of the map.
+
+        Returns:
+            Ways that changed; none while an `update` is due.
+        """
+        found: dict[str, Way | None] = {}
+        if not self.unrepaired:
+            return found
+        hop = next(iter(self._unrepaired))
+        del self._unrepaired[hop]
+        around = self._map.index[hop]
+        needed = [
+            (self._map.index[name], name, way)
+            for name, way in self.ways.items()
+            if way.hop == hop and way.guard < Guard.DOWNSTREAM
+        ]
+        if not needed:
+            return found
+        off_node = _search(self._map, self._named, around, node=True)
+        off_link: _Search | None = None
+        for number, name, way in needed:
+            search = off_node
+            if number == around or off_node[0][number] >= INFINITE:
+                if off_link is None:
+                    off_link = _search(self._map, self._named, around, node=False)
+                search = off_link
+            list_ = self._around(search, number, around)
+            if list_ != way.repair:
+                found[name] = self.ways[name] = Way(way.hop, way.alternate, way.guard, list_)
+        return found
+
+    # -------------------------------------------------------------------------- trees
+    def _mend(self) -> Iterable[int]:
+        """Bring all trees up to date; the nodes whose way may have changed."""
+        map, changes = self._map, self._changes
+        size = len(map.links)
+        anew = self._rebuild or len(changes) > 64 + size // 4
+        self._changes, self._rebuild = [], False
+        stale: set[int] = {n for n, name in enumerate(self._named) if map.names[n] != name}
+        stale.update(range(len(self._named), size))
+        before = {number: (cost, self._trees[number]) for number, cost, _ in self._near}
+        all_new = map.links[0].keys() != before.keys()
+        self._trees = {
+            n: self._trees[n] if n in self._trees and n not in stale else Tree(map, n)
+            for n in map.links[0]
+        }
+        for root, tree in ((0, self._tree), *self._trees.items()):
+            old = tree.distance
+            if anew or len(old) <= root:
+                tree.build()
+            else:
+                old = old[:]
+                tree.mend(changes)
+            new = tree.distance
+            if old != new:
+                old += [INFINITE] * (len(new) - len(old))
+                stale.update([n for n, (a, b) in enumerate(zip(old, new, strict=True)) if a != b])
+        names = map.names
+        self._near = [
+            (number, map.links[0][number], self._trees[number].distance)
+            for number in sorted(map.links[0], key=names.__getitem__)
+        ]
+        if all_new or anew or not stale.isdisjoint(self._trees):
+            return range(size)
+        if any(before[number][0] != cost for number, cost, _ in self._near):
+            return range(size)
+        return sorted(stale)
+
+    # -------------------------------------------------------------------------- ways
+    def _way(self, target: int) -> Way | None:
+        """Next hop and alternate; of equally good ones that of the lowest name."""
+        stub = self._map.stub
+        best, hop, beyond = INFINITE, -1, self._tree.distance
+        for number, cost, distance in self._near:
+            there = cost + distance[target]
+            if there < best and (number == target or not stub[number]):
+                best, hop, beyond = there, number, distance
+        if hop < 0:
+            return None
+        home, next_to_target = self._tree.distance, beyond[target]
+        choice, alternate, guard = (Guard.NONE, 0), -1, Guard.NONE
+        for number, cost, distance in self._near:
+            there = distance[target]
+            if there >= home[number] + best or number == hop:
+                continue
+            if stub[number] and number != target:
+                continue
+            if target != hop and there < distance[hop] + next_to_target:
+                good = Guard.NODE
+            else:
+                good = Guard.DOWNSTREAM if there < best else Guard.LINK
+            if (good, -cost - there) > choice or alternate < 0:
+                choice, alternate, guard = (good, -cost - there), number, good
+        names = self._map.names
+        return Way(names[hop], names[alternate] if alternate >= 0 else "", guard)
+
+    def _set(self, name: str, way: Way | None, found: dict[str, Way | None]) -> None:
+        old = self.ways.get(name)
+        if way is None:
+            self._forget(name, found)
+            return
+        if old is not None and old.repair and old.hop == way.hop and way.guard < Guard.DOWNSTREAM:
+            way = Way(way.hop, way.alternate, way.guard, old.repair)  # Good until looked at again.
+        if way != old:
+            found[name] = self.ways[name] = way
+
+    def _forget(self, name: str, found: dict[str, Way | None]) -> None:
+        if self.ways.pop(name, None) is not None:
+            found[name] = None
+
+    def _around(self, search: _Search, target: int, around: int) -> tuple[str, ...]:
+        """Nodes of a found path up to the first one that need not be told how to go on.
+
+        That is the neighbour that was left, where only it leads to the target: if it is dead, the
+        packet ends there, and nobody who has lost the same neighbour sends it on.
+        """
+        reached, parent = search
+        if reached[target] >= INFINITE:
+            return ()
+        back = [target]
+        while back[-1]:
+            back.append(parent[back[-1]])
+        beyond, names = self._trees[around].distance, self._map.names
+        list_: list[str] = []
+        for node in back[-2::-1]:
+            list_.append(names[node])
+            if node in (target, around):
+                break
+            if (
+                around not in back
+                and reached[target] - reached[node] < beyond[node] + beyond[target]
+            ):
+                break
+        return tuple(list_) if len(list_) <= HOPS_MAX else ()
+
+
+def _search(map: Map, names: list[str], around: int, *, node: bool) -> _Search:
+    """Shortest paths from this node without a neighbour, or only without the link to it.
+
+    Of equally long ones that over the lowest names, so that the same map gives the same paths.
+    """
+    links, stub = map.links, map.stub
+    reached = [INFINITE] * len(links)
+    parent = [0] * len(links)
+    reached[0] = 0
+    heap = [(0, names[0], 0)]
+    while heap:
+        cost, name, here = heapq.heappop(heap)
+        if cost > reached[here] or (here and stub[here]):
+            continue
+        for other, step in links[here].items():
+            if other == around and (node or here == 0):
+                continue
+            there = cost + step
+            if there < reached[other] or (
+                there == reached[other] and other and name < names[parent[other]]
+            ):
+                if there < reached[other]:
+                    heapq.heappush(heap, (there, names[other], other))
+                reached[other] = there
+                parent[other] = here
+    return reached, parent
