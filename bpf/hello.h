@@ -1,0 +1,229 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/*
+ * Hellos: received, judged and answered in the driver; the verdict by a timer.
+ *
+ * Source: RFC 5880 (liveness, here by request and answer, so that both directions are proved),
+ * RFC 5082 (hop limit 255), RFC 4303 section 3.4.3 (replay window).
+ *
+ *     ALIVE --suspect_ns without an answer--> SUSPECT --dead_ns--> DEAD
+ *       ^------------an answer--------------------'                 |
+ *       ^------------user space forgives it-------------------------'
+ *
+ * The kernel only declares dead; user space revives. No verdict where the fault may be our own: the
+ * timer late, the clock standing, or less than two requests sent since the last answer.
+ */
+#pragma once
+#include "maps.h"
+#include "siphash.h"
+
+struct hello_frame {
+	struct ethernet ethernet;
+	struct ipv6 ipv6;
+	struct udp udp;
+	struct x0_hello hello;
+} PACKED(2);
+
+enum { TAGGED = (sizeof(struct x0_hello) - sizeof(__u64)) / sizeof(__u64), WINDOW = 64 };
+
+static NOINLINE __u64 tag_of(const struct x0_hello *hello, const __u64 key[2])
+{
+	return siphash(key, (const __u64 *)hello, TAGGED);
+}
+
+INLINE void tell_counts(struct x0_hello *hello, const struct x0_link *link,
+			const struct x0_state *state, const struct x0_settings *set, __u64 now)
+{
+	hello->version = X0_VERSION;
+	hello->slot = link->send_slot & 1;
+	hello->flags = leased(set, now, set->agent_ns) ? X0_AGENT_ALIVE : 0;
+	hello->session = link->peer_session;
+	hello->incarnation = link->incarnation;
+	hello->sent = state->sent;
+	hello->received = state->received;
+	hello->heard = state->requests;
+	hello->reserved = 0;
+}
+
+/* Whether this sequence number is new; notes it. `kind` is 0 or 1. */
+INLINE int fresh(struct x0_state *state, __u32 kind, __u64 sequence)
+{
+	__u64 ahead, behind;
+
+	if (sequence > state->top[kind]) {
+		ahead = sequence - state->top[kind];
+		state->window[kind] = ahead < WINDOW ? state->window[kind] << ahead | 1 : 1;
+		state->top[kind] = sequence;
+		return 1;
+	}
+	behind = state->top[kind] - sequence;
+	if (behind >= WINDOW || state->window[kind] >> behind & 1)
+		return 0;
+	state->window[kind] |= 1ULL << behind;
+	return 1;
+}
+
+INLINE void note_answer(__u32 number, struct x0_link *link, struct x0_state *state,
+			const struct x0_hello *hello, __u64 now)
+{
+	__s64 rtt = now - hello->sent_ns;
+
+	state->good = now - state->answered_ns > link->dead_ns ? 1 : state->good + 1;
+	state->answers++;
+	state->answered_at = state->asked;
+	state->answered_ns = now;
+	if (rtt > 0) {
+		state->rtt_last_ns = rtt;
+		state->rtt_ns = state->rtt_ns ? state->rtt_ns - (state->rtt_ns >> 4) + (rtt >> 4) : rtt;
+	}
+	if (state->good == X0_GOOD && is_dead(link, state))
+		tell(number, X0_EVENT_GOOD, now, 0);
+}
+
+INLINE int refuse(struct x0_state *state, enum x0_reason reason)
+{
+	__sync_fetch_and_add(&state->refused, 1);
+	count(reason);
+	return XDP_DROP;
+}
+
+/* One hello; `frame` is at least up to its UDP header within the packet. */
+INLINE int hear(struct xdp_md *ctx, struct hello_frame *frame, void *end)
+{
+	struct x0_hello *hello = &frame->hello;
+	struct ipv6 *ipv6 = &frame->ipv6;
+	struct x0_settings *set = settings();
+	struct x0_state *state;
+	struct x0_link *link;
+	struct address address;
+	__u32 number, kind, slot;
+	__u64 now;
+	__u8 mac[6];
+
+	if ((void *)(frame + 1) > end || !set ||
+	    frame->udp.length != HTONS(sizeof(struct udp) + sizeof(*hello)) ||
+	    hello->version != X0_VERSION || hello->kind - 1U > 1) {
+		count(X0_HELLO_TRUNCATED);
+		return XDP_DROP;
+	}
+	number = hello->session;
+	link = map_lookup(&x0_links, &number);
+	state = map_lookup(&x0_states, &number);
+	if (!link || !state || !(link->flags & X0_ACTIVE)) {
+		count(X0_HELLO_MISADDRESSED);
+		return XDP_DROP;
+	}
+	if (link->ifindex != ctx->ingress_ifindex || ipv6->hops != 255 ||
+	    ipv6->source.high != link->peer.high || ipv6->source.low != link->peer.low ||
+	    ipv6->target.high != link->local.high || ipv6->target.low != link->local.low)
+		return refuse(state, X0_HELLO_MISADDRESSED);
+	slot = hello->slot & 1;
+	if (!(link->receive_key[slot][0] | link->receive_key[slot][1]) || hello->slot > 1 ||
+	    tag_of(hello, link->receive_key[slot]) != hello->tag)
+		return refuse(state, X0_HELLO_FORGED);
+	now = ktime();
+	if (!leased(set, now, set->stand_down_ns)) {
+		count(X0_HELLO_STOOD_DOWN);
+		return XDP_DROP;
+	}
+	kind = hello->kind == X0_ANSWER;
+	if (hello->incarnation < state->peer_incarnation)
+		return refuse(state, X0_HELLO_REPLAYED);
+	if (hello->incarnation > state->peer_incarnation) {
+		if (state->peer_incarnation)
+			tell(number, X0_EVENT_RESTARTED, now, 0);
+		state->peer_incarnation = hello->incarnation;
+		state->top[0] = state->top[1] = 0;
+		state->window[0] = state->window[1] = 0;
+	}
+	if (!fresh(state, kind, hello->sequence))
+		return refuse(state, X0_HELLO_REPLAYED);
+
+	state->peer_sent = hello->sent;
+	state->peer_received = hello->received;
+	state->peer_heard = hello->heard;
+	state->peer_flags = hello->flags;
+	state->received_then = state->received;
+	state->sent_then = state->sent;
+	state->asked_then = state->asked;
+	if (hello->kind == X0_ANSWER) {
+		note_answer(number, link, state, hello, now);
+		count(X0_HELLO_ACCEPTED);
+		return XDP_DROP;
+	}
+	state->requests++;
+	__builtin_memcpy(mac, frame->ethernet.target, 6);
+	__builtin_memcpy(frame->ethernet.target, frame->ethernet.source, 6);
+	__builtin_memcpy(frame->ethernet.source, mac, 6);
+	address = ipv6->source;
+	ipv6->source = ipv6->target;
+	ipv6->target = address;
+	frame->udp.checksum = 0; /* RFC 6936: the tag covers what it would */
+	hello->kind = X0_ANSWER;
+	tell_counts(hello, link, state, set, now);
+	hello->sequence = ++state->answered;
+	hello->tag = tag_of(hello, link->send_key[link->send_slot & 1]);
+	count(X0_HELLO_ANSWERED);
+	return XDP_TX;
+}
+
+/* Whether silence may be blamed on the peer: our clock turns, and two requests went unanswered. */
+INLINE int asked_enough(const struct x0_state *state, const struct x0_settings *set, __u64 now)
+{
+	__u32 zero = 0;
+	struct x0_turns *turns = map_lookup(&x0_turns, &zero);
+
+	return turns && now - turns->turned_ns < 2 * set->period_ns &&
+	       state->asked - state->answered_at >= 2;
+}
+
+/* The timer of one link: suspects, declares dead, says when to look again. */
+static int judge(void *map, __u32 *key, struct x0_state *state)
+{
+	struct x0_link *link = map_lookup(&x0_links, key);
+	struct x0_settings *set = settings();
+	__u64 now = ktime(), heard, silent, wait;
+
+	if (!link || !set || !(link->flags & X0_ACTIVE))
+		return 0;
+	if (now - state->wake_ns > link->late_ns) { /* it was us who did not run */
+		state->late++;
+		state->floor_ns = now;
+	}
+	heard = state->answered_ns;
+	if ((__s64)(state->floor_ns - heard) > 0)
+		heard = state->floor_ns;
+	silent = (__s64)(now - heard) > 0 ? now - heard : 0;
+
+	if (silent >= link->dead_ns && !asked_enough(state, set, now)) {
+		state->late++;
+		state->floor_ns = now;
+		silent = 0;
+	}
+	if (silent < link->suspect_ns) {
+		if (state->told) {
+			state->told = 0;
+			tell(*key, X0_EVENT_CLEARED, now, 0);
+		}
+		wait = link->suspect_ns - silent;
+	} else if (silent < link->dead_ns) {
+		if (!state->told && !is_dead(link, state)) {
+			state->told = 1;
+			state->suspected_ns = now;
+			state->suspicions++;
+			tell(*key, X0_EVENT_SUSPECTED, now, silent);
+		}
+		wait = link->dead_ns - silent;
+	} else {
+		if (state->downs == link->forgiven) {
+			state->told = 0;
+			state->downs++;
+			tell(*key, X0_EVENT_DOWN, now, silent);
+		}
+		wait = link->suspect_ns;
+	}
+	if (wait < 100000)
+		wait = 100000;
+	state->wake_ns = now + wait;
+	timer_start(&state->timer, wait, 0);
+	return 0;
+}

@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/*
+ * The kernel's half of a node: one object, six programs.
+ *
+ *   x0_ingress  XDP, each underlay interface: hellos, then the membership filter
+ *   x0_arrive   TC ingress, likewise: counts data per link
+ *   x0_leave    TC egress, likewise: counts, diverts, duplicates
+ *   x0_turn     TC ingress of the clock's veth: sends the requests
+ *   x0_start    PROG_TEST_RUN: puts the clock's frame on its way
+ *   x0_arm      PROG_TEST_RUN: starts the timer of a link (Linux 5.15; the others run on 5.10)
+ */
+#include "clock.h"
+#include "divert.h"
+#include "filter.h"
+
+char _license[] SEC("license") = "Dual MIT/GPL";
+
+struct ipv4_frame {
+	struct ethernet ethernet;
+	__u8 head[12];
+	__u32 source, target;
+} PACKED(2);
+
+SEC("xdp")
+int x0_ingress(struct xdp_md *ctx)
+{
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	struct hello_frame *frame = data;
+	struct ipv4_frame *old = data;
+
+	if ((void *)(&frame->ethernet + 1) > end)
+		return XDP_PASS;
+	if (frame->ethernet.type == HTONS(TYPE_IPV4) && (void *)(old + 1) <= end)
+		return admit_ipv4(old->source);
+	if (frame->ethernet.type != HTONS(TYPE_IPV6) || (void *)(&frame->ipv6 + 1) > end)
+		return XDP_PASS;
+	if (frame->ipv6.next == NEXT_UDP && (void *)(&frame->udp + 1) <= end &&
+	    frame->udp.target == HTONS(X0_PORT) && frame->udp.source == HTONS(X0_PORT))
+		return hear(ctx, frame, end);
+	return admit(ctx, &frame->ethernet, &frame->ipv6);
+}
+
+SEC("tc")
+int x0_arrive(struct __sk_buff *skb)
+{
+	return arrive(skb);
+}
+
+SEC("tc")
+int x0_leave(struct __sk_buff *skb)
+{
+	return leave(skb);
+}
+
+SEC("tc")
+int x0_turn(struct __sk_buff *skb)
+{
+	return turn(skb);
+}
+
+SEC("tc")
+int x0_start(struct __sk_buff *skb)
+{
+	return start(skb);
+}
+
+struct x0_armed {
+	__u32 link;
+} PACKED(4);
+
+SEC("syscall")
+int x0_arm(struct x0_armed *armed)
+{
+	__u32 number = armed->link;
+	struct x0_link *link = map_lookup(&x0_links, &number);
+	struct x0_state *state = map_lookup(&x0_states, &number);
+	__u64 now = ktime();
+
+	if (!link || !state)
+		return 1;
+	timer_init(&state->timer, &x0_states, 1 /* CLOCK_MONOTONIC */);
+	if (timer_set_callback(&state->timer, judge))
+		return 2;
+	state->floor_ns = now;
+	state->wake_ns = now + link->suspect_ns;
+	return timer_start(&state->timer, link->suspect_ns, 0) ? 3 : 0;
+}

@@ -1,0 +1,1 @@
+"""The kernel data plane: programs in the kernel that watch links, divert data and filter."""
