@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A real mesh of two nodes (or three, with one relay between) for the pair benchmark.
 
-    bench/pair.py --listen PORT --target PORT --dir DIR [--relays N]
+    bench/pair.py --listen PORT --target PORT --dir DIR [--relays N] [--sessions own]
 
 Takes plain TCP on 127.0.0.1:LISTEN and carries it, with everything switched on (authority, agents,
 attestation of caller and listener, policy, hellos, hybrid key exchange), to 127.0.0.1:TARGET.
@@ -34,6 +34,7 @@ def main() -> int:
     parser.add_argument("--target", type=int, required=True)
     parser.add_argument("--dir", type=Path, required=True)
     parser.add_argument("--relays", type=int, default=0, choices=(0, 1, 2))
+    parser.add_argument("--sessions", default="shared", choices=("shared", "own"))
     options = parser.parse_args()
     relays = [f"r{i}" for i in range(options.relays)]
     nodes = ["a", *relays, "b"]
@@ -46,7 +47,12 @@ def main() -> int:
             listeners=(
                 (
                     "a",
-                    cfg.Listen(address=f"127.0.0.1:{options.listen}", kind="plain", name="target"),
+                    cfg.Listen(
+                        address=f"127.0.0.1:{options.listen}",
+                        kind="plain",
+                        name="target",
+                        sessions=options.sessions,
+                    ),
                 ),
             ),
         ),

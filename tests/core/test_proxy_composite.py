@@ -21,7 +21,7 @@ from x0tta6bl4.core.machine import (
 )
 from x0tta6bl4.core.proxy.composite import Proxy
 from x0tta6bl4.core.proxy.words import AGENT, Changed, Dial, OpenSession
-from x0tta6bl4.core.session import facts
+from x0tta6bl4.core.session import facts, frames
 from x0tta6bl4.core.session.circuit import Circuit
 from x0tta6bl4.core.session.frames import Open, Reset
 from x0tta6bl4.core.session.pipe import Hooks, Pipe
@@ -91,9 +91,9 @@ class Rig:
         self.version += 1
         return self.give(Received(AGENT, Delta(self.version - 1, self.version, items, drops)))
 
-    def session(self) -> tuple[int, Dial]:
+    def session(self, own: bool = False) -> tuple[int, Dial]:
         number = self.proxy.token()
-        effects = self.give(OpenSession(number, b"s" * 16, CALLER, WEB, B))
+        effects = self.give(OpenSession(number, b"s" * 16, CALLER, WEB, B, own))
         return number, next(effect for effect in effects if type(effect) is Dial)
 
     def up(self, dial: Dial) -> Circuit:
@@ -360,6 +360,58 @@ def test_one_session_for_each_source_target_and_node() -> None:
     second = rig.proxy.token()
     effects = rig.give(OpenSession(second, b"t" * 16, CALLER, WEB, B))
     assert effects == (facts.SessionEnded(second, "busy"),)
+
+
+def test_an_own_session_is_shared_with_nobody() -> None:
+    rig = ready()
+    first, one = rig.session(own=True)
+    assert rig.proxy.session(CALLER, WEB, B) is None
+    shared, _ = rig.session()
+    second, other = rig.session(own=True)
+    assert rig.proxy.session(CALLER, WEB, B) == shared
+    assert one.token != other.token
+    assert {client.machine.number for client in rig.proxy.clients.values()} == {
+        first,
+        shared,
+        second,
+    }
+    # The agent knows of sessions by who speaks with whom: it is told when the last has ended.
+    assert sent(rig.give(facts.Withdraw(first, "drained"))) == []
+    assert rig.proxy.session(CALLER, WEB, B) == shared
+    assert sent(rig.give(facts.Withdraw(shared, "drained"))) == []
+    assert rig.proxy.session(CALLER, WEB, B) is None
+    gone = SessionGone(CALLER, WEB, "b", "drained")
+    assert sent(rig.give(facts.Withdraw(second, "drained"))) == [gone]
+
+
+def test_revocation_finds_every_own_session() -> None:
+    rig = ready()
+    numbers = [rig.session(own=True)[0] for _ in range(3)]
+    effects = rig.delta(RevokedItem(WEB, ABOVE))
+    assert [e.session for e in effects if type(e) is facts.SessionEnded] == numbers
+
+
+def test_a_session_that_its_client_has_left_is_judged_too() -> None:
+    rig = ready()
+    accepted: list[tuple[int, int, bytes]] = []
+    circuit = Circuit(77, lambda _, kind, value, body: accepted.append((kind, value, body)))
+    up = facts.Up(circuit, ("b", "a"), FOREVER, b"e", peer_issued_unix_s=50, peer_via="b")
+    rig.give(facts.Accepted(77, WEB, CALLER, up))
+    join = frames.Join(b"s" * 16, 1, 0, 0, secret=b"k" * 32)
+    new = frames.signed_join(frames.NEW, join, mac, b"k" * 32, frames.LABEL_CLIENT, b"e")
+    circuit.feed(memoryview(new))
+    kind, value, body = accepted[0]
+    rig.give(facts.Heard(77, kind, value, body))
+    (session,) = rig.proxy.server.sessions.values()
+    stream = Told()
+    stream.number, stream.pipe, stream.ended, stream.finished = 1, session.pipe, True, True
+    session.pipe.streams[1] = stream
+    rig.give(facts.Heard(77, frames.GONE))
+    assert rig.proxy.server.sessions
+    assert not rig.proxy.server.circuits
+    effects = rig.delta(RevokedItem(WEB, ABOVE))
+    assert facts.SessionEnded(session.number, "revoked") in effects
+    assert stream.reason is Reset.WITHDRAWN
 
 
 def test_a_tick_before_its_deadline_does_nothing() -> None:

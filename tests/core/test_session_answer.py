@@ -19,6 +19,7 @@ from x0tta6bl4.core.session.circuit import Circuit
 from x0tta6bl4.core.session.facts import Accepted, Limits, Up
 from x0tta6bl4.core.session.frames import Join
 from x0tta6bl4.core.session.pipe import Hooks, Pipe
+from x0tta6bl4.core.session.stream import Stream
 from x0tta6bl4.wire.ids import SpiffeId
 
 OTHER = SpiffeId("spiffe://mesh.test/c")
@@ -270,6 +271,49 @@ def test_circuits_and_sessions_of_one_source_are_bounded() -> None:
         held = list(rig.server.circuits.values())[1 + number]
         rig.join(held, rig.body(held, secret=SECRET, session=bytes([number]) * 16))
     assert len(rig.server.sessions) == 2
+
+
+class Told(Stream):
+    """A stream of the session, in a state as given."""
+
+    def __init__(self, pipe: Pipe, number: int, *, ended: bool, finished: bool) -> None:
+        super().__init__()
+        self.number, self.pipe, self.ended, self.finished = number, pipe, ended, finished
+        pipe.streams[number] = self
+        self.reason: frames.Reset | None = None
+
+    def on_reset(self, reason: frames.Reset) -> None:
+        self.reason = reason
+
+
+def test_who_has_left_leaves_what_applications_have_yet_to_take() -> None:
+    rig = Rig()
+    pipe = rig.pipes[0]
+    done = Told(pipe, 1, ended=True, finished=True)
+    half = Told(pipe, 2, ended=True, finished=False)
+    other = Told(pipe, 3, ended=False, finished=True)
+    rig.first.circuit.feed(memoryview(frames.frame(0, frames.GONE)))
+    assert facts.CloseCircuit(rig.first.number, "ended") in rig.said
+    assert half.reason is frames.Reset.SESSION_ENDED
+    assert other.reason is frames.Reset.SESSION_ENDED
+    server = rig.server
+    (session,) = server.sessions.values()
+    now = NOW
+    for _ in range(5):  # Five minutes of a reader that stands still.
+        now = Instant(max(now + 60 * SECOND, server.deadline))
+        server.handle(now, Tick())
+        assert server.sessions
+    assert done.reason is None
+    pipe.forget(done)
+    now = Instant(max(now + 60 * SECOND, server.deadline))
+    assert facts.SessionEnded(session.number, "no circuit") in server.handle(now, Tick())
+    assert not server.sessions
+
+
+def test_who_has_left_nothing_behind_is_gone_at_once() -> None:
+    rig = Rig()
+    rig.server.handle(NOW, facts.Heard(rig.first.number, frames.GONE))
+    assert not rig.server.sessions
 
 
 def test_an_expired_circuit_is_not_taken() -> None:

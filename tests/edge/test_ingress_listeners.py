@@ -60,12 +60,12 @@ class House:
         self,
         sock: socket.socket,
         source: SpiffeId,
-        kind: str,
+        item: ListenItem,
         name: str,
         first: bytes,
         reply: Reply | None,
     ) -> None:
-        self.streams.append((source, kind, name, first))
+        self.streams.append((source, item.kind, name, first))
         if reply is not None:
             sock.send(reply(self.outcome))
         if self.outcome is None:

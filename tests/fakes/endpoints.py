@@ -316,8 +316,8 @@ def web(
 def call(mesh: Mesh, node: str = "a", name: str = "web", **kind: Any) -> App:
     """An application of a node connects to a service."""
     mine, theirs = tcp_pair()
-    reply = kind.pop("reply", None)
+    reply, own = kind.pop("reply", None), kind.pop("own", False)
     app = App(mesh, mine, **kind)
     a = mesh.nodes[NodeName(node)]
-    a.endpoint.connect(theirs, mesh.ca.id("caller"), name, reply=reply)
+    a.endpoint.connect(theirs, mesh.ca.id("caller"), name, reply=reply, own=own)
     return app

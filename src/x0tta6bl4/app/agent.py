@@ -150,7 +150,9 @@ class AgentProcess:
         s = self.settings
         return words.NodeConfig(
             neighbours=tuple(link.node for link in s.link),
-            listens=tuple(ListenItem(x.address, x.kind, x.name) for x in s.listen),
+            listens=tuple(
+                ListenItem(x.address, x.kind, x.name, x.sessions == "own") for x in s.listen
+            ),
             authority=next(iter(self.resolver.literals(_given(s.authority.address))), ""),
             revocation_max_age_s=s.revocation_max_age_s,
             area=s.area,

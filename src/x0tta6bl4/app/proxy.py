@@ -390,12 +390,14 @@ class ProxyProcess:
         self,
         sock: socket.socket,
         source: SpiffeId,
-        kind: str,
+        item: ListenItem,
         name: str,
         first: bytes,
         reply: Reply | None,
     ) -> None:
-        verdict = self.endpoint.connect(sock, source, name, reply=reply, first=first)
+        verdict = self.endpoint.connect(
+            sock, source, name, reply=reply, first=first, own=item.own_sessions
+        )
         if type(verdict) is Denied:
             what = f"{source} -> {name}: {verdict.reason}"
             self._refusals.say("refused", what, about=what)

@@ -95,6 +95,10 @@ class Listen(Section, frozen=True):
     """How programs say whom they want: not at all, by SOCKS5, by HTTP CONNECT."""
     name: NameText = ""
     """The service behind a plain listener; the other kinds are told by their clients."""
+    sessions: Literal["shared", "own"] = "shared"
+    """`own`: each connection has a mutual handshake and circuits to itself, for some 2 ms of CPU;
+    at most 512 at once of one workload to one node.  `shared`: all connections of one workload to
+    one service on one node go together."""
 
 
 @final

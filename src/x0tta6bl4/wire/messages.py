@@ -192,6 +192,8 @@ class ListenItem(Message, frozen=True):
     kind: str
     """`plain` (then `name` is the service), `socks5` or `connect`."""
     name: str = ""
+    own_sessions: bool = False
+    """Each connection gets a session of its own."""
 
 
 @final
@@ -324,7 +326,11 @@ class LinkState(Message, frozen=True):
 
 @final
 class SessionState(Message, frozen=True):
-    """One session, for status views; sent on change and every second while it moves bytes."""
+    """One session, for status views; sent on change and every second while it moves bytes.
+
+    Own sessions of one workload with one workload on a node are told as one: sums, and the path of
+    one of them.
+    """
 
     source: str
     target: str

@@ -6,9 +6,7 @@ circuits and sessions are judged again at every change of names, rules and revoc
 
 from __future__ import annotations
 
-import heapq
 import itertools
-from collections.abc import Callable
 from random import Random
 from typing import Final
 
@@ -44,15 +42,14 @@ from x0tta6bl4.core.machine import (
     Verdict,
 )
 from x0tta6bl4.core.policy.gate import Policy
+from x0tta6bl4.core.proxy.clients import Clients, MakePipe, Outgoing
 from x0tta6bl4.core.proxy.routes import Routes
 from x0tta6bl4.core.proxy.snapshot import Snapshot
 from x0tta6bl4.core.proxy.words import AGENT, Changed, Dial, OpenSession
 from x0tta6bl4.core.session import facts
 from x0tta6bl4.core.session.answer import Server
-from x0tta6bl4.core.session.control import Client
 from x0tta6bl4.core.session.facts import LIMITS, Limits
 from x0tta6bl4.core.session.frames import Mac
-from x0tta6bl4.core.session.pipe import Pipe
 from x0tta6bl4.wire.hello import Hello
 from x0tta6bl4.wire.ids import NodeName, SpiffeId
 from x0tta6bl4.wire.messages import (
@@ -77,36 +74,7 @@ from x0tta6bl4.wire.messages import (
 
 ISSUED_LAST: Final = 2**62
 """Issued after any revocation of single SVIDs: what still hits it is a ban of the identity."""
-SESSIONS_MAX: Final = 4096
-"""Client sessions of one proxy; further ones are refused."""
-
-MakePipe = Callable[[int, bool], Pipe]
-"""(session, whether this end is the client) -> its pipe."""
-
 STALE: Final = Denied("revocations are too old")
-
-
-class Outgoing:
-    """A client's session with whom it joins."""
-
-    __slots__ = (
-        "deadline",
-        "machine",
-        "node",
-        "peer_issued_unix_s",
-        "peer_via",
-        "source",
-        "target",
-    )
-
-    def __init__(self, machine: Client, event: OpenSession) -> None:
-        self.machine = machine
-        self.source = event.source
-        self.target = event.target
-        self.node = event.node
-        self.deadline: int = NEVER
-        self.peer_issued_unix_s = 0
-        self.peer_via = ""
 
 
 class Proxy:
@@ -124,17 +92,16 @@ class Proxy:
     Attributes:
         deadline: see `core.machine`.
         policy, revocations, routes, snapshot: its tables; to be read.
-        clients: client sessions by number.
+        clients: client sessions.
         server: accepted circuits and sessions.
         links: neighbours.
         link_states: what the agent was last told of each, for one that comes later.
     """
 
     __slots__ = (
-        "_by_circuit", "_by_key", "_clock_us", "_due", "_floor_unix_us", "_generations", "_limits",
-        "_mac", "_make_pipe", "_numbers", "_others_at", "_out", "_seed", "_stale_at", "_svid_at",
-        "clients", "deadline", "link_states", "links", "me", "policy", "revocations", "routes",
-        "server", "snapshot",
+        "_clock_us", "_floor_unix_us", "_generations", "_numbers", "_others_at", "_out",
+        "_stale_at", "_svid_at", "clients", "deadline", "link_states", "links", "me", "policy",
+        "revocations", "routes", "server", "snapshot",
     )  # fmt: skip
 
     def __init__(
@@ -149,7 +116,6 @@ class Proxy:
         limits: Limits = LIMITS,
     ) -> None:
         self._numbers = itertools.count(1)
-        self._make_pipe, self._mac, self._seed, self._limits = make_pipe, mac, seed, limits
         self._clock_us = clock_us
         self.me = NodeName("")
         self.snapshot = Snapshot()
@@ -164,13 +130,9 @@ class Proxy:
             clock_us=clock_us,
             limits=limits,
         )
-        self.clients: dict[int, Outgoing] = {}
-        self._by_key: dict[tuple[SpiffeId, SpiffeId, NodeName], int] = {}
-        self._by_circuit: dict[int, int] = {}
-        """Circuits and dials of client sessions: number -> session."""
+        self.clients = Clients(make_pipe, token=self.token, mac=mac, seed=seed, limits=limits)
         self._generations: dict[SpiffeId, int] = {}
         self.link_states: dict[str, LinkState] = {}
-        self._due: list[tuple[int, int]] = []
         self._floor_unix_us = 0
         self._others_at: Instant = NEVER
         """Deadline of everything but links."""
@@ -217,8 +179,8 @@ class Proxy:
         return self._generations.get(id, 0)
 
     def session(self, source: SpiffeId, target: SpiffeId, node: NodeName) -> int | None:
-        """Number of the client session that exists, if one does."""
-        return self._by_key.get((source, target, node))
+        """Number of the client session that such calls share, if there is one."""
+        return self.clients.shared((source, target, node))
 
     def replicas(self, target: SpiffeId) -> tuple[NodeName, ...]:
         """Nodes where a workload can be reached, nearest first, then least loaded."""
@@ -252,8 +214,8 @@ class Proxy:
             at += 1
         effects = tuple([effect for effect in self._out if effect is not NONE])
         self._out = []
-        dues = (self._soonest(), self.server.deadline, self._stale_at or NEVER, self._svid_at)
-        self._others_at = Instant(min(dues))
+        clients, server = self.clients.soonest(), self.server.deadline
+        self._others_at = Instant(min(clients, server, self._stale_at or NEVER, self._svid_at))
         self.deadline = min(self._others_at, self.links.deadline)
         return effects
 
@@ -263,27 +225,13 @@ class Proxy:
             self._out += self.links.handle(now, tick)
         if self.server.deadline <= now:
             self._out += self.server.handle(now, tick)
-        while self._due and self._due[0][0] <= now:
-            deadline, number = heapq.heappop(self._due)
-            client = self.clients.get(number)
-            if client is not None and client.machine.deadline == deadline:
-                self._run(now, number, client, tick)
+        for effects in self.clients.tick(now):
+            self._out += effects
         if self._svid_at <= now:
             self._expire_svids(now)
         if 0 < self._stale_at <= now:
             self._stale_at = 0
             self._judge_streams()
-
-    def _soonest(self) -> int:
-        """Earliest deadline of all client sessions."""
-        due = self._due
-        while due:
-            deadline, number = due[0]
-            client = self.clients.get(number)
-            if client is not None and client.machine.deadline == deadline:
-                return deadline
-            heapq.heappop(due)
-        return NEVER
 
     def _give(self, now: Instant, event: Event) -> None:
         """Give an event to its owner."""
@@ -295,14 +243,11 @@ class Proxy:
             number: int = event.session  # type: ignore[attr-defined]
             client = self.clients.get(number)
             if client is not None:
-                self._run(now, number, client, event)
+                self._run(now, client, event)
             else:
                 self._out += self.server.handle(now, event)
         elif type(event) is facts.Accepted:
-            verdict = self.check(
-                event.source, event.up.peer_issued_unix_s, _node(event.up.peer_via)
-            )
-            if type(verdict) is Allowed:
+            if type(self._check_peer(event.source, event.up)) is Allowed:
                 self._out += self.server.handle(now, event)
             else:
                 self._out.append(facts.CloseCircuit(event.number, "revoked"))
@@ -319,13 +264,12 @@ class Proxy:
         if type(fact) is facts.DialCircuit:
             self._out[at] = self._dial(now, fact)
         elif type(fact) is facts.SessionEnded:
-            client = self.clients.pop(fact.session, None)
-            if client is not None:
-                del self._by_key[client.source, client.target, client.node]
+            client, last = self.clients.ended(fact.session)
+            if client is not None and last:
                 gone = SessionGone(client.source, client.target, client.node, fact.reason)
                 self._out.append(Send(AGENT, gone))
         elif type(fact) is facts.CloseCircuit:
-            self._by_circuit.pop(fact.circuit, None)
+            self.clients.forget_circuit(fact.circuit)
         elif type(fact) is facts.PathFailed:
             self._out[at] = Send(AGENT, PathBad(fact.path, fact.reason))
         elif type(fact) is LinkUp or type(fact) is LinkQuality:
@@ -352,58 +296,38 @@ class Proxy:
 
     # ------------------------------------------------------------------ sessions
     def _open_session(self, now: Instant, event: OpenSession) -> None:
-        key = (event.source, event.target, event.node)
-        if key in self._by_key or len(self.clients) >= SESSIONS_MAX:
-            self._out.append(facts.SessionEnded(event.session, "busy"))
-            return
-        machine = Client(
-            event.session,
-            event.session_id,
-            self._make_pipe(event.session, True),
-            token=self.token,
-            mac=self._mac,
-            random=Random(f"{self._seed}/session/{event.session}"),
-            now=now,
+        self._out += self.clients.open(
+            now,
+            event,
             clock_us=self._clock_us,
             generation=self.generation(event.source),
-            limits=self._limits,
+            paths=self.routes.paths(self.me, event.node),
         )
-        client = self.clients[event.session] = Outgoing(machine, event)
-        self._by_key[key] = event.session
-        paths = facts.PathsChanged(event.session, self.routes.paths(self.me, event.node))
-        self._run(now, event.session, client, paths)
 
-    def _run(self, now: Instant, number: int, client: Outgoing, event: Event) -> None:
-        machine = client.machine
-        self._out += machine.handle(now, event)
-        if machine.deadline != client.deadline:
-            client.deadline = machine.deadline
-            if machine.deadline != NEVER:
-                heapq.heappush(self._due, (machine.deadline, number))
-                if len(self._due) > 64 + 8 * len(self.clients):
-                    self._due = sorted((c.deadline, n) for n, c in self.clients.items())
+    def _run(self, now: Instant, client: Outgoing, event: Event) -> None:
+        self._out += self.clients.run(now, client, event)
 
     def _to_circuit(self, now: Instant, event: Event) -> None:
         number = event.token if type(event) is Done or type(event) is Failed else -1
         if type(event) is facts.Heard or type(event) is facts.CircuitLost:
             number = event.circuit
         self.routes.answered(number, type(event) is Done)
-        session = self._by_circuit.get(number)
+        session = self.clients.owner(number)
         if session is None:
             self._out += self.server.handle(now, event)
             return
         if type(event) is facts.CircuitLost or type(event) is Failed:
-            del self._by_circuit[number]
+            self.clients.forget_circuit(number)
         client = self.clients.get(session)
         if client is None:
-            self._by_circuit.pop(number, None)
+            self.clients.forget_circuit(number)
             if type(event) is Done:
                 self._out.append(facts.CloseCircuit(number, "ended"))
             return
         if type(event) is Done:
             up: facts.Up = event.value
             client.peer_issued_unix_s, client.peer_via = up.peer_issued_unix_s, up.peer_via
-        self._run(now, session, client, event)
+        self._run(now, client, event)
 
     def _dial(self, now: Instant, fact: facts.DialCircuit) -> Effect:
         client = self.clients.get(fact.session)
@@ -413,9 +337,9 @@ class Proxy:
             path = self.routes.dial(fact.token, self.me, client.node, (*fact.avoid, *taken))
         if client is None or path is None:
             if client is not None:
-                self._run(now, fact.session, client, Failed(fact.token, "no path"))
+                self._run(now, client, Failed(fact.token, "no path"))
             return NONE
-        self._by_circuit[fact.token] = fact.session
+        self.clients.dialled(fact.token, fact.session)
         return Dial(fact.token, fact.session, path, client.source, client.target)
 
     # ------------------------------------------------------------------ the agent
@@ -489,24 +413,24 @@ class Proxy:
         id = SpiffeId(item.id)
         generation = self._generations[id] = self.generation(id) + 1
         changed = facts.SvidChanged(id, generation)
-        for number, client in tuple(self.clients.items()):
+        for client in self.clients.values():
             if client.source == id:
-                self._run(now, number, client, changed)
+                self._run(now, client, changed)
         self._out += self.server.handle(now, changed)
         self._set_svid_at()
 
     def _on_paths(self, now: Instant, node: NodeName) -> None:
         self.routes.forget(self.me, node)
         self._out += map(facts.CancelDial, self.routes.astray(self.me, node))
-        for number, client in tuple(self.clients.items()):
+        for client in self.clients.values():
             if client.node == node:
-                event = facts.PathsChanged(number, self.routes.paths(self.me, node))
-                self._run(now, number, client, event)
+                event = facts.PathsChanged(client.machine.number, self.routes.paths(self.me, node))
+                self._run(now, client, event)
 
     def _on_clock(self, now: Instant, event: ClockSet) -> None:
         self._clock_us = event.unix_us - now
-        for number, client in tuple(self.clients.items()):
-            self._run(now, number, client, event)
+        for client in self.clients.values():
+            self._run(now, client, event)
         self._out += self.server.handle(now, event)
         self.revocations.prune(event.unix_us // SECOND)
         self._set_svid_at()
@@ -524,17 +448,19 @@ class Proxy:
 
     def _judge_circuits(self, now: Instant) -> None:
         """Every peer, by the revocations of now; what is revoked ends for good."""
-        for number, client in tuple(self.clients.items()):
+        for client in self.clients.values():
             via = _node(client.peer_via) or client.node
             issued = client.peer_issued_unix_s
             if type(self.check(client.target, issued, via)) is not Allowed or (
                 type(self.check(client.source, self._issued(client.source), self.me)) is not Allowed
             ):
-                self._run(now, number, client, facts.Withdraw(number, "revoked"))
+                self._run(now, client, facts.Withdraw(client.machine.number, "revoked"))
+        for session in tuple(self.server.sessions.values()):
+            verdict = self._check_peer(session.source, session.up)
+            if not session.circuits and type(verdict) is not Allowed:
+                self._out += self.server.handle(now, facts.Withdraw(session.number, "revoked"))
         for held in tuple(self.server.circuits.values()):
-            up = held.up
-            verdict = self.check(held.source, up.peer_issued_unix_s, _node(up.peer_via))
-            if type(verdict) is Allowed:
+            if type(self._check_peer(held.source, held.up)) is Allowed:
                 continue
             if held.session is not None:
                 event = facts.Withdraw(held.session.number, "revoked")
@@ -542,10 +468,14 @@ class Proxy:
             else:
                 self._out += self.server.close(now, held.number, "revoked")
 
+    def _check_peer(self, source: SpiffeId, up: facts.Up) -> Verdict:
+        """Whether the SVID of an accepted circuit's peer counts."""
+        return self.check(source, up.peer_issued_unix_s, _node(up.peer_via))
+
     def _withdraw(self, now: Instant, id: SpiffeId) -> None:
-        for number, client in tuple(self.clients.items()):
+        for client in self.clients.values():
             if client.source == id:
-                self._run(now, number, client, facts.Withdraw(number, "withdrawn"))
+                self._run(now, client, facts.Withdraw(client.machine.number, "withdrawn"))
         for held in tuple(self.server.circuits.values()):
             if held.target != id:
                 continue

@@ -24,6 +24,8 @@ class OpenSession(Value, frozen=True):
     source: SpiffeId
     target: SpiffeId
     node: NodeName
+    own: bool = False
+    """Nothing but this stream shall go over it: no other will find it."""
 
 
 @final

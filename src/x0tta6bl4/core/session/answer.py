@@ -88,25 +88,23 @@ class Carried:
         pipe: see `core.session.pipe`.
         owing: the machine will acknowledge what came in; else tell it `Owing`.
         active: the circuit that carries it.
+        up: of the circuit that carried it last.
     """
 
     __slots__ = (
-        "active", "circuits", "epoch", "id", "lost_at", "moves", "number", "owing",
-        "pipe", "secret", "source", "target",
+        "active", "circuits", "epoch", "id", "left", "lost_at", "moves", "number", "owing",
+        "pipe", "secret", "source", "target", "up",
     )  # fmt: skip
 
-    def __init__(
-        self, number: int, source: SpiffeId, target: SpiffeId, join: Join, pipe: Pipe
-    ) -> None:
+    def __init__(self, number: int, held: Held, join: Join, pipe: Pipe) -> None:
         self.number = number
-        self.source = source
-        self.target = target
+        self.source, self.target, self.up = held.source, held.target, held.up
         self.id = join.session
         self.secret = join.secret
         self.pipe = pipe
         self.epoch = 0
         self.moves = 0
-        self.owing = False
+        self.owing = self.left = False
         self.lost_at = 0
         self.active: Held | None = None
         self.circuits: list[Held] = []
@@ -229,7 +227,7 @@ class Server:
         if event.kind in (frames.NEW, frames.JOIN):
             self._on_join(now, held, frames.join_body(event.kind, event.body))
         elif event.kind == frames.GONE and held.session is not None:
-            self._end(now, held.session, "left by the client")
+            self._leave(now, held.session)
         else:
             self._close(now, held, "protocol")
 
@@ -277,7 +275,7 @@ class Server:
             return None
         number = self._token()
         pipe = self._make_pipe(number, held.source, held.target)
-        session = Carried(number, held.source, held.target, join, pipe)
+        session = Carried(number, held, join, pipe)
         self.sessions[number] = session
         self._by_key[session.key] = session
         self._sessions_of[held.source] = of_source + 1
@@ -297,7 +295,7 @@ class Server:
         held.circuit.offset = join.start
         held.session = session
         session.circuits.append(held)
-        session.active = held
+        session.active, session.up = held, held.up
         answer = Join(session.id, join.epoch, pipe.received, pipe.ring.acknowledged)
         label, exporter = frames.LABEL_SERVER, held.up.exporter
         frame = frames.signed_join(
@@ -374,7 +372,9 @@ class Server:
         session = self.sessions.get(number)
         if session is None or not session.lost_at:
             return
-        if now - session.lost_at >= self._limits.pause_max:
+        if session.left and session.pipe.streams:
+            self._push(now + self._limits.pause_max, _GONE, number)
+        elif now - session.lost_at >= self._limits.pause_max:
             self._end(now, session, "no circuit")
 
     # ------------------------------------------------------------------ actions
@@ -396,6 +396,15 @@ class Server:
             session.lost_at = now
             self._push(now + self._limits.pause_max, _GONE, session.number)
             self._effects.append(CircuitsGone(session.number))
+
+    def _leave(self, now: Instant, session: Carried) -> None:
+        """The client has left: the session goes on for what applications have yet to take."""
+        session.left = session.pipe.leave()
+        if not session.left:
+            self._end(now, session, "left by the client")
+            return
+        for held in tuple(session.circuits):
+            self._close(now, held, "ended")
 
     def _end(self, now: Instant, session: Carried, reason: str) -> None:
         del self.sessions[session.number]

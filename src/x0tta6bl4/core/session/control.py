@@ -110,8 +110,7 @@ class Client:
         self._standby_at: int = now
         """Jitter: no dial for a standby before this."""
         self._lost_at: int = now
-        self._joining_since: int = 0
-        self._joined_at: int = 0
+        self._joining_since = self._joined_at = 0
         self._reason, self._announced = "new", False
         self._ack_at: int = NEVER
         self._marks = Marks()
@@ -264,9 +263,9 @@ class Client:
             self.moves += 1
         took, reason = now - min(self._joining_since, self._lost_at or NEVER), self._reason
         self._joining_since = self._lost_at = 0
-        self._joined_at = now
-        self._retry_at = now
-        self._standby_at = now if first or reason == "moved" else now + self._jitter()
+        self._joined_at = self._retry_at = now
+        wait = self._limits.standby_after if first else 0 if reason == "moved" else self._jitter()
+        self._standby_at = now + wait
         for lame in self._lame:
             self._close(lame, "left")
         self._lame = []
@@ -467,7 +466,8 @@ class Client:
     def _end_idle(self, now: Instant) -> None:
         pipe, limits = self.pipe, self._limits
         self._quiet.look(now, bool(pipe.streams), pipe.opened_total, pipe.ring.written)
-        if now - self._quiet.stream_at >= limits.idle_max:
+        said = pipe.ring.confirmed >= pipe.ring.written
+        if said and now - self._quiet.stream_at >= limits.idle_max:
             self._end("idle")
         elif now - self._quiet.frame_at >= limits.rest_after:
             pipe.rest()

@@ -217,7 +217,7 @@ class Limits(Value, frozen=True):
     pause_max: int = 60 * SECOND
     """Without a circuit for this long a session ends."""
     idle_max: int = 300 * SECOND
-    """Without a stream for this long a session ends."""
+    """Without a stream for this long a session ends, once all it said is acknowledged."""
     rest_after: int = 5 * SECOND
     """Without a frame for this long a session gives grown memory back."""
     lame_max: int = SECOND
@@ -231,6 +231,8 @@ class Limits(Value, frozen=True):
     """A circuit that carried the session for less than this was no success."""
     second_dial: int = 250 * MS
     """While the session has no circuit: when to dial a second one beside the first."""
+    standby_after: int = 0
+    """How long the first circuit carries the session before a standby is dialled."""
     jitter: int = SECOND
     """A standby lost to a failure is rebuilt after 0 to this."""
     roll_bytes: int = 64 << 30

@@ -336,6 +336,19 @@ class Pipe:
                 stream.on_reset(reason)
         self._grants.clear()
 
+    def leave(self) -> bool:
+        """The other end is gone and wants nothing more: cut off what can't end without it.
+
+        Returns:
+            Whether streams are left that both ends have finished; their applications only have to
+            take what has come in.
+        """
+        for stream in tuple(self.streams.values()):
+            if not (stream.ended and stream.finished):
+                self.forget(stream)
+                stream.on_reset(Reset.SESSION_ENDED)
+        return bool(self.streams)
+
     def withdraw(self, stream: Stream) -> None:
         """Cut a stream off because it is no longer allowed; both ends hear why."""
         self.reset(stream, Reset.WITHDRAWN)

@@ -64,6 +64,7 @@ class Calls:
         port: int = 0,
         reply: Reply | None = None,
         first: bytes = b"",
+        own: bool = False,
     ) -> Allowed | Denied:
         """Take an application's connection and carry it to a service.
 
@@ -75,6 +76,7 @@ class Calls:
             reply: for SOCKS5 and CONNECT: gives the bytes of the answer, after OPENED or a
                 refusal; None: nothing is answered, and a refusal is a reset.
             first: bytes of the application that were read already, at most 64 KiB.
+            own: carry it in a session of its own.
         Returns:
             Allowed(target) if it is under way, Denied if it was refused at once.
         """
@@ -96,7 +98,7 @@ class Calls:
         replicas = self._proxy.replicas(target)
         if not replicas:
             return self._refuse(sock, source, name, reply, "no replica", Reset.UNREACHABLE)
-        opening = Opening(source, target, name, port, replicas, reply, first, now)
+        opening = Opening(source, target, name, port, replicas, reply, first, now, own)
         self._try_next(sock, opening, Reset.UNREACHABLE)
         return Allowed(target)
 
@@ -140,7 +142,9 @@ class Calls:
         while opening.replicas:
             node = opening.replicas.pop(0)
             opening.tried.append(node)
-            session = self._endpoint.session_to(opening.source, opening.target, node)
+            session = self._endpoint.session_to(
+                opening.source, opening.target, node, own=opening.own
+            )
             if session is None:
                 reason = Reset.BUSY
                 continue

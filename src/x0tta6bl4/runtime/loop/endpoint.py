@@ -61,6 +61,7 @@ from x0tta6bl4.runtime.loop.sessions import (
     lend_standing,
     rest_rings,
     session_of,
+    states,
 )
 from x0tta6bl4.runtime.loop.streams import AppStream
 from x0tta6bl4.wire.hop import pack_refusal
@@ -245,6 +246,7 @@ class Endpoint:
         port: int = 0,
         reply: Reply | None = None,
         first: bytes = b"",
+        own: bool = False,
     ) -> Allowed | Denied:
         """Take an application's connection and carry it to a service.
 
@@ -256,18 +258,24 @@ class Endpoint:
             reply: for SOCKS5 and CONNECT: gives the bytes of the answer, after OPENED or a
                 refusal; None: nothing is answered, and a refusal is a reset.
             first: bytes of the application that were read already, at most 64 KiB.
+            own: carry it in a session of its own.
         Returns:
             Allowed(target) if it is under way, Denied if it was refused at once.
         """
-        return self.calls.connect(sock, source, name, port=port, reply=reply, first=first)
+        return self.calls.connect(sock, source, name, port=port, reply=reply, first=first, own=own)
 
-    def session_to(self, source: SpiffeId, target: SpiffeId, node: NodeName) -> Session | None:
-        """The session that carries calls of `source` to `target` on a node; None: too many."""
-        number = self.proxy.session(source, target, node)
+    def session_to(
+        self, source: SpiffeId, target: SpiffeId, node: NodeName, *, own: bool
+    ) -> Session | None:
+        """A session for a call of `source` to `target` on a node; None: too many.
+
+        The one that all such calls share, or a new one that no other gets.
+        """
+        number = None if own else self.proxy.session(source, target, node)
         if number is None:
             number = self.proxy.token()
             session_id = self._random(SESSION_ID_BYTES)
-            self.give(OpenSession(number, session_id, source, target, node))
+            self.give(OpenSession(number, session_id, source, target, node, own))
             session = self.sessions.get(number)
             client = self.proxy.clients.get(number)
             if session is None or client is None:
@@ -530,37 +538,7 @@ class Endpoint:
 
     def states(self) -> tuple[SessionState, ...]:
         """All client sessions as they stand, for status views."""
-        return tuple(
-            self._state(session)
-            for session in self.sessions.values()
-            if session.client and session.control is not None
-        )
-
-    def _state(self, session: Session) -> SessionState:
-        control, pipe = session.control, session.pipe
-        standby = control.standby
-        state = (
-            "running"
-            if control.active is not None and control.joined
-            else ("paused" if control.joined else "new")
-        )
-        active = self.circuits.get(control.active.circuit.number) if control.active else None
-        return SessionState(
-            session.source,
-            session.target,
-            session.node,
-            path=control.active.path if control.active is not None else (),
-            standby=standby.path if standby is not None else (),
-            streams=len(pipe.streams),
-            state=state,
-            requests=pipe.opened_total,
-            bytes_out=pipe.ring.written,
-            bytes_in=pipe.received,
-            resent_bytes=pipe.resent,
-            moves=control.moves,
-            group=active.tls.group if active is not None else "",
-            signature=active.tls.signature if active is not None else "",
-        )
+        return states(self.sessions.values(), self.circuits)
 
     def statistics(self) -> EndpointStatistics:
         """An immutable snapshot of the counters."""

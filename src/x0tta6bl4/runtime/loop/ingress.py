@@ -39,7 +39,7 @@ _RECEIVE: Final = 64 * 1024
 Identify = Callable[[socket.socket], Verdict]
 Reply = Callable[[Reset | None], bytes]
 """What the client is to read first: None when its stream is open, else why there is none."""
-OnStream = Callable[[socket.socket, SpiffeId, str, str, bytes, Reply | None], None]
+OnStream = Callable[[socket.socket, SpiffeId, ListenItem, str, bytes, Reply | None], None]
 
 
 @final
@@ -76,8 +76,8 @@ class Ingress:
         loop: the proxy's loop.
         identify: who is at the other end of an accepted socket.
         greetings: maker of a greeting, by the kind of the listener; `plain` has none.
-        on_stream: takes the socket (the callee's from here on, not watched), the caller, the kind
-            of the listener, the name asked for, the bytes already read, and `reply`, which gives
+        on_stream: takes the socket (the callee's from here on, not watched), the caller, the
+            listener, the name asked for, the bytes already read, and `reply`, which gives
             the bytes of the answer that the listener's protocol has; None for plain ones.
         on_notice: takes a kind and a text for the operator.
         limits: bounds.
@@ -223,7 +223,7 @@ class Ingress:
         """Hand a connection over."""
         self._streams += 1
         reply = None if greeting is None else partial(_answer, greeting)
-        self._on_stream(sock, source, item.kind, name, rest, reply)
+        self._on_stream(sock, source, item, name, rest, reply)
 
     def _send(self, sock: socket.socket, data: bytes, last: bool) -> None:
         """Send an answer; the last one in such a way that the client can read it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol, final
 
 import msgspec
@@ -14,8 +14,10 @@ from x0tta6bl4.core.session.stream import Stream
 from x0tta6bl4.runtime.loop.poll import Loop
 from x0tta6bl4.runtime.loop.streams import AppStream
 from x0tta6bl4.wire.ids import NodeName, SpiffeId
+from x0tta6bl4.wire.messages import SessionState
 
 if TYPE_CHECKING:
+    from x0tta6bl4.runtime.loop.circuits import TlsCircuit
     from x0tta6bl4.runtime.loop.endpoint import Endpoint
 
 RING_BYTES_CALM: Final = 192 * 1024 * 1024
@@ -78,11 +80,12 @@ class Opening:
         reply: for SOCKS5 and CONNECT; None for plain ports, whose data goes out with OPEN.
         first: bytes of the application that were read already.
         begun_at: instant of the application's connection.
+        own: it gets a session of its own.
     """
 
     __slots__ = (
-        "begun_at", "first", "name", "port", "replicas", "reply", "source", "target", "tried",
-        "tried_at",
+        "begun_at", "first", "name", "own", "port", "replicas", "reply", "source", "target",
+        "tried", "tried_at",
     )  # fmt: skip
 
     def __init__(
@@ -95,8 +98,10 @@ class Opening:
         reply: Reply | None,
         first: bytes,
         now: Instant,
+        own: bool,
     ) -> None:
         self.source, self.target, self.name, self.port = source, target, name, port
+        self.own = own
         self.replicas = list(replicas)
         self.reply = reply
         self.first = first
@@ -270,3 +275,58 @@ def rest_rings(sessions: Collection[Session], now: Instant) -> int:
         elif pressed or now - session.written_at >= REST_US:
             pipe.rest()
     return total
+
+
+def states(
+    sessions: Iterable[Session], circuits: Mapping[int, TlsCircuit]
+) -> tuple[SessionState, ...]:
+    """Client sessions as they stand, for status views; those of the same two are told as one."""
+    found: dict[tuple[str, str, str], SessionState] = {}
+    for session in sessions:
+        if not session.client or session.control is None:
+            continue
+        state = _state(session, circuits)
+        key = (state.source, state.target, state.node)
+        other = found.get(key)
+        found[key] = state if other is None else _both(other, state)
+    return tuple(found.values())
+
+
+def _state(session: Session, circuits: Mapping[int, TlsCircuit]) -> SessionState:
+    control, pipe = session.control, session.pipe
+    standby = control.standby
+    state = (
+        "running"
+        if control.active is not None and control.joined
+        else ("paused" if control.joined else "new")
+    )
+    active = circuits.get(control.active.circuit.number) if control.active else None
+    return SessionState(
+        session.source,
+        session.target,
+        session.node,
+        path=control.active.path if control.active is not None else (),
+        standby=standby.path if standby is not None else (),
+        streams=len(pipe.streams),
+        state=state,
+        requests=pipe.opened_total,
+        bytes_out=pipe.ring.written,
+        bytes_in=pipe.received,
+        resent_bytes=pipe.resent,
+        moves=control.moves,
+        group=active.tls.group if active is not None else "",
+        signature=active.tls.signature if active is not None else "",
+    )
+
+
+def _both(one: SessionState, other: SessionState) -> SessionState:
+    """Two sessions of the same two workloads as one."""
+    return msgspec.structs.replace(
+        one if one.path else other,
+        streams=one.streams + other.streams,
+        requests=one.requests + other.requests,
+        bytes_out=one.bytes_out + other.bytes_out,
+        bytes_in=one.bytes_in + other.bytes_in,
+        resent_bytes=one.resent_bytes + other.resent_bytes,
+        moves=one.moves + other.moves,
+    )
