@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import random
 import ssl
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -497,6 +499,29 @@ def test_a_failed_connection_can_be_collected(ca: FakeCa) -> None:
         errors.append(errors)
         del c, s, view, errors
         gc.collect()
+
+
+@pytest.mark.parametrize("end", ["closed", "broken", "cut off"])
+def test_a_connection_that_ended_is_freed_at_once(ca: FakeCa, end: str) -> None:
+    """Some 50 KB of OpenSSL's, of which the collector knows nothing: it would come too late."""
+    c, s = pair(ca)
+    if end == "closed":
+        c.close()
+        move(c, s)
+    elif end == "broken":
+        s.feed(b"\x17\x03\x03\x00\x20" + bytes(32))
+    else:
+        s.feed_eof()
+    gc.disable()
+    try:
+        with contextlib.suppress(TlsClosed, TlsRefused):
+            s.read(memoryview(bytearray(10)))
+        assert s.failed
+        left = weakref.ref(s._connection)
+        del s
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 def test_a_key_that_does_not_fit_and_settings_that_make_no_sense(ca: FakeCa) -> None:

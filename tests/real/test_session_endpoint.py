@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from collections.abc import Iterator
@@ -476,6 +477,35 @@ def test_sessions_and_streams_leave_nothing_behind(mesh: Mesh) -> None:
             assert not session.slow
             assert not session.waiting
             assert not session.pipe.streams
+
+
+def test_circuits_that_end_leave_nothing_to_the_collector(mesh: Mesh) -> None:
+    """Each holds memory of OpenSSL's, of which the collector knows nothing: it comes too late."""
+    web(mesh, echo=True)
+    app = call(mesh)
+    app.send(b"x")
+    mesh.run(lambda: app.got)
+    a, b = mesh.nodes[A], mesh.nodes[B]
+    mesh.run(lambda: len(a.endpoint.circuits) == len(b.endpoint.circuits) == 2)
+    gc.collect()
+    gc.disable()
+    try:
+        for end in (
+            lambda: a.workload("caller"),
+            lambda: b.workload("web"),
+            lambda: mesh.kill_wires(*range(len(mesh.wires))),
+        ):
+            before = set(a.endpoint.circuits) | set(b.endpoint.circuits)
+            end()
+            mesh.run(
+                lambda: (
+                    not before & (set(a.endpoint.circuits) | set(b.endpoint.circuits))  # noqa: B023
+                    and len(a.endpoint.circuits) == len(b.endpoint.circuits) == 2
+                )
+            )
+        assert sum(type(thing) is circuits.TlsCircuit for thing in gc.get_objects()) == 4
+    finally:
+        gc.enable()
 
 
 def test_an_idle_session_ends_at_both_sides() -> None:

@@ -352,11 +352,11 @@ class Engine:
             if n <= 0:
                 if lib.SSL_get_error(ssl, n) == lib.SSL_ERROR_WANT_READ:
                     return got
-                failure = self._fail()
                 self._due = got > 0
                 if got:
+                    self._fail()
                     return got  # What came before it; the next call raises.
-                raise failure
+                raise self._fail()
             got += n
             if got == size or (not _bio_rest(self._in, self._rest) and not self._eof):
                 return got  # OpenSSL keeps no whole record back: it need not be asked in vain.
