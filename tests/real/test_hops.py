@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import random
@@ -23,6 +24,7 @@ from tests.fakes.hop_mesh import WEB, End, HopMesh
 from x0tta6bl4.core.machine import Instant
 from x0tta6bl4.edge.hop.setup import LinkSeal
 from x0tta6bl4.runtime.loop.hops import HopLimits
+from x0tta6bl4.runtime.loop.legs import Leg
 from x0tta6bl4.runtime.loop.poll import READ
 from x0tta6bl4.wire.hop import (
     AUTHORITY,
@@ -150,6 +152,19 @@ def test_a_stopping_relay_resets_both_ends(mesh: HopMesh) -> None:
     mesh.run(lambda: end.ended and far.ended)
     assert (end.ended, far.ended) == ("reset", "reset")
     mesh.nodes.pop("b").udp.close()
+
+
+def test_a_relay_leaves_nothing_to_the_collector(mesh: HopMesh) -> None:
+    line(mesh, "abc")
+    mesh.open("abc")  # The links' first use.
+    gc.collect()
+    gc.disable()
+    try:
+        end = mesh.open("abc")
+        says(mesh, end, b"x")
+        assert not [leg for leg in gc.get_objects() if type(leg) is Leg]
+    finally:
+        gc.enable()
 
 
 @contextmanager

@@ -349,23 +349,8 @@ class Hops:
 
     def _join(self, sock: socket.socket, previous: NodeName, node: NodeName, way: Way) -> None:
         """Splice a hop to what `way` opens; a cut of either neighbour ends it before, too."""
-        ends = (previous, node)
-
-        def reached(up: socket.socket | None, why: str) -> None:
-            self._held.drop(waiting, ends)
-            if up is None:
-                return self._refuse(sock, f"{self.me}: {why}")
-            self._relay(sock, up, ends, _nothing, 0)
-            return None
-
-        def cut(why: str) -> None:
-            self._held.drop(waiting, ends)
-            dialling.cancel()
-            self._refuse(sock, f"{self.me}: {why}")
-
-        waiting = _Waiting(cut)
-        self._held.add(waiting, ends)
-        dialling = way(reached)
+        waiting = _Waiting(self, sock, (previous, node))
+        waiting.dialling = way(waiting.reached)
 
     def _relay(
         self,
@@ -477,15 +462,38 @@ class Hops:
 
 @final
 class _Waiting:
-    """A hop whose next leg is not there yet."""
+    """A hop whose next leg is not there yet; it lets go of everything when that is settled.
 
-    __slots__ = ("_cut",)
+    Args:
+        hops: who has accepted it.
+        sock: of the hop; owned until then.
+        ends: the neighbours that it is counted at, and whose cut ends it.
+    """
 
-    def __init__(self, cut: Callable[[str], None]) -> None:
-        self._cut = cut
+    __slots__ = ("_ends", "_hops", "_sock", "dialling")
+
+    def __init__(self, hops: Hops, sock: socket.socket, ends: tuple[NodeName, ...]) -> None:
+        self._hops, self._sock, self._ends = hops, sock, ends
+        self.dialling: Cancellable | None = None
+        hops._held.add(self, ends)
+
+    def reached(self, up: socket.socket | None, why: str) -> None:
+        """The next leg is there, or there is none."""
+        hops, ends = self._hops, self._ends
+        hops._held.drop(self, ends)
+        self.dialling = None  # It has called its last, and may hold this.
+        if up is None:
+            hops._refuse(self._sock, f"{hops.me}: {why}")
+        else:
+            hops._relay(self._sock, up, ends, _nothing, 0)
 
     def reset(self, reason: str) -> None:
-        self._cut(reason)
+        """See `Resettable`."""
+        dialling, self.dialling = self.dialling, None
+        assert dialling is not None
+        dialling.cancel()
+        self._hops._held.drop(self, self._ends)
+        self._hops._refuse(self._sock, f"{self._hops.me}: {reason}")
 
 
 @final
