@@ -8,6 +8,7 @@ from tests.fakes.circuit import CLOCK_US, SOURCE, TARGET, Pair
 from x0tta6bl4.core.machine import MS, SECOND, Instant, Tick
 from x0tta6bl4.core.session import facts, frames
 from x0tta6bl4.core.session.carrier import Marks
+from x0tta6bl4.core.session.facts import LIMITS
 from x0tta6bl4.core.session.frames import Reset
 
 HOUR = 3600 * SECOND
@@ -201,6 +202,21 @@ def test_no_circuit_outlives_a_rotation_and_no_stream_breaks(who: str) -> None:
     assert app.end in ("", "done")
     pair.run(20 * SECOND)
     pair.check_bytes(final=True)
+
+
+def test_sessions_of_one_svid_do_not_all_dial_when_it_is_renewed() -> None:
+    """Handshakes and memory of all of them at once would stand in the way of what goes on."""
+    waits = []
+    for seed in range(12):
+        pair = running(seed=seed)
+        begun, wires = pair.world.now, len(pair.wires)
+        pair.a.generation += 1
+        pair.a.give(facts.SvidChanged(SOURCE, pair.a.generation))
+        while len(pair.wires) == wires:
+            pair.run(MS)
+        waits.append((pair.world.now - begun) // MS)
+    assert max(waits) <= LIMITS.jitter // MS + 2
+    assert len({wait * 4 * MS // LIMITS.jitter for wait in waits}) >= 3, "in most quarters of it"
 
 
 def test_a_circuit_closes_a_second_before_its_certificates_end() -> None:

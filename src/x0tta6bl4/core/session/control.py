@@ -101,8 +101,7 @@ class Client:
         self._lame: list[Carrier] = []
         self._dials: dict[int, int] = {}
         self._paths: tuple[Path, ...] | None = None
-        self._secret = b""
-        self._epoch = 0
+        self._secret, self._epoch = b"", 0
         self._established = False
         """The other end has the session for certain: JOIN instead of NEW."""
         self._fails, self._retry_at = 0, int(now)
@@ -151,6 +150,7 @@ class Client:
         elif type(event) is facts.SvidChanged:
             self.generation = event.generation
             self._forgive(now)
+            self._standby_at = now + self._jitter()  # All sessions of this SVID hear of it now.
         elif type(event) is facts.PathsChanged:
             self._on_paths(now, event.paths)
         elif type(event) is ClockSet:
