@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import sys
+
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -272,3 +275,17 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(judge._cache) <= 3
     assert judge.judge([b"junk"], ANYBODY).verdict == Denied("malformed certificate")
     assert len(judge._cache) == 3  # What is denied takes no room.
+
+
+def test_what_is_kept_of_a_validated_chain_is_small() -> None:
+    """Whoever is judged anew at each renewal stands here until the bound is met."""
+    ca = FakeCa()
+    judge = ca.judge()
+    chains = [ca.svid(f"n{n}").chain for n in range(40)]
+    judge.judge(chains[0], WORKLOAD)
+    gc.collect()
+    before = sys.getallocatedblocks()
+    for chain in chains[1:]:
+        judge.judge(chain, WORKLOAD)
+    gc.collect()
+    assert sys.getallocatedblocks() - before < 40 * len(chains), "80 with a parsed certificate"

@@ -22,6 +22,7 @@ from cryptography.x509 import verification
 
 from x0tta6bl4.core.identity.rules import (
     MESH,
+    CertificateFields,
     Expect,
     Rules,
     judge_expected,
@@ -72,9 +73,12 @@ class Judging(Protocol):
 
 @final
 class _Path(Value, frozen=True):
-    """What path validation found for one exact chain; true until `not_after_unix_s`."""
+    """What path validation found for one exact chain; true until `not_after_unix_s`.
 
-    leaf: Parsed
+    It is kept, so it keeps no parsed certificate: that would be ten times as large (measured).
+    """
+
+    leaf: CertificateFields
     not_before_unix_s: int
     not_after_unix_s: int
     serials: tuple[tuple[bytes, int], ...]
@@ -175,7 +179,7 @@ class Judge:
             return Judgement(path)
         assert type(path) is _Path
         judgement = self._judge_validated(path, expect, now)
-        if type(judgement.verdict) is Allowed and not verify(path.leaf, data, signature):
+        if type(judgement.verdict) is Allowed and not verify(chain, data, signature):
             return Judgement(Denied("bad record signature"))
         return judgement
 
@@ -190,7 +194,7 @@ class Judge:
         return judge_time(not_before_unix_s, not_after_unix_s, now, self._rules.left_us_min)
 
     def _judge_validated(self, path: _Path, expect: Expect, now: int) -> Judgement:
-        fields = path.leaf.fields
+        fields = path.leaf
         verdict = judge_leaf(fields, self.trust_domain, now, self._rules)
         if type(verdict) is not Allowed:
             return Judgement(verdict)
@@ -236,14 +240,14 @@ class Judge:
             verified = verifier.verify(leaf.certificate, [other.certificate for other in others])
         except (verification.VerificationError, ValueError):
             return Denied(self._why(leaf, others, now))
-        above = [Parsed(certificate.public_bytes(_DER)) for certificate in verified.chain[1:]]
+        above = [self._signer(signer.public_bytes(_DER)) for signer in verified.chain[1:]]
         signers = [signer.fields for signer in above]
         for signer in signers:
             verdict = judge_signer(signer, self.trust_domain, self._rules)
             if type(verdict) is Denied:
                 return verdict
         path = _Path(
-            leaf,
+            leaf.fields,
             max([leaf.fields.not_before_unix_s, *(s.not_before_unix_s for s in signers)]),
             min([leaf.fields.not_after_unix_s, *(s.not_after_unix_s for s in signers)]),
             tuple(
@@ -258,6 +262,10 @@ class Judge:
         if len(self._cache) > CACHE_MAX:
             del self._cache[next(iter(self._cache))]
         return path
+
+    def _signer(self, der: bytes) -> Parsed:
+        """A verified certificate above the leaf; an anchor is there already."""
+        return next((anchor for anchor in self._parsed if anchor.der == der), None) or Parsed(der)
 
     def _why(self, leaf: Parsed, others: list[Parsed], now: int) -> str:
         """Stable reason for a path that did not validate; only ever asked after it was refused."""

@@ -410,11 +410,11 @@ def signer(key: bytes) -> Callable[[bytes], bytes]:
     return lambda data: sign(private, data)
 
 
-def verify(signer: bytes | Sequence[bytes] | Parsed, data: bytes, signature: bytes) -> bool:
+def verify(signer: bytes | Sequence[bytes], data: bytes, signature: bytes) -> bool:
     """Whether the signature over `data` was made by this key; says nothing about who that is.
 
     Args:
-        signer: a key as `public_point` writes it, or a chain (or parsed leaf) that has the key.
+        signer: a key as `public_point` writes it, or a chain whose leaf has the key.
         data: what was signed, context string included.
         signature: as `sign` makes it.
     """
@@ -422,8 +422,7 @@ def verify(signer: bytes | Sequence[bytes] | Parsed, data: bytes, signature: byt
         if isinstance(signer, bytes):
             key = _bare_key(signer)
         else:
-            leaf = signer if isinstance(signer, Parsed) else Parsed(signer[0])
-            key = leaf.certificate.public_key()
+            key = x509.load_der_x509_certificate(signer[0]).public_key()
         if isinstance(key, mldsa.MLDSA65PublicKey):
             key.verify(signature, data)
         elif isinstance(key, ec.EllipticCurvePublicKey):
