@@ -28,6 +28,7 @@ from tests.edge.attack.attacker import Attacker
 from tests.fakes.workload import echo, listening, source_of
 from tests.sdk.attack.peer import PATIENCE_S, as_client, trap
 from tests.sdk.attack.world import World
+from x0tta6bl4.edge.listening import stop_listening
 from x0tta6bl4.edge.tls.recipes import Presented
 from x0tta6bl4.sdk import frameworks
 from x0tta6bl4.sdk.frameworks.relay import Inbound, Outbound
@@ -188,7 +189,7 @@ async def _stdlib_streams(source: X509Source, authorize: Authorizer) -> AsyncIte
     context = stdlib_context(source, authorize=authorize)
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
     yield server.sockets[0].getsockname()[1]
-    server.close()
+    await stop_listening(server)
 
 
 @asynccontextmanager
@@ -217,7 +218,7 @@ async def _relay_server(source: X509Source, authorize: Authorizer) -> AsyncItera
         server = await asyncio.start_unix_server(serve, path)
         async with Inbound("127.0.0.1:0", source, authorize=authorize, server=path) as relay:
             yield relay.port
-        server.close()
+        await stop_listening(server)
 
 
 @asynccontextmanager

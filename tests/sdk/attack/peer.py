@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from tests.edge.attack.attacker import Attacker
+from x0tta6bl4.edge.listening import stop_listening
 
 PATIENCE_S = 5.0
 GREETINGS = {
@@ -67,27 +68,35 @@ class Trap:
 
     def __init__(self, make: Callable[[], Attacker]) -> None:
         self._make = make
+        self._closed = False
         self._tasks: set[asyncio.Task[bytes]] = set()
         self.port = 0
         self.heard = b""
         self.sprung = asyncio.Event()
 
-    async def meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(_pump(self._make(), reader, writer, False))
+    def meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Take a victim; whoever comes after the end is left at once."""
+        if self._closed:
+            writer.transport.abort()
+            return
+        task = asyncio.get_running_loop().create_task(_pump(self._make(), reader, writer, False))
         self._tasks.add(task)
-        await asyncio.wait({task})
-        self._tasks.discard(task)
-        writer.transport.abort()
-        if not task.cancelled() and task.exception() is None and task.result():
-            self.heard += task.result()
-            self.sprung.set()
+
+        def over(task: asyncio.Task[bytes]) -> None:
+            self._tasks.discard(task)
+            writer.transport.abort()
+            if not task.cancelled() and task.exception() is None and task.result():
+                self.heard += task.result()
+                self.sprung.set()
+
+        task.add_done_callback(over)
 
     async def close(self) -> None:
         """Leave whoever is still there."""
-        while self._tasks:
-            for task in tuple(self._tasks):
-                task.cancel()
-            await asyncio.sleep(0)
+        self._closed = True
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 @asynccontextmanager
@@ -99,5 +108,5 @@ async def trap(make: Callable[[], Attacker]) -> AsyncIterator[Trap]:
     try:
         yield made
     finally:
-        server.close()
+        await stop_listening(server)
         await made.close()

@@ -25,6 +25,7 @@ from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config, Sockets
 from hypercorn.typing import LifespanState
 
+from x0tta6bl4.edge.listening import stop_listening
 from x0tta6bl4.sdk.frameworks.asgi import App, Call, Scope, introduce
 from x0tta6bl4.sdk.frameworks.asyncio_protocols import Doorman
 from x0tta6bl4.sdk.identity.authorize import Authorizer
@@ -96,8 +97,7 @@ async def serve(
         try:
             await (shutdown_trigger or _signalled)()
         finally:
-            for server in servers:
-                server.close()
+            await stop_listening(*servers)
             await service.end()
 
     nowhere = Sockets([], [], [])

@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, TypeVar
 
+from x0tta6bl4.edge.listening import stop_listening
 from x0tta6bl4.sdk.frameworks.moving import CLIENT_SHARE, SERVER_SHARE, Moving
 from x0tta6bl4.sdk.identity import blocking
 from x0tta6bl4.sdk.identity.authorize import Authorizer
@@ -127,6 +128,7 @@ class Outbound:
         self._options = {"authorize": authorize, "alpn": alpn, **options}
         self._name = name
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
         self._server: asyncio.Server | None = None
         self._moving: Moving | None = None
         self.folder = ""
@@ -155,6 +157,9 @@ class Outbound:
         return self
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._closed:
+            writer.transport.abort()
+            return
         if not _ours(writer):
             self._count("another process")
             writer.transport.abort()
@@ -204,8 +209,9 @@ class Outbound:
 
     async def close(self) -> None:
         """End all connections; the socket is gone then."""
+        self._closed = True
         if self._server is not None:
-            self._server.close()
+            await stop_listening(self._server)
         if self._moving is not None:
             self._moving.close()
         for task in tuple(self._tasks):
@@ -398,6 +404,10 @@ def _ours(writer: asyncio.StreamWriter) -> bool:
 
 async def _close(writer: asyncio.StreamWriter) -> None:
     writer.close()
-    with contextlib.suppress(OSError, Refused, TimeoutError):
+    try:
         async with asyncio.timeout(HANDSHAKE_S):
             await writer.wait_closed()
+    except (OSError, Refused, TimeoutError):
+        pass
+    finally:
+        writer.transport.abort()

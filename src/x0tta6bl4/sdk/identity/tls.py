@@ -23,6 +23,7 @@ from typing import Any, Final, Self, SupportsIndex
 
 from x0tta6bl4.core.identity.rules import Expect
 from x0tta6bl4.core.machine import Allowed, Denied
+from x0tta6bl4.edge.listening import stop_listening
 from x0tta6bl4.edge.tls.aio import SslContext, SslRefused
 from x0tta6bl4.edge.tls.context import GROUP_PQ, GROUPS, GROUPS_PQ, TlsContext
 from x0tta6bl4.edge.tls.engine import Engine, TlsRefused
@@ -167,13 +168,15 @@ class Connection:
         self.writer.transport.abort()
 
     async def close(self) -> None:
-        """Close properly; waits at most HANDSHAKE_S for the peer's close."""
+        """Close properly; waits HANDSHAKE_S for the peer's close, at most, and not once cancelled."""
         self._forget()
         self.writer.close()
         try:
             async with asyncio.timeout(HANDSHAKE_S):
                 await self.writer.wait_closed()
         except (TimeoutError, OSError, Refused):
+            pass
+        finally:
             self.writer.transport.abort()
 
     def _forget(self) -> None:
@@ -199,9 +202,10 @@ class Connection:
 class Listener:
     """A socket that takes connections of authorised peers; as a context it closes at its end."""
 
-    __slots__ = ("_expect", "_handler", "_server", "_source", "_tasks", "refused")
+    __slots__ = ("_closed", "_expect", "_handler", "_server", "_source", "_tasks", "refused")
 
     def __init__(self, source: X509Source, handler: Handler, expect: Expect) -> None:
+        self._closed = False
         self._source = source
         self._handler = handler
         self._expect = expect
@@ -222,9 +226,13 @@ class Listener:
         return int(name[1]) if isinstance(name, tuple) else 0
 
     async def close(self) -> None:
-        """Stop listening, cancel the handlers, end their connections."""
+        """Stop listening, cancel the handlers, end their connections.
+
+        Whose handshake goes on meanwhile is sent away at its end.
+        """
+        self._closed = True
         if self._server is not None:
-            self._server.close()
+            await stop_listening(self._server)
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -251,6 +259,9 @@ class Listener:
         return _Protocol(reader, lambda _, writer: self._accepted(reader, writer))
 
     def _accepted(self, reader: _Reader, writer: asyncio.StreamWriter) -> None:
+        if self._closed:
+            writer.transport.abort()
+            return
         try:
             if len(self._tasks) >= LISTENER_CONNECTIONS_MAX:
                 raise Unavailable("X0-SDK-032", "too many connections at this listener")

@@ -29,6 +29,7 @@ from grpclib.server import Server
 from x0tta6bl4.core.machine import Denied
 from x0tta6bl4.edge.bundle.document import parse
 from x0tta6bl4.edge.jwt.svid import judge_token
+from x0tta6bl4.edge.listening import stop_listening
 from x0tta6bl4.edge.workload_api import schema
 from x0tta6bl4.sdk.testing.domain import Domain, Shape, Svid
 from x0tta6bl4.sdk.testing.faults import Fault
@@ -437,7 +438,7 @@ class _Running:
             await self._server.start(host.strip("[]"), int(port))
         self.ready.set()
         await self._halted.wait()
-        self._server.close()
+        await stop_listening(self._server)
         self.cut()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(WAIT_S / 2):
