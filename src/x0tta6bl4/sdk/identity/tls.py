@@ -168,7 +168,7 @@ class Connection:
         self.writer.transport.abort()
 
     async def close(self) -> None:
-        """Close properly; waits HANDSHAKE_S for the peer's close, at most, and not once cancelled."""
+        """Close properly: waits at most HANDSHAKE_S for the peer, and not once it is cancelled."""
         self._forget()
         self.writer.close()
         try:
