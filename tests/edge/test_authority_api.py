@@ -516,13 +516,13 @@ def test_when_the_disk_is_full_it_refuses_writes_answers_questions_and_recovers(
     async def story(here: World) -> None:
         me = await here.enrol("alpha")
         entry = await here.entry("alpha")
-        service = here.process.service
-        commit = service._commit
+        store = here.process._store
+        commit = store.commit
 
-        def full(changes: Any) -> None:
+        def full(changes: Any) -> Any:
             raise Unavailable("X0-STO-005", "no room left on the disk")
 
-        service._commit = full
+        store.commit = full  # type: ignore[method-assign]
         async with here.client(me) as connection:
             updates = connection.watch()
             await anext(updates)
@@ -538,7 +538,7 @@ def test_when_the_disk_is_full_it_refuses_writes_answers_questions_and_recovers(
                 here.admin.entry_show(entry.key),
             )  # fmt: skip
             assert (mixed[0].entries, mixed[2]) == ((entry,), entry)
-            service._commit = commit
+            store.commit = commit  # type: ignore[method-assign]
 
             async def writes() -> bool:
                 try:

@@ -14,6 +14,7 @@ from x0tta6bl4.core.authority.rows import (
     Asked,
     Caller,
     Change,
+    Leading,
     NotPersisted,
     Persist,
     Persisted,
@@ -47,6 +48,7 @@ class AuthorityDesk:
         self.rows = rows
         self.machine = Authority(rows, self.keys, self.config)
         self.machine.handle(self.now, ClockSet(self.unix_us))
+        self.machine.handle(self.now, Leading(True))
         self.tick()
 
     @property

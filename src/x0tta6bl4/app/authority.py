@@ -1,8 +1,11 @@
 """The authority's process: store, machine, TLS and the two servers, wired and run.
 
-    state_dir/  0700   authority.db (0600, with the keys)   lock   admin.sock (0600)   authority.pid
+    state_dir/  0700   admin.sock (0600)   authority.pid
+    store/      0700   authority.db (0600, with the keys)   lock*   leader   bell-*
 
-The CA of a new trust domain is made at the first start.  Everything that is wrong is refused
+Both are one directory where nothing else is said; several authorities of one machine have their
+own `state_dir` and `name`, and one `store`.  The CA of a new trust domain is made at the first
+start.  Everything that is wrong is refused
 before a socket is bound, with an id and what to do.
 """
 
@@ -17,13 +20,13 @@ from collections import deque
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import uvloop
-from cryptography.x509 import load_der_x509_certificate
 
 from x0tta6bl4 import __version__
+from x0tta6bl4.app.authority_keys import Keys
 from x0tta6bl4.app.federation import OwnEndpoint, Poller, own_document
 from x0tta6bl4.app.ocsp import OcspEndpoint
 from x0tta6bl4.app.settings import AuthoritySettings
@@ -32,29 +35,21 @@ from x0tta6bl4.core.authority.life import genesis
 from x0tta6bl4.core.authority.machine import Authority
 from x0tta6bl4.core.authority.rows import (
     Caller,
-    CaRow,
-    Leaf,
-    NewCa,
-    NewJwtKey,
     NodeCut,
     OwnSvid,
     PollWanted,
     Published,
-    ReadBundle,
     Withdrawn,
 )
 from x0tta6bl4.core.identity.rules import NODE
 from x0tta6bl4.core.machine import Allowed, Denied, Effect, Verdict
 from x0tta6bl4.edge.authority_api.server import ApiServer, bind_tcp
 from x0tta6bl4.edge.authority_api.service import Service
-from x0tta6bl4.edge.bundle.document import parse
-from x0tta6bl4.edge.jwt.svid import Signer
 from x0tta6bl4.edge.store.serials import Serials
 from x0tta6bl4.edge.store.store import FILE, Store
 from x0tta6bl4.edge.tls import x509
 from x0tta6bl4.edge.tls.aio import SslContext
 from x0tta6bl4.edge.tls.context import ALPN_AUTHORITY, GROUPS, GROUPS_PQ, TlsContext
-from x0tta6bl4.edge.tls.crl import make_crl
 from x0tta6bl4.edge.tls.judge import Judge
 from x0tta6bl4.runtime.clocks import clock, unix_us
 from x0tta6bl4.runtime.local import listen_private
@@ -63,148 +58,20 @@ from x0tta6bl4.telemetry import log
 from x0tta6bl4.wire import authority as words
 from x0tta6bl4.wire.address import split_address
 from x0tta6bl4.wire.errors import BadConfig, Conflict, Refused, X0Error
-from x0tta6bl4.wire.ids import NodeName, SpiffeId, TrustDomain, node_id, trust_domain
+from x0tta6bl4.wire.ids import NodeName, SpiffeId, node_id, trust_domain
 
 if TYPE_CHECKING:
     from x0tta6bl4.telemetry.metrics import MetricsServer
 
 ADMIN_SOCKET: Final = "admin.sock"
 PID_FILE: Final = "authority.pid"
-NAME: Final = "main"
-"""This authority's name in its SPIFFE ID."""
 RELEASED_UNIX_S: Final = 1_780_000_000
 """A clock that stands before the release of this code is wrong."""
 _OWN: Final = Caller(own=True)
-_KINDS: Final = {"p-256": "P-256", "ml-dsa-65": x509.ML_DSA}
-"""`keys` of the settings -> kind of the CA's key and of its record key."""
 CRL_ENTRIES_MAX: Final = 32_768
 """Most certificates in a revocation list, those that end last; others end by subject."""
 CRL_EVERY_S: Final = 3600.0
 """Revocation lists are made anew so often, and whenever something is revoked."""
-
-
-class Keys:
-    """The authority's cryptography, on `edge.tls.x509`; keys parsed once and kept by their CA.
-
-    Args:
-        domain: trust domain of all that is issued.
-        settings: kind of the keys of new CAs, and what leaves say of OCSP.
-    """
-
-    def __init__(self, domain: TrustDomain, settings: AuthoritySettings) -> None:
-        self._domain = domain
-        self._kind = _KINDS[settings.keys]
-        self._ocsp_url = settings.ocsp.url
-        self._issuers: dict[str, x509.Issuer] = {}
-        self._record_keys: dict[str, x509.PrivateKey] = {}
-        self._signers: dict[str, Signer] = {}
-
-    def issue(
-        self,
-        ca: CaRow,
-        csr: bytes,
-        id: SpiffeId,
-        not_before_unix_s: int,
-        not_after_unix_s: int,
-        via: NodeName | None,
-    ) -> Leaf:
-        """Issue for the key in a CSR; raises BadInput for a CSR without proof of possession."""
-        issuer = self.issuer(ca)
-        chain = x509.issue_leaf(
-            issuer,
-            csr,
-            id,
-            not_before_unix_s,
-            via=via,
-            backdate_s=0,
-            ttl_s=not_after_unix_s - not_before_unix_s,
-        )
-        return Leaf(chain, f"{load_der_x509_certificate(chain[0]).serial_number:x}")
-
-    def issuer(self, ca: CaRow) -> x509.Issuer:
-        """A CA that can issue."""
-        issuer = self._issuers.get(ca.id)
-        if issuer is None:
-            _bound(self._issuers)
-            issuer = x509.Issuer(
-                self._domain, x509.load_key(ca.private), ca.certificate, ocsp_url=self._ocsp_url
-            )
-            self._issuers[ca.id] = issuer
-        return issuer
-
-    def crl(
-        self,
-        ca: CaRow,
-        serials: tuple[str, ...],
-        number: int,
-        this_unix_s: int,
-        next_unix_s: int,
-    ) -> bytes:
-        """Make the revocation list of a CA; `number` grows with each."""
-        revoked = [int(serial, 16) for serial in serials]
-        return make_crl(self.issuer(ca), revoked, number, this_unix_s, next_unix_s)
-
-    def new_ca(self, trust_domain: str, not_before_unix_s: int, not_after_unix_s: int) -> NewCa:
-        """Make a CA and a record key."""
-        issuer = x509.new_anchor(
-            self._domain,
-            not_before_unix_s + x509.BACKDATE_S,
-            kind=self._kind,
-            ttl_s=not_after_unix_s - not_before_unix_s,
-        )
-        record = x509.new_key(self._kind)
-        return NewCa(
-            issuer.certificate,
-            x509.key_bytes(issuer.key),
-            x509.public_point(record),
-            x509.key_bytes(record),
-        )
-
-    def new_jwt_key(self) -> NewJwtKey:
-        """Make a key for ES256."""
-        key = x509.new_key("P-256")
-        return NewJwtKey(x509.public_bytes(key), x509.key_bytes(key))
-
-    def mint(
-        self,
-        ca: CaRow,
-        id: SpiffeId,
-        audience: tuple[str, ...],
-        issued_unix_s: int,
-        end_unix_s: int,
-    ) -> str:
-        """Write a JWT-SVID, signed with the CA's JWT key."""
-        signer = self._signers.get(ca.jwt_key)
-        if signer is None:
-            _bound(self._signers)
-            signer = self._signers[ca.jwt_key] = Signer(ca.jwt_private, ca.jwt_key)
-        return signer.mint(id, audience, end_unix_s - issued_unix_s, issued_unix_s)
-
-    def read_bundle(self, document: bytes, trust_domain: TrustDomain) -> ReadBundle:
-        """Read a SPIFFE bundle; raises BadInput."""
-        found = parse(document, trust_domain)
-        return ReadBundle(found.sequence or 0, found.refresh_hint_s or 0)
-
-    def sign(self, ca: CaRow, data: bytes) -> bytes:
-        """Sign with the CA's record key."""
-        key = self._record_keys.get(ca.record_key)
-        if key is None:
-            _bound(self._record_keys)
-            key = self._record_keys[ca.record_key] = x509.load_key(ca.record_private)
-        return x509.sign(key, data)
-
-    def verify(self, point: bytes, data: bytes, signature: bytes) -> bool:
-        """Whether a record key signed this, or a node's long-lived one."""
-        return x509.verify(point, data, signature)
-
-    def random(self, size_bytes: int) -> bytes:
-        """Bytes of the kernel's generator."""
-        return os.urandom(size_bytes)
-
-
-def _bound(keys: dict[str, Any]) -> None:
-    if len(keys) >= 8:  # As many as there can be CAs; those of retired ones go.
-        keys.clear()
 
 
 class AuthorityProcess:
@@ -236,10 +103,10 @@ class AuthorityProcess:
         check_clock(self._started_unix_us)
         domain = trust_domain(settings.trust_domain)
         self._domain, keys, config = domain, Keys(domain, settings), machine_config(settings)
-        if not (self._dir / FILE).exists():
-            Store.create(self._dir, genesis(domain, NAME, self._started_unix_us, keys, config))
-            self._log.info("trust domain made", trust_domain=domain)
-        self._store = Store(self._dir)
+        place = Path(settings.store or settings.state_dir)
+        if not (place / FILE).exists():
+            self._found(place, keys, config)
+        self._store = Store(place, settings.name)
         try:
             self._machine = Authority(
                 self._store.load(self._started_unix_us // 1_000_000), keys, config
@@ -248,17 +115,18 @@ class AuthorityProcess:
         except BaseException:
             self._store.close()
             raise
-        self._issued = Serials(self._dir)
+        self._issued = Serials(place)
         self._own_serials: deque[int] = deque(maxlen=8)
         self._executor = ThreadPoolExecutor(1, "store")
         self.service = Service(
             self._machine,
-            self._store.commit,
+            self._store,
             self._executor,
             clock,
             unix_us,
             self._on_fact,
             self._on_state,
+            self._on_lead,
         )
         self.endpoint = OwnEndpoint(
             settings.bundle_endpoint, lambda: own_document(self._machine.state, config.ca_advance_s)
@@ -273,12 +141,24 @@ class AuthorityProcess:
             settings.federation,
             self._machine.state,
             unix_us,
+            lambda: self.service.leading,
             lambda polled: self.service.ask(_OWN, "Polled", polled),
             self._log,
         )
         self._api = ApiServer(
             self.service, unix_us, self._health, self._on_refused, self._on_operator
         )
+
+    def _found(self, place: Path, keys: Keys, config: AuthorityConfig) -> None:
+        """Make the trust domain; another authority of it may do so in the same moment."""
+        settings, began = self._settings, self._started_unix_us
+        try:
+            Store.create(place, genesis(self._domain, settings.name, began, keys, config))
+        except Conflict as error:
+            if error.id != "X0-STO-006":
+                raise
+        else:
+            self._log.info("trust domain made", trust_domain=self._domain)
 
     def _check_state(self) -> None:
         row = self._machine.state.the_domain()
@@ -313,6 +193,7 @@ class AuthorityProcess:
         host, port = split_address(self._settings.listen)
         sockets = []
         try:
+            self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             sockets.append(bind_tcp(host, port))
             sockets.append(listen_private(self._dir / ADMIN_SOCKET, "an authority", 1024))
         except BaseException:
@@ -322,6 +203,8 @@ class AuthorityProcess:
             raise
         nodes, operators = sockets
         self.port = nodes.getsockname()[1]
+        loop, bell = asyncio.get_running_loop(), self._store.neighbours
+        loop.add_reader(bell.fileno(), self._on_bell)
         tasks = [asyncio.create_task(self.service.run())]
         metrics: MetricsServer | None = None
         try:
@@ -353,9 +236,14 @@ class AuthorityProcess:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            loop.remove_reader(bell.fileno())
             for path in (self._dir / ADMIN_SOCKET, self._dir / PID_FILE):
                 path.unlink(missing_ok=True)
             self._close()
+
+    def _on_bell(self) -> None:
+        self._store.neighbours.silence()
+        self.service.wake()
 
     async def _serve_metrics(self) -> MetricsServer | None:
         address = self._settings.metrics.listen
@@ -426,7 +314,7 @@ class AuthorityProcess:
                     self._log.warning("own SVID not renewed", error=str(error))
 
     async def _list_revoked(self) -> None:
-        """Have revocation lists made when they are wanted, for ever."""
+        """Have revocation lists made when they are wanted, for ever, by the one that leads."""
         loop = asyncio.get_running_loop()
         while True:
             self._revocations_changed.clear()
@@ -437,7 +325,8 @@ class AuthorityProcess:
                     self._executor, self._store.withdrawn, now_s, CRL_ENTRIES_MAX
                 )
                 self.ocsp.withdrawn = frozenset(int(serial, 16) for serial in serials)
-                await self.service.ask(_OWN, "Withdrawn", Withdrawn(serials))
+                if self.service.leading:
+                    await self.service.ask(_OWN, "Withdrawn", Withdrawn(serials))
             except X0Error as error:  # The lists that are out stay good for a day.
                 self._log.warning("revocation lists not made", error=str(error))
                 wait_s = 5.0
@@ -482,6 +371,11 @@ class AuthorityProcess:
 
     def _on_state(self, line: str) -> None:
         self._log.warning("store", state=line)
+
+    def _on_lead(self, on: bool) -> None:
+        self._log.info("leading" if on else "not leading", name=self._settings.name)
+        self._revocations_changed.set()
+        self._poller.wake.set()
 
     def _on_refused(self, reason: str) -> None:
         if reason in self._refused or len(self._refused) < 64:
@@ -530,6 +424,7 @@ def machine_config(settings: AuthoritySettings) -> AuthorityConfig:
     anywhere = host in ("0.0.0.0", "::", "")
     own = () if anywhere or not port else (settings.listen,)
     return AuthorityConfig(
+        name=settings.name,
         svid_ttl_s=settings.svid.ttl_s,
         node_ttl_s=settings.svid.node_ttl_s,
         token_ttl_s=settings.token_ttl_s,

@@ -97,6 +97,7 @@ class Poller:
         at: settings.
         state: of the machine.
         unix_us: wall time.
+        leads: whether this authority is the one of its trust domain that polls.
         tell: hands over how a poll ended.
         log: for failures and changes.
 
@@ -109,12 +110,14 @@ class Poller:
         at: FederationAt,
         state: State,
         unix_us: Callable[[], int],
+        leads: Callable[[], bool],
         tell: Callable[[Polled], Awaitable[Federation | None]],
         log: Logger,
     ) -> None:
         self._roots = at.roots
         self._state = state
         self._unix_us = unix_us
+        self._leads = leads
         self._tell = tell
         self._log = log
         self.wake = asyncio.Event()
@@ -125,6 +128,7 @@ class Poller:
         while True:
             self.wake.clear()
             rows = due(self._state.federations.values(), self._unix_us() // 1_000_000)
+            rows = rows if self._leads() else ()
             async with asyncio.TaskGroup() as group:
                 for row in rows[:AT_ONCE_MAX]:
                     group.create_task(self._poll(row))
@@ -133,6 +137,7 @@ class Poller:
     async def _sleep(self) -> None:
         now_s = self._unix_us() / 1e6
         ends = [row.next_unix_s - now_s for row in self._state.federations.values()]
+        ends = ends if self._leads() else []
         try:
             async with asyncio.timeout(max(0.2, min([LOOK_S_MAX, *ends]))):
                 await self.wake.wait()

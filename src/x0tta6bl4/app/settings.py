@@ -226,7 +226,12 @@ class AuthoritySettings(Section, frozen=True):
     trust_domain: str
     """Of the IDs that it issues: `spiffe://<trust_domain>/...`."""
     state_dir: str
-    """Directory of the database, the CA's key and the admin socket: 0700."""
+    """Directory of the admin socket, and of the store where `store` is empty: 0700."""
+    name: NameText = "main"
+    """Of this authority, in its ID; each of several in a trust domain has its own."""
+    store: str = ""
+    """Directory of the database with the CA's key, 0700, on a local disk; empty: `state_dir`.
+    Several authorities of this machine that name the same one serve one trust domain."""
     listen: str = f"0.0.0.0:{AUTHORITY_PORT}"
     """Where nodes reach it."""
     advertise: tuple[str, ...] = ()
@@ -290,6 +295,9 @@ def parse_authority(text: str, source: str = "authority.toml") -> AuthoritySetti
     where = Where(source)
     where.identifier("trust_domain", settings.trust_domain, trust_domain)
     where.state_dir("state_dir", settings.state_dir)
+    where.identifier("name", settings.name, node_name)
+    if settings.store:
+        where.path("store", settings.store)
     where.bindable("listen", settings.listen)
     _advertised(where, "advertise", settings.advertise)
     _bundle_endpoint(where, settings.bundle_endpoint)

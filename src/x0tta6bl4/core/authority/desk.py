@@ -41,6 +41,8 @@ class AuthorityConfig(Value, frozen=True):
     """Signed sets are good so long when the authority is away; signed anew at half of it."""
     heartbeat_s: int = 30
     """Every so often: `x0 status` alarms at 120 s."""
+    name: str = "main"
+    """Of this authority, in its SPIFFE ID; each of several in a trust domain has its own."""
     authorities: tuple[str, ...] = ()
     """`host:port` at which nodes dial this authority: goes into tokens."""
 

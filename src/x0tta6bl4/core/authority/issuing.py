@@ -240,8 +240,7 @@ def full_update(desk: Desk, name: str) -> Update:
 
 def own_svid(desk: Desk, caller: Caller, request: OwnSvid) -> Issued:
     """The authority's own SVID, for its TLS."""
-    domain = desk.state.the_domain()
-    id = authority_id(domain.trust_domain, domain.authority)
+    id = authority_id(desk.domain, desk.config.name)
     return _issue(desk, request.csr, id, desk.config.node_ttl_s, "", None)
 
 

@@ -10,6 +10,7 @@ the bundle knows them in time (SP-126); a retired one stays until it has expired
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Any, Final
 
 import msgspec
@@ -25,12 +26,13 @@ from x0tta6bl4.core.authority.rows import (
     Crypto,
     DomainRow,
     Published,
+    Put,
     Row,
     SetRow,
     Withdrawn,
 )
 from x0tta6bl4.core.authority.state import State
-from x0tta6bl4.core.authority.trust import sign_set
+from x0tta6bl4.core.authority.trust import sign_set, signed_body
 from x0tta6bl4.wire import authority as words
 from x0tta6bl4.wire.errors import BadInput, Conflict
 from x0tta6bl4.wire.ids import TrustDomain
@@ -83,8 +85,9 @@ def publish(desk: Desk, name: str) -> None:
         old.records if old else (),
     )
     row = SetRow(name, sequence, generation, desk.unix_s + ttl_s, records)
-    if name == HEARTBEAT:  # Good without being on the disk: its sequence is the clock's.
-        state.sets[HEARTBEAT] = row
+    if name == HEARTBEAT:  # Good without being on the disk: its sequence is the clock's, and no
+        state.sets[HEARTBEAT] = row  # other authority leads.  It is written for the others.
+        desk.changes.append(Put(row))
     else:
         desk.put(row)
     if name == BUNDLE:
@@ -106,6 +109,20 @@ def stale(desk: Desk) -> set[str]:
         for name in SETS
         if name != HEARTBEAT
         and (name not in rows or rows[name].expires_unix_s - half_s <= desk.unix_s)
+    }
+
+
+def unsigned(desk: Desk, names: Iterable[str]) -> set[str]:
+    """Those of these sets that say something else than what was signed of them.
+
+    An authority that was killed may have changed more than it was allowed to publish just then.
+    """
+    rows = desk.state.sets
+    return {
+        name
+        for name in names
+        if name in rows
+        and _body(desk, name, rows[name].sequence) != signed_body(rows[name].records)
     }
 
 
@@ -265,8 +282,9 @@ def withdrawn(desk: Desk, caller: Caller, request: Withdrawn) -> words.Nothing:
     Who issued a certificate is not kept, and serial numbers are drawn from 159 bits: every list
     has all of them.
     """
-    now = desk.unix_s
-    number = desk.state.crl_number = max(desk.state.crl_number + 1, now)
+    now, out = desk.unix_s, desk.state.sets.get(CRLS)
+    number = max(desk.state.crl_number, out.generation if out else 0) + 1
+    number = desk.state.crl_number = max(number, now)
     desk.state.crls = tuple(
         desk.crypto.crl(ca, request.serials, number, now, now + CRL_S)
         for ca in sorted(desk.state.cas.values(), key=lambda ca: ca.id)

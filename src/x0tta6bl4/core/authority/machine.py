@@ -4,6 +4,9 @@ A request comes in as Asked and is decided at once; the driver writes what Persi
 then carries out what follows.  Several requests may share one write: the driver hands them in one
 after the other, lets the machine tick, writes all changes, and says Persisted or NotPersisted
 (then every change since the last Persisted is undone).
+
+Several authorities may serve one trust domain from one store (`sharing`): what was decided while
+another one changed rows is Superseded and asked again.  One of them is Leading.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from x0tta6bl4.core.authority import federating, issuing, life, minting, operating
+from x0tta6bl4.core.authority import federating, issuing, life, minting, operating, sharing
 from x0tta6bl4.core.authority.desk import AuthorityConfig, Desk
 from x0tta6bl4.core.authority.rows import (
     Answer,
@@ -19,11 +22,14 @@ from x0tta6bl4.core.authority.rows import (
     Caller,
     Crypto,
     Forget,
+    Leading,
+    Learnt,
     NotPersisted,
     Persist,
     Persisted,
     Refusal,
     Row,
+    Superseded,
 )
 from x0tta6bl4.core.authority.state import State
 from x0tta6bl4.core.machine import (
@@ -60,7 +66,7 @@ def _health(desk: Desk, caller: Caller, request: words.Nothing) -> words.Health:
     }
     return words.Health(
         trust_domain=domain.trust_domain,
-        id=words.authority_id(domain.trust_domain, domain.authority),
+        id=words.authority_id(domain.trust_domain, desk.config.name),
         version="",
         wire=words.ALPN,
         unix_us=desk.unix_us,
@@ -141,12 +147,16 @@ class Authority:
         self._crypto = crypto
         self._config = config
         self._offset_us: int | None = None
+        self._leads = False
         self._dirty: set[str] = set()
-        self._settled_dirty: set[str] = set()
+        self._suspect: set[str] = set()
+        """Sets whose tables others have changed: a leader looks whether they are signed."""
         self._chores_at = Instant(0)
         self._heartbeat_at = Instant(0)
         self._floor_at = Instant(0)
         self._publish_at = Instant(0)
+        self._settled = self._plans()
+        self.state.crls = sharing.lists(self.state)
         self._asked = {"done": 0, "refused": 0, "undone": 0}
 
     def handle(self, now: Instant, event: Event) -> Effects:
@@ -156,14 +166,26 @@ class Authority:
             effects = self._on_asked(now, event)
         elif type(event) is Tick:
             effects = self._on_tick(now) if now >= self.deadline else NOTHING
+            if not self.state.mark():  # Nothing that waits to be written or to be undone.
+                self._settled = self._plans()
         elif type(event) is Persisted:
             self.state.settle()
-            self._settled_dirty = set(self._dirty)
+            self._settled = self._plans()
         elif type(event) is NotPersisted:
             self.state.undo()
-            self._dirty = set(self._settled_dirty)
+            self._dirty = set(self._settled[0])
             self._publish_at = Instant(now + RETRY_US)
             self._asked["undone"] += 1
+        elif type(event) is Superseded:
+            self.state.undo()
+            dirty, suspect, self._chores_at, self._heartbeat_at, self._floor_at = self._settled
+            self._dirty, self._suspect = set(dirty), set(suspect)
+        elif type(event) is Learnt:
+            effects = sharing.learn(self.state, event.changes, event.whole)
+            self._suspect |= sharing.signed_with(event.changes)
+            self._settled = self._plans()
+        elif type(event) is Leading:
+            self._lead(now, event.on)
         elif type(event) is ClockSet:
             self._offset_us = event.unix_us - now
             self._heartbeat_at = min(
@@ -190,6 +212,19 @@ class Authority:
     def statistics(self) -> dict[str, int]:
         """Plain counts since the start: requests done, refused, and writes undone."""
         return dict(self._asked)
+
+    # -------------------------------------------------------------- several authorities
+    def _plans(self) -> tuple[frozenset[str], frozenset[str], Instant, Instant, Instant]:
+        """What a decision moves on that is no row."""
+        times = (self._chores_at, self._heartbeat_at, self._floor_at)
+        return (frozenset(self._dirty), frozenset(self._suspect), *times)
+
+    def _lead(self, now: Instant, on: bool) -> None:
+        if on and not self._leads:
+            self._chores_at = self._heartbeat_at = now
+            self._suspect = set(SETS) - {life.HEARTBEAT, life.CRLS}
+        self._leads = on
+        self._settled = self._plans()
 
     # -------------------------------------------------------------- requests
     def _on_asked(self, now: Instant, event: Asked) -> Effects:
@@ -235,7 +270,7 @@ class Authority:
             self._chores_at = self._heartbeat_at = Instant(now + CHORES_US)
             self._publish_at = self._chores_at
             return NOTHING
-        if now >= self._chores_at:
+        if self._leads and now >= self._chores_at:
             self._chores(now, desk)
         self._dirty |= desk.dirty
         if now >= self._publish_at:
@@ -245,7 +280,7 @@ class Authority:
                 ):
                     life.publish(desk, name)
                     self._dirty.discard(name)
-        if now >= self._heartbeat_at:
+        if self._leads and now >= self._heartbeat_at:
             self._heartbeat_at = Instant(now + self._config.heartbeat_s * SECOND)
             life.publish(desk, life.HEARTBEAT)
         return (*_persist(desk), *desk.effects)
@@ -255,7 +290,8 @@ class Authority:
         operating.expire_revocations(desk)
         operating.purge_tokens(desk)
         life.turn(desk)
-        desk.dirty |= life.stale(desk)
+        desk.dirty |= life.stale(desk) | life.unsigned(desk, self._suspect)
+        self._suspect = set()
         if now >= self._floor_at:
             self._floor_at = Instant(now + FLOOR_US)
             desk.put(operating.words_replace(self.state.the_domain(), floor_unix_us=desk.unix_us))
@@ -264,7 +300,7 @@ class Authority:
             desk.changes.append(forget)
 
     def _next(self, now: Instant) -> Instant:
-        at = min(self._chores_at, self._heartbeat_at)
+        at = min(self._chores_at, self._heartbeat_at) if self._leads else NEVER
         for name in self._dirty:
             allowed_us = life.publishable_unix_s(self.state, name) * SECOND
             wait_us = max(0, allowed_us - self.unix_us(now))

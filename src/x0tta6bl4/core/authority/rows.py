@@ -250,6 +250,27 @@ class NotPersisted(Value, frozen=True):
     reason: str
 
 
+@final
+class Superseded(Value, frozen=True):
+    """Another authority has changed rows since the last Persisted: undo, to decide all again."""
+
+
+@final
+class Learnt(Value, frozen=True):
+    """What other authorities of this trust domain have written; nothing is undone of it."""
+
+    changes: tuple[Change, ...]
+    whole: bool = False
+    """These are all rows there are: what is not among them is gone."""
+
+
+@final
+class Leading(Value, frozen=True):
+    """Whether this authority does what only time asks for; it doesn't until it is told to."""
+
+    on: bool
+
+
 # ------------------------------------------------------------------ effects
 @final
 class Persist(Value, frozen=True):

@@ -81,7 +81,7 @@ class State:
         self.domain: DomainRow | None = None
         self.cas: dict[str, CaRow] = {}
         self.crls: tuple[bytes, ...] = ()
-        """Made anew by every process, from what its store says was issued."""
+        """Made anew by every leading process, from what its store says was issued."""
         self.crl_number = 0
         self.nodes: dict[str, NodeRow] = {}
         self.tokens: dict[str, TokenRow] = {}

@@ -18,6 +18,7 @@ from x0tta6bl4.wire.records import (
     KIND_CHUNK,
     KIND_MANIFEST,
     Record,
+    decode_manifest,
     decode_record,
     encode_body,
     encode_record,
@@ -113,6 +114,12 @@ def sign_set(
             _signed(KIND_CHUNK, f"{name}/{at}", generation, expires_unix_s, chunk, key, sign)
         )
     return tuple(records)
+
+
+def signed_body(records: Sequence[bytes]) -> bytes:
+    """The set that `sign_set` was given, from the records that it made."""
+    manifest, *chunks = (decode_record(data).body for data in records)
+    return decode_manifest(manifest).inline or b"".join(chunks)
 
 
 def _signed(

@@ -4,6 +4,9 @@ Requests wait in one bounded queue.  Up to BATCH_MAX of them are decided one aft
 one commit, and are answered when it is on the disk; so are the facts that watchers hear.  When the
 disk refuses, everything in the batch that wanted to change something is undone and refused, and
 writing is tried again at most once per second: reading goes on.
+
+Other authorities may write to the same store.  What was decided without knowing their changes is
+undone and decided again with them, at most twice: after that the store waits for this one.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -24,6 +27,8 @@ from x0tta6bl4.core.authority.rows import (
     Caller,
     Change,
     EntriesChanged,
+    Leading,
+    Learnt,
     NodeCut,
     NodeTold,
     NotPersisted,
@@ -33,6 +38,7 @@ from x0tta6bl4.core.authority.rows import (
     Published,
     Refusal,
     RenewWanted,
+    Superseded,
 )
 from x0tta6bl4.core.machine import ClockSet, Effect, Effects, Instant, Tick
 from x0tta6bl4.wire import authority as words
@@ -50,6 +56,34 @@ STEP_US: Final = 200_000
 RETRY_S: Final = 1.0
 DECIDE_S: Final = 0.02
 """After so long at a stretch of deciding the event loop gets its turn."""
+
+
+ROUNDS_MAX: Final = 3
+"""A batch is decided so often at most: before and after questions, and with the store reserved."""
+
+
+class Store(Protocol):
+    """Where changes are written, as `edge.store` does; `commit` to `missed` block."""
+
+    def commit(self, changes: Sequence[Change]) -> Learnt | None:
+        """Write; or say what was missed, and let nobody else write until `commit` or `release`."""
+        ...
+
+    def release(self) -> None:
+        """Nothing is to be written after all."""
+        ...
+
+    def missed(self) -> Learnt | None:
+        """What others have written meanwhile."""
+        ...
+
+    def is_current(self) -> bool:
+        """Whether nobody else has changed rows."""
+        ...
+
+    def leads(self) -> bool:
+        """Whether this authority is to do what only time asks for."""
+        ...
 
 
 class Watcher:
@@ -132,31 +166,34 @@ class Service:
 
     Args:
         machine: decides.
-        commit: writes changes, blocking; raises Unavailable.
-        executor: one thread in which `commit` runs.
+        store: writes changes; raises Unavailable.
+        executor: one thread in which it does.
         clock: CLOCK_BOOTTIME, microseconds.
         unix_us: wall time, microseconds.
         on_fact: told NodeCut (close its connections), Published and PollWanted, after the commit.
         on_state: told a line for the log: writing has stopped or goes on again.
+        on_lead: told whether this authority leads, when that changes.
     """
 
     def __init__(
         self,
         machine: Authority,
-        commit: Callable[[Sequence[Change]], None],
+        store: Store,
         executor: Executor,
         clock: Callable[[], Instant],
         unix_us: Callable[[], int],
         on_fact: Callable[[Effect], None],
         on_state: Callable[[str], None],
+        on_lead: Callable[[bool], None],
     ) -> None:
         self._machine = machine
-        self._commit = commit
+        self._store = store
         self._executor = executor
         self._clock = clock
         self._unix_us = unix_us
         self._on_fact = on_fact
         self._on_state = on_state
+        self._on_lead = on_lead
         self._queue: deque[_Waiting] = deque()
         self._wake = asyncio.Event()
         self._token = 0
@@ -164,6 +201,8 @@ class Service:
         self._retry_at = 0.0
         self._watchers: dict[str, list[Watcher]] = {}
         self._closed = False
+        self._look_at = 0.0
+        self.leading = False
         self.read_only = ""
         self.counts = {
             "commits": 0,
@@ -175,6 +214,8 @@ class Service:
             "minted": 0,
             "batches": 0,
             "resyncs": 0,
+            "superseded": 0,
+            "learnt": 0,
         }
 
     # -------------------------------------------------------------- for the servers
@@ -242,12 +283,18 @@ class Service:
         """Whether a node has a stream open."""
         return node in self._watchers
 
+    def wake(self) -> None:
+        """Others have changed something."""
+        self._look_at = 0.0
+        self._wake.set()
+
     # -------------------------------------------------------------- the writer
     async def run(self) -> None:
         """Decide, write, answer; until cancelled."""
         try:
             while True:
                 self._look_at_clock()
+                await self._look_at_store()
                 await self._batch()
                 if not self._queue:
                     await self._sleep()
@@ -279,32 +326,62 @@ class Service:
             now = self._clock()
             self._machine.handle(now, ClockSet(now + offset))
 
+    async def _look_at_store(self) -> None:
+        """Who leads, and what others have changed: when they ring, and now and then."""
+        if time.monotonic() < self._look_at:
+            return
+        self._look_at = time.monotonic() + LOOK_S
+        if self._store.leads() != self.leading:
+            self.leading = not self.leading
+            self._machine.handle(self._clock(), Leading(self.leading))
+            self._on_lead(self.leading)
+        try:
+            missed = None if self._store.is_current() else await self._missed()
+        except Unavailable as error:
+            self._say_read_only(error)
+        else:
+            self._learn(missed)
+
     async def _batch(self) -> None:
-        batch: list[tuple[_Waiting, Effects]] = []
-        started = time.monotonic()
+        batch: list[_Waiting] = []
         while self._queue and len(batch) < BATCH_MAX:
             waiting = self._queue.popleft()
-            if waiting.answer.done():  # Its caller has gone.
-                continue
-            batch.append((waiting, self._decide(waiting)))
+            if not waiting.answer.done():  # Else its caller has gone.
+                batch.append(waiting)
+        self.counts["batches"] += bool(batch)
+        for number in range(ROUNDS_MAX):
+            decided = await self._decide_all(batch)
+            now = self._clock()
+            ticked = self._machine.handle(now, _TICK) if now >= self._machine.deadline else ()
+            changes = [change for _, effects in decided for change in _changes(effects)]
+            changes += _changes(ticked)
+            try:
+                missed = await self._settle(changes, bool(batch) and not number)
+            except Unavailable as error:
+                self._machine.handle(self._clock(), NotPersisted(error.id))
+                self._refuse(decided, ticked, error)
+                return
+            if missed is None:
+                break
+            self.counts["superseded"] += 1
+            self._machine.handle(self._clock(), Superseded())
+            self._learn(missed)
+        assert missed is None
+        if changes:
+            self._machine.handle(self._clock(), Persisted())
+        for waiting, effects in decided:
+            self._deliver(waiting, effects)
+        self._deliver(None, ticked)
+
+    async def _decide_all(self, batch: list[_Waiting]) -> list[tuple[_Waiting, Effects]]:
+        decided = []
+        started = time.monotonic()
+        for waiting in batch:
+            decided.append((waiting, self._decide(waiting)))
             if time.monotonic() - started > DECIDE_S:
                 await asyncio.sleep(0)
                 started = time.monotonic()
-        now = self._clock()
-        ticked = self._machine.handle(now, _TICK) if now >= self._machine.deadline else ()
-        changes = [change for _, effects in batch for change in _changes(effects)]
-        changes += _changes(ticked)
-        self.counts["batches"] += bool(batch)
-        if changes:
-            failed = await self._write(changes)
-            if failed is not None:
-                self._machine.handle(self._clock(), NotPersisted(failed.id))
-                self._refuse(batch, ticked, failed)
-                return
-            self._machine.handle(self._clock(), Persisted())
-        for waiting, effects in batch:
-            self._deliver(waiting, effects)
-        self._deliver(None, ticked)
+        return decided
 
     def _decide(self, waiting: _Waiting) -> Effects:
         if waiting.asked.method != "Issue":
@@ -312,27 +389,57 @@ class Service:
         started = time.thread_time_ns()
         effects = self._machine.handle(self._clock(), waiting.asked)
         self.counts["issue_cpu_us"] += (time.thread_time_ns() - started) // 1000
-        self.counts["issued"] += len(_changes(effects))
         return effects
 
-    async def _write(self, changes: list[Change]) -> X0Error | None:
+    async def _settle(self, changes: list[Change], fresh: bool) -> Learnt | None:
+        """Write what was decided; None when it holds.
+
+        Args:
+            changes: all of it; none if only questions were asked.
+            fresh: answers have to be looked at: they may be older than their questions.
+        Returns:
+            What others have changed, with which everything has to be decided again.
+        Raises:
+            Unavailable: the store can't be written, or not even read.
+        """
+        if changes:
+            return await self._write(changes)
+        self._store.release()  # It may be reserved for what is wanted no more.
+        if fresh and not self._store.is_current():
+            return await self._missed()
+        return None
+
+    async def _missed(self) -> Learnt | None:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, self._store.missed)
+
+    def _learn(self, missed: Learnt | None) -> None:
+        if missed is None:
+            return
+        self.counts["learnt"] += len(missed.changes)
+        self._deliver(None, self._machine.handle(self._clock(), missed))
+        if missed.whole:  # Of what came and went meanwhile nobody can tell.
+            for watchers in self._watchers.values():
+                for watcher in watchers:
+                    watcher.resync()
+
+    async def _write(self, changes: list[Change]) -> Learnt | None:
         if self.read_only and time.monotonic() < self._retry_at:
-            return _read_only(self.read_only)
+            raise _read_only(self.read_only)
         started = time.monotonic_ns()
         loop = asyncio.get_running_loop()
-        writing = loop.run_in_executor(self._executor, self._commit, changes)
+        writing = loop.run_in_executor(self._executor, self._store.commit, changes)
         try:
-            await asyncio.shield(writing)
+            missed = await asyncio.shield(writing)
         except asyncio.CancelledError:
             await writing  # Never leave while the disk is written: the machine has to hear of it.
             raise
         except Unavailable as error:
             self.counts["commits_failed"] += 1
-            self._retry_at = time.monotonic() + RETRY_S
-            if not self.read_only:
-                self._on_state(f"read-only: {error}")
-            self.read_only = str(error)
-            return error
+            self._say_read_only(error)
+            raise
+        if missed is not None:
+            return missed
         if self.read_only:
             self.read_only = ""
             self._on_state("writing again")
@@ -341,21 +448,36 @@ class Service:
         self.counts["commit_us"] += (time.monotonic_ns() - started) // 1000
         return None
 
+    def _say_read_only(self, error: Unavailable) -> None:
+        self._retry_at = time.monotonic() + RETRY_S
+        if not self.read_only:
+            self._on_state(f"read-only: {error}")
+        self.read_only = str(error)
+
     def _refuse(
         self, batch: list[tuple[_Waiting, Effects]], ticked: Effects, error: X0Error
     ) -> None:
+        blind = self._is_blind()
         for waiting, effects in batch:
             again = effects
-            if not _changes(effects):  # A question; what it saw was undone: ask once more.
+            if not blind and not _changes(effects):  # A question; what it saw was undone.
                 again = self._machine.handle(self._clock(), waiting.asked)
-            if _changes(again):
+            if blind or _changes(again):
                 if not waiting.answer.done():
                     waiting.answer.set_exception(type(error)(error.id, error.what, error.hint))
             else:
                 self._deliver(waiting, again)
-        for effect in ticked:
-            if type(effect) is Published and effect.set == "heartbeat":
-                self._tell_all(effect)
+        if self._store.leads():  # Nobody else can have signed another one.
+            for effect in ticked:
+                if type(effect) is Published and effect.set == "heartbeat":
+                    self._tell_all(effect)
+
+    def _is_blind(self) -> bool:
+        """Whether others may have changed what is known here: then nothing is said."""
+        try:
+            return not self._store.is_current()
+        except Unavailable:
+            return True
 
     # -------------------------------------------------------------- what follows a commit
     def _deliver(self, waiting: _Waiting | None, effects: Effects) -> None:
@@ -378,6 +500,8 @@ class Service:
             kind: type[X0Error] = getattr(errors, effect.kind)
             waiting.answer.set_exception(kind(effect.id, effect.what, effect.hint))
             return
+        if type(effect.value) is words.IssueReply:
+            self.counts["issued"] += sum(bool(one.chain) for one in effect.value.issued)
         if type(effect.value) is words.Minted:
             self.counts["minted"] += bool(effect.value.token)
         if waiting.then is not None:

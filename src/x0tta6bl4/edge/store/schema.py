@@ -25,7 +25,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISION: Final = "0002"
+REVISION: Final = "0003"
 """Newest migration; a store of another revision is migrated when it is opened."""
 
 METADATA: Final = MetaData(
@@ -217,3 +217,19 @@ REVOCATIONS = Table(
     _int("until_unix_s"),
     _text("reason"),
 )
+HEAD = Table(
+    "head",
+    METADATA,
+    Column("one", Integer, CheckConstraint("one = 1", name="single"), primary_key=True),
+    _int("commits"),
+    _int("changed"),
+)
+"""How many commits there were, and which was the newest that did more than to add what is out."""
+LOG = Table(
+    "log",
+    METADATA,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    _text("writer"),
+    _blob("changes"),
+)
+"""The newest commits: what each has changed, by class and key; no copy of a row that can change."""
