@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
+import pytest
 
+from x0tta6bl4.app import agent as agents
+from x0tta6bl4.app import settings as cfg
 from x0tta6bl4.app.agent import AgentProcess
 from x0tta6bl4.app.settings import AuthorityAt, Link, NodeSettings
 from x0tta6bl4.core.agent import words
 from x0tta6bl4.core.machine import Event
 from x0tta6bl4.runtime.aio.links import LinkKeys
+from x0tta6bl4.runtime.local import listen_private
 from x0tta6bl4.wire.ids import NodeName
 from x0tta6bl4.wire.messages import LINK_VERSION, Intro, NeighbourItem
 
@@ -86,3 +93,71 @@ def test_the_proxy_gets_literals_and_again_when_a_name_moves(tmp_path: Path) -> 
         assert hearing.events.empty()
 
     asyncio.run(asyncio.wait_for(story(), 10))
+
+
+class Keeping:
+    """An agent that does nothing but keep a proxy."""
+
+    def __init__(self, state_dir: Path) -> None:
+        config = state_dir / "node.toml"
+        config.write_text(cfg.dump(msgspec.structs.replace(settings(state_dir), link=())))
+        self.agent = AgentProcess(cfg.read_node(config), config)
+        self.agent.driver = Hearing()  # type: ignore[assignment]
+        self.starts = 0
+        start = self.agent._start_proxy
+
+        async def counted() -> None:
+            self.starts += 1
+            await start()
+
+        self.agent._start_proxy = counted  # type: ignore[method-assign]
+
+    async def until(self, found: Callable[[], bool]) -> None:
+        """Keep one until it is so; every process is gone afterwards."""
+        task = asyncio.create_task(self.agent._keep_proxy())
+        try:
+            async with asyncio.timeout(30):
+                while not found():
+                    assert not task.done(), task
+                    await asyncio.sleep(0.01)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            if self.agent._child is not None and self.agent._child_lives():
+                self.agent._child.kill()
+                await self.agent._child.wait()
+
+
+@pytest.fixture
+def state_dir() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="x0-") as name:
+        yield Path(name)
+
+
+def test_one_proxy_is_started_where_a_dead_one_has_left_its_socket(state_dir: Path) -> None:
+    async def story() -> None:
+        listen_private(state_dir / "proxy.sock", "a proxy").close()
+        keeping = Keeping(state_dir)
+        await keeping.until(lambda: keeping.agent.ready is not None)
+        assert keeping.starts == 1
+        assert (state_dir / "out.log").read_text() == ""
+
+    asyncio.run(story())
+
+
+def test_a_proxy_that_does_not_come_up_is_ended_before_the_next(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen = state_dir / "frozen"
+    frozen.write_text("#!/bin/sh\nexec sleep 60\n")
+    frozen.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(frozen))
+    monkeypatch.setattr(agents, "PROXY_UP_S", 0.05)
+
+    async def story() -> None:
+        keeping = Keeping(state_dir)
+        await keeping.until(lambda: keeping.starts == 3)
+        told = [event.text for event in keeping.agent.desk._events]
+        assert told[:1] == [f"the proxy ended, status -9; see {state_dir / 'out.log'}"]
+
+    asyncio.run(story())

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from x0tta6bl4.runtime.aio.proxy_port import ProxyPort
+from x0tta6bl4.runtime.local import listen_private
 from x0tta6bl4.runtime.loop.agent_port import AgentPort
 from x0tta6bl4.runtime.loop.poll import Loop
 from x0tta6bl4.wire import codec
@@ -161,6 +162,26 @@ def test_an_agent_that_does_not_read_is_cut_off_at_the_bound(
         while data := sock.recv(1 << 20):
             got += len(data)
     assert 0 < got < 20 * len(codec.encode(big))
+
+
+def test_a_proxy_that_leaves_does_not_take_the_next_ones_socket_away(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    path = tmp_path / "proxy.sock"
+    next_ones: list[socket.socket] = []
+
+    class Hasty(Loop):
+        """The next proxy comes while this one is closing."""
+
+        def drop(self, fd: int) -> None:
+            super().drop(fd)
+            next_ones.append(listen_private(path, "a proxy"))
+
+    loop = Hasty()
+    AgentPort(loop, str(path), lambda _order: None, lambda: (), lambda _alive: None).close()
+    loop.close()
+    (listener,) = next_ones
+    with listener, socket.socket(socket.AF_UNIX) as agent:
+        agent.connect(str(path))
 
 
 def test_no_proxy_is_a_clear_error(tmp_path: Path) -> None:

@@ -122,15 +122,15 @@ class AdminServer:
         self._server = await asyncio.start_unix_server(self._serve, sock=listener)
 
     async def close(self) -> None:
-        """Stop listening, end all connections, remove the socket."""
+        """Remove the socket, stop listening, end all connections."""
         if self._server is None:
             return
+        with contextlib.suppress(FileNotFoundError):
+            self._path.unlink()  # First: the next one's is not ours to remove.
         self._server.close()
         for task in tuple(self._connections):
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
-        with contextlib.suppress(FileNotFoundError):
-            self._path.unlink()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

@@ -60,7 +60,9 @@ from x0tta6bl4.wire.messages import (
 from x0tta6bl4.wire.records import decode_bundle
 from x0tta6bl4.wire.token import Token, read_token
 
-PROXY_UP_S: Final = 10.0
+PROXY_UP_S: Final = 30.0
+"""From the start of a proxy, or its hanging up, until one that can't be reached is ended."""
+PROXY_LOOK_S: Final = 0.02
 RETRY_FIRST_S: Final = 0.1
 RETRY_LAST_S: Final = 5.0
 RECORDS: Final = "records"
@@ -332,26 +334,40 @@ class AgentProcess:
     # -------------------------------------------------------------- the proxy
     async def _keep_proxy(self) -> None:
         """Have a proxy, adopt one that runs, start one where there is none; for ever."""
-        wait = RETRY_FIRST_S
+        now = asyncio.get_running_loop().time
+        wait, up_by = RETRY_FIRST_S, now()
         while True:
             try:
                 await self.proxy.run()
-                wait = RETRY_FIRST_S
             except Unavailable:
+                if self._child_lives() and now() < up_by:
+                    await asyncio.sleep(PROXY_LOOK_S)  # It is on its way up, or out.
+                    continue
                 await self._start_proxy()
+                up_by = now() + PROXY_UP_S
             except (BadMessage, Refused) as error:
                 self.desk.event("node", str(error))
             else:
                 self.driver.post(words.ProxyGone())
                 self.ready = None
                 self.desk.event("node", "the proxy hung up")
+                wait, up_by = RETRY_FIRST_S, now() + PROXY_UP_S
             await asyncio.sleep(wait)
             wait = min(wait * 2, RETRY_LAST_S)
 
+    def _child_lives(self) -> bool:
+        return self._child is not None and self._child.returncode is None
+
     async def _start_proxy(self) -> None:
-        """Start a proxy that outlives this agent, and wait for its socket."""
-        with open(self.state_dir / "out.log", "ab") as out:
-            child = self._child = await asyncio.create_subprocess_exec(
+        """Start a proxy that outlives this agent, after the end of the one started before."""
+        out_log = self.state_dir / "out.log"
+        if self._child is not None:
+            if self._child_lives():
+                self._child.kill()
+            status = await self._child.wait()
+            self.desk.event("node", f"the proxy ended, status {status}; see {out_log}")
+        with open(out_log, "ab") as out:
+            self._child = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
                 "x0tta6bl4",
@@ -364,19 +380,6 @@ class AgentProcess:
                 stderr=out,
                 start_new_session=True,
             )
-        path = self.state_dir / "proxy.sock"
-        end = asyncio.get_running_loop().time() + PROXY_UP_S
-        while asyncio.get_running_loop().time() < end:
-            if child.returncode is not None:
-                self.desk.event(
-                    "node",
-                    f"the proxy ended at once, status {child.returncode};"
-                    f" see {self.state_dir / 'out.log'}",
-                )
-                return
-            if path.exists():
-                return
-            await asyncio.sleep(0.02)
 
     def _proxy_said(self, fact: ProxyFact) -> None:
         if type(fact) is Ready:

@@ -55,7 +55,7 @@ def ring_of_six() -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
 
 
 def free_ports(count: int, but: Iterable[int] = ()) -> list[int]:
-    """Loopback ports that nobody uses now, TCP and UDP alike.
+    """Loopback ports that nobody uses or has held (`Mesh.lay_out`) now, TCP and UDP alike.
 
     They lie below the range from which the kernel takes ports for outgoing connections, so that
     they are still free when a killed process comes back.
@@ -68,13 +68,15 @@ def free_ports(count: int, but: Iterable[int] = ()) -> list[int]:
     ports: list[int] = []
     while len(ports) < count:
         port = 10_240 + secrets.randbelow(32_768 - 10_240)
-        with socket.socket() as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
-            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with contextlib.suppress(OSError):
-                tcp.bind(("127.0.0.1", port))
-                udp.bind(("127.0.0.1", port))
-                if port not in ports and port not in but:
-                    ports.append(port)
+        with (
+            socket.socket() as tcp,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+            contextlib.suppress(OSError),
+        ):
+            tcp.bind(("127.0.0.1", port))
+            udp.bind(("127.0.0.1", port))
+            if port not in ports and port not in but:
+                ports.append(port)
     return ports
 
 
@@ -91,14 +93,25 @@ class Mesh:
         self.plan = plan
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._log_begins: dict[str, dict[str, int]] = {}
+        self._held: list[socket.socket] = []
 
     # -------------------------------------------------------------- files
     def lay_out(self) -> None:
-        """Write all configuration files, with ports that are free now."""
+        """Write all configuration files, with ports that are free now and stay this mesh's.
+
+        No other mesh on this machine gets them until `stop`, whoever is dead here meanwhile.
+
+        Raises:
+            Unavailable: somebody listens at a port that the plan names.
+        """
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         nodes = self.plan.nodes
         named = [int(x.address.rpartition(":")[2]) for _, x in self.plan.listeners]
-        ports = iter(free_ports(1 + 3 * len(nodes) + len(named), but=named))
+        self._let_go()
+        free = free_ports(1 + 3 * len(nodes) + len(named), but=named)
+        for port in (*free, *filter(None, named)):
+            self._hold(port)
+        ports = iter(free)
         authority = next(ports)
         at = {node: (next(ports), next(ports), next(ports)) for node in nodes}
         self._write(
@@ -139,6 +152,24 @@ class Mesh:
                 ),
             )
         (self.root / "plan.json").write_bytes(msgspec.json.encode(self.plan))
+
+    def _hold(self, port: int) -> None:
+        """Bind a port without listening: our own processes may still listen there."""
+        sock = socket.socket()
+        self._held.append(sock)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(("127.0.0.1", port))
+        except OSError as error:
+            self._let_go()
+            raise Unavailable(
+                "X0-UP-007", f"port {port} is taken: {error.strerror}", "try again"
+            ) from None
+
+    def _let_go(self) -> None:
+        for sock in self._held:
+            sock.close()
+        self._held = []
 
     def _links(self, node: str, control: dict[str, int]) -> tuple[cfg.Link, ...]:
         links = []
@@ -254,6 +285,7 @@ class Mesh:
             child.kill()
             child.wait()
         self._children.clear()
+        self._let_go()
 
     def wait(self, name: str, ready: Callable[[], bool], what: str) -> None:
         """Wait until a process that was started here is ready, or has ended.

@@ -80,11 +80,11 @@ class AgentPort:
             self._flush()
 
     def close(self) -> None:
-        """Stop listening and remove the socket."""
+        """Remove the socket, then stop listening: whoever comes next never loses its own."""
         self._close()
+        os.unlink(self._path)
         self._loop.drop(self._listener.fileno())
         self._listener.close()
-        os.unlink(self._path)
 
     def _accept(self, _mask: int) -> None:
         try:

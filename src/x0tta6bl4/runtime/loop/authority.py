@@ -131,10 +131,10 @@ class AuthorityWays:
     def close(self) -> None:
         """Stop listening, and give up what is not joined yet."""
         if self._acceptor is not None:
+            if os.path.exists(self._path):
+                os.unlink(self._path)  # First: the next one's is not ours to remove.
             self._acceptor.close()
             self._acceptor = None
-            if os.path.exists(self._path):
-                os.unlink(self._path)
         for carry in tuple(self._carries):
             carry.cancel("proxy stops")
 
