@@ -16,6 +16,7 @@ from x0tta6bl4.edge.tls.context import ALPN_LINK, TlsContext
 from x0tta6bl4.edge.tls.x509 import Svid
 from x0tta6bl4.runtime.aio import links
 from x0tta6bl4.runtime.aio.links import LinkConnections, LinkKeys
+from x0tta6bl4.wire import codec
 from x0tta6bl4.wire.ids import NodeName
 from x0tta6bl4.wire.messages import LINK_VERSION, Flood, Intro, LinkMessage
 
@@ -32,6 +33,8 @@ class Agent:
         self.up: list[tuple[NodeName, Intro, LinkKeys]] = []
         self.down: list[tuple[NodeName, str]] = []
         self.said: list[tuple[NodeName, LinkMessage]] = []
+        self.heard: list[str] = []
+        """`up` and kinds of messages, in their order."""
         self.refused: list[str] = []
         self.changed = asyncio.Event()
         self.wall = float(ca.now_unix_s)
@@ -54,6 +57,7 @@ class Agent:
 
     def link_up(self, node: NodeName, intro: Intro, keys: LinkKeys) -> None:
         self.up.append((node, intro, keys))
+        self.heard.append("up")
         self.changed.set()
 
     def link_down(self, node: NodeName, reason: str) -> None:
@@ -62,6 +66,7 @@ class Agent:
 
     def link_message(self, node: NodeName, message: LinkMessage) -> None:
         self.said.append((node, message))
+        self.heard.append(type(message).__name__)
         self.changed.set()
 
     def link_refused(self, who: str, reason: str) -> None:
@@ -108,6 +113,23 @@ def test_both_ends_hear_the_greeting_and_export_the_same_keys_crosswise() -> Non
             a.links.send(b.name, Flood((b"record",)))
             await b.until(lambda: bool(b.said))
             assert b.said == [("a", Flood((b"record",)))]
+
+    asyncio.run(story())
+
+
+def test_what_comes_along_with_a_greeting_is_heard_once_the_link_is_up() -> None:
+    async def story() -> None:
+        ca = FakeCa()
+        a, b = Agent(ca, "a"), Agent(ca, "b")
+        b.greet()
+        async with b.links.running([("127.0.0.1", 0)], {a.name: ""}) as (port,):
+            _, writer = await asyncio.open_connection(
+                "127.0.0.1", port, ssl=SslContext(a._context), server_hostname=""
+            )
+            writer.write(codec.encode(a.intro()) + codec.encode(Flood((b"record",))))
+            await b.until(lambda: bool(b.said))
+            assert b.heard == ["up", "Flood"]
+            writer.transport.abort()
 
     asyncio.run(story())
 

@@ -8,7 +8,7 @@ Nothing is decoded before it is complete, and nothing longer than the stated max
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
@@ -44,7 +44,7 @@ class Reader(Generic[M]):
         self._buffer = bytearray()
         self._max = bytes_max
 
-    def feed(self, data: bytes | bytearray | memoryview) -> Iterator[M]:
+    def feed(self, data: bytes | bytearray | memoryview) -> Generator[M, None, None]:
         """Take bytes in and yield the messages they complete.
 
         Raises:

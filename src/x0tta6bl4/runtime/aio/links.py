@@ -367,8 +367,10 @@ class LinkConnections:
                 data = await reader.read(65536)
                 if not data:
                     raise BadMessage("X0-LNK-005", "closed before its greeting")
-                for message in messages.feed(data):
-                    self._heard(connection, message)
+                with contextlib.closing(messages.feed(data)) as heard:
+                    for message in heard:
+                        self._heard(connection, message)
+                        break  # What comes with it is for a link that is up: see `_read`.
 
     async def _read(
         self,
@@ -376,11 +378,14 @@ class LinkConnections:
         reader: asyncio.StreamReader,
         messages: codec.Reader[LinkMessage],
     ) -> str:
-        while data := await reader.read(262144):
-            connection.heard_at = asyncio.get_running_loop().time()
+        data = b""  # First what came along with the greeting.
+        while True:
             for message in messages.feed(data):
                 self._heard(connection, message)
-        return "closed by the neighbour"
+            data = await reader.read(262144)
+            if not data:
+                return "closed by the neighbour"
+            connection.heard_at = asyncio.get_running_loop().time()
 
     def _heard(self, connection: _Connection, message: LinkMessage) -> None:
         kind = type(message)
