@@ -12,18 +12,19 @@ import pytest
 
 from tests.fakes.authority_world import DOMAIN, World, eventually, play
 from x0tta6bl4.app import authority_link
-from x0tta6bl4.app.agent import AgentProcess
+from x0tta6bl4.app.agent import RECORDS, AgentProcess
 from x0tta6bl4.app.authority_link import AuthorityLink
 from x0tta6bl4.app.settings import AuthorityAt, Link, NodeSettings
+from x0tta6bl4.core.identity.rules import ANYBODY
 from x0tta6bl4.core.machine import Allowed, Denied
-from x0tta6bl4.core.records.words import Trust
 from x0tta6bl4.edge.authority_api.client import AuthorityClient
+from x0tta6bl4.edge.tls.judge import Judge, allow_all
+from x0tta6bl4.runtime.clocks import unix_us
 from x0tta6bl4.wire import admin
-from x0tta6bl4.wire.authority import Issued, NodeEvict, Wanted
+from x0tta6bl4.wire.authority import BundleRotate, Issued, NodeEvict, Wanted
 from x0tta6bl4.wire.errors import NotFound, Unavailable
 from x0tta6bl4.wire.ids import SpiffeId
 from x0tta6bl4.wire.messages import ListenState, Notice, SessionGone
-from x0tta6bl4.wire.records import decode_bundle
 
 WEB = SpiffeId(f"spiffe://{DOMAIN}/web")
 ALPHA = SpiffeId(f"spiffe://{DOMAIN}/node/alpha")
@@ -31,8 +32,9 @@ ALPHA = SpiffeId(f"spiffe://{DOMAIN}/node/alpha")
 
 @contextlib.asynccontextmanager
 async def agent_of(here: World) -> AsyncIterator[AgentProcess]:
-    """An agent that is enrolled and watches, without links and proxy."""
-    admitted = await here.enrol("alpha")
+    """An agent that is enrolled, or goes on, and watches, without links and proxy."""
+    if not here.wallet("alpha").bundle:
+        await here.enrol("alpha")
     settings = NodeSettings(
         trust_domain=DOMAIN,
         node="alpha",
@@ -43,10 +45,7 @@ async def agent_of(here: World) -> AsyncIterator[AgentProcess]:
     agent = AgentProcess(settings, here.root / "node.toml")
     agent.wallet = here.wallet("alpha")
     agent._start_machine()
-    bundle = decode_bundle(admitted.bundle)
-    agent.trusts.believe(bundle.anchors)
-    agent.driver.post(Trust(bundle, 2**40))
-    agent._use_svid(admitted.svid)
+    await agent._admit()
     agent.authority = AuthorityLink(agent)
     agent._spawn(agent.authority.watch())
     try:
@@ -132,6 +131,57 @@ def test_a_node_that_slept_past_its_svid_attests_by_its_key(tmp_path: Path) -> N
             await eventually(lambda: agent.trusts.svid is not old, 10)
             await eventually(lambda: agent.authority.via == "direct", 10)
             assert agent.desk.status().authority.connected
+
+    play(tmp_path, story)
+
+
+async def change_ca(here: World) -> None:
+    """Everything is signed by another CA from now on, the authority's own SVID too."""
+    await here.admin.bundle_rotate(BundleRotate(step="prepare"))
+    await eventually(lambda: _bundle(here) == 2)
+    await here.admin.bundle_rotate(BundleRotate(step="activate", force=True))
+    await eventually(lambda: _bundle(here) == 3)
+    anchors = [here.process._machine.state.active().certificate]
+    judge = Judge(DOMAIN, anchors, allow_all, unix_us)
+    await eventually(
+        lambda: type(judge.judge(here.process._own_svid().chain, ANYBODY).verdict) is Allowed
+    )
+
+
+def _bundle(here: World) -> int:
+    """Sequence of the newest bundle that the authority has made."""
+    sequence: int = here.process._machine.state.newest_bundle().sequence
+    return sequence
+
+
+def test_a_node_that_was_away_when_the_ca_changed_comes_back_by_its_key(tmp_path: Path) -> None:
+    async def story(here: World) -> None:
+        await here.enrol("alpha")
+        await change_ca(here)
+        async with agent_of(here) as agent:
+            assert agent.machine.view().bundle_sequence == 3
+
+    play(tmp_path, story)
+
+
+def test_a_node_that_dies_just_after_a_change_of_the_ca_believes_the_new_one(
+    tmp_path: Path,
+) -> None:
+    """`records` is written once a second, and the newest bundle at once, beside the SVID."""
+
+    async def story(here: World) -> None:
+        records = here.root / "node-alpha" / RECORDS
+        async with agent_of(here) as agent:
+            await eventually(records.exists)
+            behind = records.read_bytes()
+            await change_ca(here)
+            await eventually(lambda: agent.machine.view().bundle_sequence == 3)
+        records.write_bytes(behind)
+        async with agent_of(here) as agent:
+            assert agent.machine.view().bundle_sequence == 3
+            told = [event.text for event in agent.desk.status().events]
+            assert told[0] == f"kept as {ALPHA}"
+            assert told[1] == "connected, direct"
 
     play(tmp_path, story)
 

@@ -500,6 +500,19 @@ def test_an_enrolled_bundle_survives_a_restart() -> None:
     assert again.bundle() == machine.bundle()
 
 
+@pytest.mark.parametrize(("trusted", "held", "in_force"), [(3, 1, 3), (1, 3, 3), (2, 2, 2)])
+def test_the_newest_of_two_bundles_on_the_disk_is_in_force(
+    trusted: int, held: int, in_force: int
+) -> None:
+    machine = store()
+    machine.handle(at(1), Trust(bundle(trusted, "k1"), LATER))
+    effects = machine.handle(at(1), Restore(Held(bundle=bundle(held, "k1"))))
+    assert len(of(SetChanged, effects)) == (held > trusted)
+    found = machine.bundle()
+    assert found is not None
+    assert found.sequence == in_force
+
+
 def test_nothing_held_is_nothing_restored() -> None:
     assert store().handle(at(1), Restore(Held())) == ()
 

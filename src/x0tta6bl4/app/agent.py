@@ -23,7 +23,7 @@ import uvloop
 
 from x0tta6bl4.app import settings as cfg
 from x0tta6bl4.app.admin import AdminServer
-from x0tta6bl4.app.admission import Admission
+from x0tta6bl4.app.admission import Admission, Admitted
 from x0tta6bl4.app.authority_link import AuthorityLink
 from x0tta6bl4.app.desk import Desk
 from x0tta6bl4.app.resolver import Resolver
@@ -57,7 +57,7 @@ from x0tta6bl4.wire.messages import (
     Ready,
     SvidItem,
 )
-from x0tta6bl4.wire.records import decode_bundle
+from x0tta6bl4.wire.records import Bundle, decode_bundle
 from x0tta6bl4.wire.token import Token, read_token
 
 PROXY_UP_S: Final = 30.0
@@ -140,6 +140,9 @@ class AgentProcess:
                 held = msgspec.msgpack.decode(read_private(path), type=Held)
             except (msgspec.DecodeError, UnicodeDecodeError):
                 self.desk.event("node", f"{path} was damaged; the mesh will tell it all again")
+        known = self.wallet.known_bundle
+        if known is not None:
+            self._trust(known)  # First: `records` may be older, it is written once a second.
         self.driver.post(Restore(held))
         self._spawn(self.driver.watch_clock())
         self.driver.post(words.Configured(self._node_config()))
@@ -181,11 +184,17 @@ class AgentProcess:
             if await self._stops_within(wait):
                 raise asyncio.CancelledError
             wait = min(wait * 2, RETRY_LAST_S)
-        bundle = decode_bundle(admitted.bundle)
-        self.trusts.believe(bundle.anchors)
-        self.driver.post(Trust(bundle, unix_us() // 1_000_000 + LATER_S))
+        self._take_in(admitted)
+
+    def _take_in(self, admitted: Admitted) -> None:
+        """Be who the authority says, and believe the bundle that came with it."""
+        self._trust(decode_bundle(admitted.bundle))
         self._use_svid(admitted.svid)
         self.desk.event("svid", f"{admitted.how} as {admitted.svid.id}")
+
+    def _trust(self, bundle: Bundle) -> None:
+        """Believe a bundle from the disk or an admission, unless a newer one is known."""
+        self.driver.post(Trust(bundle, unix_us() // 1_000_000 + LATER_S))
 
     def _admission(self) -> Admission:
         authority = self.settings.authority
@@ -194,15 +203,16 @@ class AgentProcess:
         return Admission(self.domain, self.me, self.wallet, *ways, self.state_dir, pq)
 
     async def attest_again(self, target: str) -> None:
-        """Come by a new SVID by the long-lived key: the authority does not take the one of now.
+        """Come by a new SVID and the newest bundle by the long-lived key.
+
+        For a node whose SVID of now the authority does not take, or that was away while the
+        authority's CA changed and believes it no more.
 
         Raises:
             Refused: why this node is not to have one.
             Unavailable, BadMessage: not this way, not now.
         """
-        admitted = await self._admission().again(target)
-        self._use_svid(admitted.svid)
-        self.desk.event("svid", f"{admitted.how} as {admitted.svid.id}")
+        self._take_in(await self._admission().again(target))
 
     def _token(self) -> Token | None:
         path = Path(self.settings.authority.token_file)
@@ -477,8 +487,10 @@ class AgentProcess:
         self.links.cut(NodeName(effect.node), effect.reason)
 
     def _set_changed(self, effect: SetChanged) -> None:
-        if self.trusts.set_changed(effect.set, effect.body) and self.wallet.svid is not None:
-            self._keep(self.wallet.svid, effect.body)
+        if self.trusts.set_changed(effect.set, effect.body):
+            wallet = self.wallet
+            if wallet.svid is not None and wallet.bundle != effect.body:
+                self._keep(wallet.svid, effect.body)
         if effect.set in ("bundle", "crls", "federated", "revocations"):
             self.workload_api.identities.changed()
 

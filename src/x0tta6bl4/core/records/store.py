@@ -558,7 +558,7 @@ class Records:
                 self._due[self._me, record.kind, record.name] = Instant(now + _UNCLAIMED)
         if held.chain:
             self._chain = list(held.chain[-self._kept.chain_max :])
-        if held.bundle is not None and self._bundle is None:
+        if held.bundle is not None and held.bundle.sequence > self._sets.sequence("bundle"):
             self._sets.start_at("bundle", held.bundle.sequence)
             self._believe(held.bundle)
             body = msgspec.msgpack.encode(held.bundle)
