@@ -192,10 +192,19 @@ def test_contexts_are_made_anew_with_svid_and_bundle(house: House) -> None:
     assert isinstance(one, Engine)
     assert isinstance(two, Engine)
     assert one.context is two.context
+    house.put(SvidItem(ca.id("shop"), svid.chain, svid.key, svid.not_after_unix_s))
+    again = contexts.make(WEB, None, True)
+    assert isinstance(again, Engine)
+    assert again.context is one.context, "another's SVID is no reason"
     house.put(msgspec.structs.replace(item, not_after_unix_s=item.not_after_unix_s + 1))
     three = contexts.make(WEB, None, True)
     assert isinstance(three, Engine)
     assert three.context is not one.context
+    assert three.context.judge is one.context.judge, "with the chains that it knows"
+    house.put(BundleItem("mesh.test", (ca.issuer.certificate, FakeCa().issuer.certificate)))
+    four = contexts.make(WEB, None, True)
+    assert isinstance(four, Engine)
+    assert four.context.judge is not one.context.judge
     house.drop(item)
     assert contexts.make(WEB, None, True) == Denied("no svid")
 

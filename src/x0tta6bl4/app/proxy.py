@@ -129,9 +129,14 @@ class Contexts:
         """By result (`ok` or the reason) and key exchange."""
 
     def clear(self) -> None:
-        """SVIDs or bundles have changed."""
+        """A bundle has changed."""
         self._made.clear()
         self._judges.clear()
+
+    def forget(self, own: str) -> None:
+        """A workload's SVID has changed; those of others, and the judges, serve on."""
+        for key in [key for key in self._made if key[0] == own]:
+            del self._made[key]
 
     def make(self, own: SpiffeId, peer: SpiffeId | None, server: bool) -> Engine | Denied:
         """TLS for one circuit, as `own`, with `peer` (any workload if None)."""
@@ -304,7 +309,9 @@ class ProxyProcess:
             self.hops.neighbour_gone(NodeName(rest))
         elif kind == "ListenItem":
             self.ingress.gone(rest)
-        elif kind in ("SvidItem", "BundleItem"):
+        elif kind == "SvidItem":
+            self.contexts.forget(rest)
+        elif kind == "BundleItem":
             self.contexts.clear()
         elif kind == "CallerItem":
             id, _, selectors = rest.rpartition("/unix:")
@@ -355,7 +362,7 @@ class ProxyProcess:
         NeighbourItem: _put_neighbour,
         ListenItem: _put_listener,
         RevokedItem: _put_revoked,
-        SvidItem: lambda self, item: self.contexts.clear(),
+        SvidItem: lambda self, item: self.contexts.forget(item.id),
         BundleItem: lambda self, item: self.contexts.clear(),
         CallerItem: _put_caller,
         ClockItem: _put_clock,
