@@ -34,7 +34,7 @@ INLINE int over_rate(struct x0_member *member)
 	return 0;
 }
 
-INLINE int admit(struct xdp_md *ctx, const struct ethernet *ethernet, const struct ipv6 *ipv6)
+INLINE int admit(__u32 ifindex, const struct ethernet *ethernet, const struct ipv6 *ipv6)
 {
 	__u32 zero = 0;
 	struct x0_filter *filter = map_lookup(&x0_filters, &zero);
@@ -50,8 +50,7 @@ INLINE int admit(struct xdp_md *ctx, const struct ethernet *ethernet, const stru
 			return drop(X0_FILTER_FOREIGN);
 		return XDP_PASS;
 	}
-	if (filter->flags & X0_FILTER_NEIGHBOURS &&
-	    !link_at(ctx->ingress_ifindex, ethernet->source))
+	if (filter->flags & X0_FILTER_NEIGHBOURS && !link_at(ifindex, ethernet->source))
 		return drop(X0_FILTER_STRANGER);
 	member = map_lookup(&x0_members, &source);
 	if (!member)

@@ -39,9 +39,9 @@ INLINE void tell_counts(struct x0_hello *hello, const struct x0_link *link,
 	hello->session = link->peer_session;
 	hello->incarnation = link->incarnation;
 	hello->sent = state->sent;
-	hello->received = state->received;
+	hello->told = state->peer_sent;
+	hello->received = state->received_then;
 	hello->heard = state->requests;
-	hello->reserved = 0;
 }
 
 /* Whether this sequence number is new; notes it. `kind` is 0 or 1. */
@@ -51,6 +51,8 @@ INLINE int fresh(struct x0_state *state, __u32 kind, __u64 sequence)
 
 	if (sequence > state->top[kind]) {
 		ahead = sequence - state->top[kind];
+		if (state->top[kind])
+			state->gaps += ahead - 1;
 		state->window[kind] = ahead < WINDOW ? state->window[kind] << ahead | 1 : 1;
 		state->top[kind] = sequence;
 		return 1;
@@ -59,6 +61,8 @@ INLINE int fresh(struct x0_state *state, __u32 kind, __u64 sequence)
 	if (behind >= WINDOW || state->window[kind] >> behind & 1)
 		return 0;
 	state->window[kind] |= 1ULL << behind;
+	if (state->gaps) /* else it was sent before the first that came */
+		state->gaps--;
 	return 1;
 }
 
@@ -87,7 +91,7 @@ INLINE int refuse(struct x0_state *state, enum x0_reason reason)
 }
 
 /* One hello; `frame` is at least up to its UDP header within the packet. */
-INLINE int hear(struct xdp_md *ctx, struct hello_frame *frame, void *end)
+INLINE int hear(__u32 ifindex, struct hello_frame *frame, void *end)
 {
 	struct x0_hello *hello = &frame->hello;
 	struct ipv6 *ipv6 = &frame->ipv6;
@@ -112,7 +116,7 @@ INLINE int hear(struct xdp_md *ctx, struct hello_frame *frame, void *end)
 		count(X0_HELLO_MISADDRESSED);
 		return XDP_DROP;
 	}
-	if (link->ifindex != ctx->ingress_ifindex || ipv6->hops != 255 ||
+	if (link->ifindex != ifindex || ipv6->hops != 255 ||
 	    ipv6->source.high != link->peer.high || ipv6->source.low != link->peer.low ||
 	    ipv6->target.high != link->local.high || ipv6->target.low != link->local.low)
 		return refuse(state, X0_HELLO_MISADDRESSED);
@@ -139,11 +143,11 @@ INLINE int hear(struct xdp_md *ctx, struct hello_frame *frame, void *end)
 		return refuse(state, X0_HELLO_REPLAYED);
 
 	state->peer_sent = hello->sent;
+	state->peer_told = hello->told;
 	state->peer_received = hello->received;
 	state->peer_heard = hello->heard;
 	state->peer_flags = hello->flags;
 	state->received_then = state->received;
-	state->sent_then = state->sent;
 	state->asked_then = state->asked;
 	if (hello->kind == X0_ANSWER) {
 		note_answer(number, link, state, hello, now);

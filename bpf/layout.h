@@ -31,9 +31,10 @@ struct x0_hello {
 	__u64 incarnation;  /* of the sender: grows with each start */
 	__u64 sequence;     /* per sender, kind and incarnation */
 	__u64 sent_ns;      /* of the request, by its sender's clock; an answer returns it */
-	__u32 sent, received; /* data packets on this link, as the sender counts them */
-	__u32 heard;        /* requests accepted by the sender */
-	__u32 reserved;
+	__u32 sent;         /* data packets that the sender has put on this link */
+	__u32 told;         /* `sent` of the last hello that it heard, and ... */
+	__u32 received;     /* ... what it had received when it heard that: the difference is loss */
+	__u32 heard;        /* requests it has accepted */
 	__u64 tag;          /* SipHash-2-4 of all the above */
 } PACKED(8);
 
@@ -70,10 +71,12 @@ struct x0_state {
 	__u64 answers;      /* r: accepted */
 	__u64 requests;     /* r: accepted */
 	__u64 top[2], window[2]; /* r: replay window per kind (RFC 4303 section 3.4.3) */
+	__u64 gaps;         /* r: hellos that the peer has sent and that have not come */
 	__u64 peer_incarnation; /* r */
 	__u64 answered;     /* r: answers sent = their sequence */
-	__u32 peer_sent, peer_received, peer_heard, peer_flags; /* r: as the last hello told */
-	__u64 received_then, sent_then, asked_then; /* r: our own counts at that moment */
+	__u32 peer_sent, peer_told, peer_received, peer_heard; /* r: as the last hello told */
+	__u32 peer_flags, received_then; /* r: our own count at that moment */
+	__u64 asked_then;   /* r: likewise */
 	__u64 asked;        /* c: requests sent = their sequence */
 	__u64 wake_ns;      /* t: when it means to run next */
 	__u64 floor_ns;     /* t: silence before this is nobody's fault */
@@ -113,6 +116,7 @@ struct x0_settings {
 	__u32 layout, clock_ifindex;
 	__u32 fan;          /* hellos per round */
 	__u32 generation;   /* of the clock's frame; another's is dropped */
+	__u32 build, reserved; /* of the object that is loaded */
 } PACKED(8);
 
 struct x0_beat {

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /*
- * The kernel's half of a node: one object, six programs.
+ * The kernel's half of a node: one object, seven programs.
  *
  *   x0_ingress  XDP, each underlay interface: hellos, then the membership filter
- *   x0_arrive   TC ingress, likewise: counts data per link
+ *   x0_arrive   TC ingress, behind it: counts data per link
+ *   x0_generic  TC ingress, in place of both where the driver has no XDP. Generic XDP would leave
+ *               out what an interface of the same host has redirected, and copy joined packets
  *   x0_leave    TC egress, likewise: counts, diverts, duplicates
  *   x0_turn     TC ingress of the clock's veth: sends the requests
  *   x0_start    PROG_TEST_RUN: puts the clock's frame on its way
@@ -21,28 +23,50 @@ struct ipv4_frame {
 	__u32 source, target;
 } PACKED(2);
 
-SEC("xdp")
-int x0_ingress(struct xdp_md *ctx)
+/* What to do with a frame that came in: an XDP verdict. */
+INLINE int enter(__u32 ifindex, void *data, void *end)
 {
-	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct hello_frame *frame = data;
 	struct ipv4_frame *old = data;
+	struct ipv6 *ipv6 = &frame->ipv6;
 
 	if ((void *)(&frame->ethernet + 1) > end)
 		return XDP_PASS;
 	if (frame->ethernet.type == HTONS(TYPE_IPV4) && (void *)(old + 1) <= end)
 		return admit_ipv4(old->source);
-	if (frame->ethernet.type != HTONS(TYPE_IPV6) || (void *)(&frame->ipv6 + 1) > end)
+	if (frame->ethernet.type != HTONS(TYPE_IPV6) || (void *)(ipv6 + 1) > end)
 		return XDP_PASS;
-	if (frame->ipv6.next == NEXT_UDP && (void *)(&frame->udp + 1) <= end &&
+	if (ipv6->next == NEXT_UDP && (void *)(&frame->udp + 1) <= end &&
 	    frame->udp.target == HTONS(X0_PORT) && frame->udp.source == HTONS(X0_PORT))
-		return hear(ctx, frame, end);
-	return admit(ctx, &frame->ethernet, &frame->ipv6);
+		return hear(ifindex, frame, end);
+	return admit(ifindex, &frame->ethernet, ipv6);
+}
+
+SEC("xdp")
+int x0_ingress(struct xdp_md *ctx)
+{
+	return enter(ctx->ingress_ifindex, (void *)(long)ctx->data, (void *)(long)ctx->data_end);
 }
 
 SEC("tc")
 int x0_arrive(struct __sk_buff *skb)
 {
+	return arrive(skb);
+}
+
+SEC("tc")
+int x0_generic(struct __sk_buff *skb)
+{
+	__u32 wanted = sizeof(struct hello_frame);
+
+	if (skb->protocol == HTONS(TYPE_IPV6))
+		skb_pull(skb, skb->len < wanted ? skb->len : wanted);
+	switch (enter(skb->ifindex, (void *)(long)skb->data, (void *)(long)skb->data_end)) {
+	case XDP_DROP:
+		return TC_SHOT;
+	case XDP_TX:
+		return redirect(skb->ifindex, 0);
+	}
 	return arrive(skb);
 }
 

@@ -125,7 +125,7 @@ HELLO: Final = Layout(
     "x0_hello",
     version="B", kind="B", slot="B", flags="B", session="I",
     incarnation="Q", sequence="Q", sent_ns="Q",
-    sent="I", received="I", heard="I", reserved="I", tag="Q",
+    sent="I", told="I", received="I", heard="I", tag="Q",
 )  # fmt: skip
 LINK: Final = Layout(
     "x0_link",
@@ -136,9 +136,9 @@ LINK: Final = Layout(
 STATE: Final = Layout(
     "x0_state",
     timer="16s", answered_ns="Q", answered_at="Q", rtt_ns="Q", rtt_last_ns="Q", good="Q",
-    answers="Q", requests="Q", top="2Q", window="2Q", peer_incarnation="Q", answered="Q",
-    peer_sent="I", peer_received="I", peer_heard="I", peer_flags="I",
-    received_then="Q", sent_then="Q", asked_then="Q", asked="Q",
+    answers="Q", requests="Q", top="2Q", window="2Q", gaps="Q", peer_incarnation="Q", answered="Q",
+    peer_sent="I", peer_told="I", peer_received="I", peer_heard="I",
+    peer_flags="I", received_then="I", asked_then="Q", asked="Q",
     wake_ns="Q", floor_ns="Q", suspected_ns="Q", suspicions="Q", late="Q", downs="I", told="I",
     sent="Q", received="Q", diverted="Q", duplicated="Q", lost="Q",
     tcp="Q", retransmitted="Q", refused="Q",
@@ -149,7 +149,7 @@ ALTERNATE: Final = Layout("x0_alternate", link="2I")
 SETTINGS: Final = Layout(
     "x0_settings",
     renewed_ns="Q", agent_ns="Q", stand_down_ns="Q", period_ns="Q",
-    layout="I", clock_ifindex="I", fan="I", generation="I",
+    layout="I", clock_ifindex="I", fan="I", generation="I", build="I", reserved="I",
 )  # fmt: skip
 BEAT: Final = Layout("x0_beat", link="I", every="I")
 TURNS: Final = Layout("x0_turns", turned_ns="Q", turns="Q", cursor="I", round="I")

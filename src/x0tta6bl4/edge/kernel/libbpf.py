@@ -15,8 +15,9 @@ import enum
 import errno
 import os
 import struct
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, final
 
 import msgspec
@@ -25,6 +26,7 @@ from x0tta6bl4.wire.errors import Unavailable
 
 LOG_BYTES: Final = 1 << 20
 """Room for what the verifier says about one program."""
+NOTHING: Final[Mapping[str, int]] = MappingProxyType({})
 _LOG_LINES: Final = 6
 _EVENTS_MAX: Final = 4096
 _BPFFS_MAGIC: Final = 0xCAFE4A11
@@ -35,13 +37,6 @@ _TC_HANDLE: Final = 0x5830
 
 class KernelRefused(Unavailable):
     """The kernel data plane is not to be had here; the node works in userspace instead."""
-
-
-class XdpMode(enum.Enum):
-    """Where an XDP program runs."""
-
-    NATIVE = "native"  # in the driver
-    GENERIC = "generic"  # in the stack, on any interface
 
 
 class Direction(enum.IntEnum):
@@ -113,8 +108,7 @@ class _XdpQuery(ctypes.Structure):
 
 
 _Sample = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-_XDP_FLAGS: Final = {XdpMode.NATIVE: 1 << 2, XdpMode.GENERIC: 1 << 1}
-_XDP_ONLY_IF_NONE: Final = 1
+_XDP_NATIVE: Final = 1 << 2
 _P, _I, _U = ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32
 _S, _Z = ctypes.c_char_p, ctypes.c_size_t
 _CALLS: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
@@ -129,6 +123,7 @@ _CALLS: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
     "bpf_program__set_log_buf": (_I, (_P, _P, _Z)),
     "bpf_map__name": (_S, (_P,)),
     "bpf_map__fd": (_I, (_P,)),
+    "bpf_map__reuse_fd": (_I, (_P, _I)),
     "bpf_map_update_elem": (_I, (_I, _S, _S, ctypes.c_uint64)),
     "bpf_map_lookup_elem": (_I, (_I, _S, _P)),
     "bpf_map_delete_elem": (_I, (_I, _S)),
@@ -188,12 +183,15 @@ class Libbpf:
         self._call.libbpf_set_print(None)  # It would write to our stderr.
 
     # ------------------------------------------------------------------ objects
-    def load(self, path: Path, without: Collection[str] = ()) -> tuple[dict[str, int], list[Map]]:
+    def load(
+        self, path: Path, *, without: Collection[str] = (), reuse: Mapping[str, int] = NOTHING
+    ) -> tuple[dict[str, int], list[Map]]:
         """Load an object's programs and maps.
 
         Args:
             path: of the object file.
             without: names of programs to leave out.
+            reuse: maps that are there already, by name, to use instead of new ones.
         Returns:
             File descriptors of the programs by name, and the maps; all belong to the caller.
         Raises:
@@ -204,12 +202,12 @@ class Libbpf:
         if not opened:
             raise _refused("X0-KRN-004", f"{path.name} is no object that can be loaded")
         try:
-            return self._load(opened, path, without)
+            return self._load(opened, path, without, reuse)
         finally:
             self._call.bpf_object__close(opened)
 
     def _load(
-        self, opened: int, path: Path, without: Collection[str]
+        self, opened: int, path: Path, without: Collection[str], reuse: Mapping[str, int]
     ) -> tuple[dict[str, int], list[Map]]:
         programs = {
             self._call.bpf_program__name(one).decode(): one
@@ -219,6 +217,10 @@ class Libbpf:
         for name, one in programs.items():
             self._call.bpf_program__set_autoload(one, name not in without)
             self._call.bpf_program__set_log_buf(one, logs[name], LOG_BYTES)
+        for one in _chain(self._call.bpf_object__next_map, opened):
+            held = reuse.get(self._call.bpf_map__name(one).decode())
+            if held is not None and self._call.bpf_map__reuse_fd(one, held):
+                raise _refused("X0-KRN-004", "a map of the last start can't be used again")
         if self._call.bpf_object__load(opened):
             failed = ctypes.get_errno()
             if failed in (errno.EPERM, errno.EACCES) and not any(
@@ -301,27 +303,24 @@ class Libbpf:
             os.close(program)
 
     # ------------------------------------------------------------------ attachments
-    def xdp_on(self, ifindex: int) -> tuple[int, XdpMode] | None:
-        """Number and mode of the XDP program on an interface, or None."""
+    def xdp_on(self, ifindex: int) -> int:
+        """Number of the XDP program on an interface in any mode, 0 if there is none."""
         found = _XdpQuery(sz=ctypes.sizeof(_XdpQuery))
-        if self._call.bpf_xdp_query(ifindex, 0, ctypes.byref(found)):
-            return None
-        if found.drv_prog_id:
-            return found.drv_prog_id, XdpMode.NATIVE
-        return (found.skb_prog_id, XdpMode.GENERIC) if found.skb_prog_id else None
+        failed = self._call.bpf_xdp_query(ifindex, 0, ctypes.byref(found))
+        return 0 if failed else int(found.drv_prog_id or found.hw_prog_id or found.skb_prog_id)
 
-    def attach_xdp(self, ifindex: int, program: int, mode: XdpMode) -> None:
-        """Put an XDP program on an interface in place of whatever is there in that mode.
+    def attach_xdp(self, ifindex: int, program: int) -> None:
+        """Put an XDP program into an interface's driver, in place of what is there.
 
         Raises:
             OSError: the interface does not take it.
         """
-        if self._call.bpf_xdp_attach(ifindex, program, _XDP_FLAGS[mode], None):
-            raise _os_error(f"XDP ({mode.value}) on interface {ifindex}")
+        if self._call.bpf_xdp_attach(ifindex, program, _XDP_NATIVE, None):
+            raise _os_error(f"XDP on interface {ifindex}")
 
-    def detach_xdp(self, ifindex: int, mode: XdpMode) -> None:
-        """Take the XDP program off; nothing there is fine."""
-        self._call.bpf_xdp_detach(ifindex, _XDP_FLAGS[mode], None)
+    def detach_xdp(self, ifindex: int) -> None:
+        """Take the XDP program out of the driver; nothing there is fine."""
+        self._call.bpf_xdp_detach(ifindex, _XDP_NATIVE, None)
 
     def attach_tc(self, ifindex: int, program: int, direction: Direction) -> None:
         """Put a TC program on an interface, in place of our own from before.

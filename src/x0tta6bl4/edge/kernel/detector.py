@@ -1,0 +1,558 @@
+"""Links watched, judged and diverted in the kernel: what user space tells it and hears of it.
+
+Every `hello_us` the clock sends a request on each link; the peer's driver answers.  A link whose
+answers stay away is suspect, then dead: the kernel says so and has diverted its data already.  Only
+user space revives (`revive`), after X0_GOOD answers in a row and a time of its own.
+
+The agent stamps a lease (`renew`).  Without it detection and diversion go on for `stand_down_s`;
+then no hello is sent or answered and nothing is diverted any more.
+
+Source: `bpf/hello.h`, `bpf/clock.h`, `bpf/divert.h`; RFC 5880; RFC 5286 for alternates.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv6Address
+from typing import Any, Final, final
+
+from x0tta6bl4.core.machine import MS, Value
+from x0tta6bl4.edge.kernel import clock, layout
+from x0tta6bl4.edge.kernel.layout import EventKind, Flag
+from x0tta6bl4.edge.kernel.libbpf import KernelRefused, Ring
+from x0tta6bl4.edge.kernel.netlink import Netlink
+from x0tta6bl4.edge.kernel.programs import START, VERDICTS, Programs
+
+ALTERNATES_MAX: Final = 65_536
+KEY_BYTES: Final = 16
+SLOTS: Final = 2
+_FRAME: Final = bytes(12) + b"\x86\xdd" + bytes(clock.FRAME_BYTES - 14)
+_ZERO: Final = bytes(4)
+
+
+@final
+class Pace(Value, frozen=True):
+    """How fast links are judged."""
+
+    hello_us: int = 2_500
+    """One request per link; 2.5 ms for up to eight links, 5 ms for more, costs < 1 % of a core."""
+    multiplier: int = 3
+    """Intervals without an answer after which a link is dead."""
+    suspect_percent: int = 140
+    """Of an interval without an answer after which data goes both ways."""
+    agent_s: int = 3
+    """A lease older than this: hellos say that the agent is gone."""
+    stand_down_s: int = 300
+    """A lease older than this: detection and diversion end."""
+
+
+@final
+class Link(Value, frozen=True):
+    """A neighbour on an interface."""
+
+    number: int
+    """Of this link here, 0..255; the peer is told, and puts it into its hellos."""
+    peer_number: int
+    """Of this link there."""
+    ifindex: int
+    local_mac: bytes
+    peer_mac: bytes
+    local: IPv6Address
+    """Link-local address of the interface; hellos have no other."""
+    peer: IPv6Address
+    incarnation: int
+    """Of ours: greater than any before under the same keys, e.g. microseconds of the wall clock."""
+    mtu: int = 1500
+    every: int = 1
+    """Requests go out every so many intervals: more for a link that nobody uses."""
+    measure_tcp: bool = True
+    """Count retransmitted segments; costs one look-up per packet."""
+
+
+@final
+class Alternate(Value, frozen=True):
+    """Where data for a destination goes while its link is dead; must itself be a link of ours."""
+
+    destination: IPv6Address
+    ifindex: int
+    next_hop_mac: bytes
+    prefix_bits: int = 128
+
+
+@final
+class LinkEvent(Value, frozen=True):
+    """What the kernel said about a link."""
+
+    number: int
+    kind: EventKind
+    at_us: int
+    """CLOCK_MONOTONIC."""
+    silent_us: int
+    """Since the last answer, for SUSPECTED and DOWN."""
+
+
+@final
+class LinkReport(Value, frozen=True):
+    """What the kernel knows about a link; counts since the link was set."""
+
+    number: int
+    dead: bool
+    suspect: bool
+    agent_alive: bool
+    """The peer's agent, as its last hello said."""
+    silent_us: int
+    good: int
+    """Answers in a row."""
+    rtt_us: float
+    rtt_last_us: float
+    asked: int
+    answers: int
+    requests: int
+    peer_heard: int
+    sent: int
+    """Data packets on this link."""
+    received: int
+    diverted: int
+    duplicated: int
+    undeliverable: int
+    """Packets for a dead link without a live alternate."""
+    tcp: int
+    retransmitted: int
+    refused: int
+    suspicions: int
+    downs: int
+    late: int
+    """Verdicts not given because the fault may have been ours."""
+
+
+@final
+class Traffic(Value, frozen=True):
+    """What became of data and hellos on a link between two looks at it, by direction."""
+
+    came_in: int
+    lost_in: int
+    came_out: int
+    """Data packets of ours, as the peer counted them."""
+    lost_out: int
+
+
+@final
+class Detector:
+    """The links of one node.
+
+    Args:
+        programs: loaded or adopted.
+        pace: how fast links are judged.
+    Raises:
+        Unavailable: X0-KRN-103 the clock's track was refused.
+    """
+
+    __slots__ = (
+        "_alternates", "_links", "_netlink", "_pace", "_programs", "_ring", "_seen", "_turns",
+    )  # fmt: skip
+
+    def __init__(self, programs: Programs, pace: Pace = Pace()) -> None:  # noqa: B008
+        self._programs = programs
+        self._pace = pace
+        self._netlink = Netlink()
+        self._ring = Ring(programs.library, programs.maps["x0_events"])
+        self._links = dict(self._read_fan())
+        self._alternates = self._read_alternates()
+        self._seen: dict[int, dict[str, int]] = {}
+        self._turns = -1
+        self._set_settings()
+        if self._links and programs.adopted:
+            for number in self._links:
+                self._arm(number)
+            self._run_clock()
+
+    # ------------------------------------------------------------------ links
+    def set_link(self, link: Link) -> None:
+        """Watch a link, or go on watching it with other values; keys come by `set_keys`.
+
+        A link that is new begins dead, with nothing counted: `revive` it when the kernel says GOOD.
+        The interface must carry the programs (`Programs.attach`).
+
+        Raises:
+            KernelRefused: X0-KRN-010 a number or address that can't be.
+        """
+        _check(link)
+        values = self._read(link.number)
+        fresh = not values["flags"] & Flag.ACTIVE
+        if not fresh:
+            self._forget_port(values)
+        interval = self._pace.hello_us * link.every * 1000
+        values |= {
+            "incarnation": link.incarnation,
+            "dead_ns": interval * self._pace.multiplier,
+            "suspect_ns": interval * self._pace.suspect_percent // 100,
+            "late_ns": self._pace.hello_us * 1000,
+            "ifindex": link.ifindex,
+            "peer_session": link.peer_number,
+            "mtu": link.mtu,
+            "local_mac": link.local_mac,
+            "peer_mac": link.peer_mac,
+            "local": link.local.packed,
+            "peer": link.peer.packed,
+        }
+        values["flags"] = Flag.ACTIVE | (Flag.MEASURE_TCP if link.measure_tcp else 0)
+        key = struct.pack("I", link.number)
+        if fresh:
+            values["forgiven"] = 0
+            self._programs.maps["x0_states"].put(key, layout.STATE.pack(downs=1))
+        self._write(link.number, values)
+        self._programs.maps["x0_ports"].put(_port(link.ifindex, link.peer_mac), key)
+        self._arm(link.number)
+        self._links[link.number] = link.every
+        self._write_fan()
+
+    def set_keys(self, number: int, slot: int, send: bytes, receive: bytes) -> None:
+        """Put the keys of both directions into one of two slots.
+
+        Hellos under either slot are accepted; which one we send under is said by `use_slot`, once
+        the peer has these keys, too.
+        """
+        assert slot in range(SLOTS)
+        assert len(send) == len(receive) == KEY_BYTES
+        values = self._read(number)
+        for name, key in (("send_key", send), ("receive_key", receive)):
+            slots = list(values[name])
+            slots[2 * slot : 2 * slot + 2] = struct.unpack("<2Q", key)
+            values[name] = slots
+        self._write(number, values)
+
+    def use_slot(self, number: int, slot: int) -> None:
+        """Send under the keys of this slot from now on."""
+        assert slot in range(SLOTS)
+        self._write(number, self._read(number) | {"send_slot": slot})
+
+    def drop_slot(self, number: int, slot: int) -> None:
+        """Forget the keys of a slot: nothing is accepted under them any more."""
+        self.set_keys(number, slot, bytes(KEY_BYTES), bytes(KEY_BYTES))
+
+    def remove_link(self, number: int) -> None:
+        """Watch a link no longer; its data is diverted no more."""
+        values = self._read(number)
+        self._forget_port(values)
+        self.set_alternates(number, ())
+        self._forget_choice(number)
+        self._links.pop(number, None)
+        self._seen.pop(number, None)
+        self._write_fan()
+        self._write(number, dict.fromkeys(values, 0) | _NO_LINK)
+        self._programs.maps["x0_states"].put(
+            struct.pack("I", number), bytes(layout.STATE.size)
+        )  # Ends its timer, too.
+
+    def links(self) -> dict[int, int]:
+        """Numbers of the links that are watched, with `every`; after adoption, those of before."""
+        return dict(self._links)
+
+    def revive(self, number: int) -> None:
+        """Take the kernel's verdict back: data goes over this link again, from this packet on."""
+        downs = layout.STATE.unpack(self._state(number))["downs"]
+        values = self._read(number)
+        flags = values["flags"] & ~Flag.DECLARED_DEAD
+        self._write(number, values | {"forgiven": downs, "flags": flags})
+
+    def declare_dead(self, number: int) -> None:
+        """User space's own verdict: data is diverted until `revive`."""
+        values = self._read(number)
+        self._write(number, values | {"flags": values["flags"] | Flag.DECLARED_DEAD})
+
+    # ------------------------------------------------------------------ alternates
+    def set_alternates(self, number: int, alternates: Iterable[Alternate]) -> int:
+        """Say where data of a link goes when it is dead; what is not named loses its alternate.
+
+        Of several for one destination the first two count, in their order.
+
+        Args:
+            number: of the link.
+            alternates: each by another link that is watched.
+        Returns:
+            How many entries were changed.
+        Raises:
+            KernelRefused: X0-KRN-011 one is no link of ours; nothing was changed.
+        """
+        ports = {
+            _port(values["ifindex"], values["peer_mac"]): one
+            for one in self._links
+            for values in (self._read(one),)
+        }
+        wanted: dict[bytes, list[int]] = {}
+        for one in alternates:
+            by = ports.get(_port(one.ifindex, one.next_hop_mac))
+            if by is None:
+                raise KernelRefused(
+                    "X0-KRN-011",
+                    f"the alternate for {one.destination} on interface {one.ifindex} is no link",
+                    "only links that are watched can carry diverted data",
+                )
+            choices = wanted.setdefault(_route(number, one), [])
+            if by != number and by not in choices and len(choices) < 2:
+                choices.append(by)
+        held = self._alternates.get(number, {})
+        table = self._programs.maps["x0_alternates"]
+        changed = 0
+        for key, choices in wanted.items():
+            value = struct.pack("<2I", *[*choices, layout.NONE, layout.NONE][:2])
+            if held.get(key) != value:
+                table.put(key, value)
+                held[key] = value
+                changed += 1
+        for key in held.keys() - wanted.keys():
+            table.delete(key)
+            del held[key]
+            changed += 1
+        self._alternates[number] = held
+        return changed
+
+    # ------------------------------------------------------------------ time
+    def renew(self) -> None:
+        """Stamp the lease: the agent lives. To be called once a second.
+
+        Also puts a new frame on the clock's track if the old one was lost.
+        """
+        self._set_settings()
+        turns = self._turned()
+        if self._links and turns == self._turns:
+            self._run_clock()
+        self._turns = turns
+
+    def fileno(self) -> int:
+        """Readable when there are events."""
+        return self._ring.fileno()
+
+    def events(self) -> list[LinkEvent]:
+        """What the kernel has said since the last call; never waits."""
+        found = []
+        for data in self._ring.read():
+            values = layout.EVENT.unpack(data[: layout.EVENT.size])
+            found.append(
+                LinkEvent(
+                    number=values["link"],
+                    kind=EventKind(values["kind"]),
+                    at_us=values["at_ns"] // 1000,
+                    silent_us=values["silent_ns"] // 1000,
+                )
+            )
+        return found
+
+    def report(self, number: int) -> LinkReport:
+        """What the kernel knows about a link at this moment."""
+        state = layout.STATE.unpack(self._state(number))
+        link = self._read(number)
+        now_ns = time.monotonic_ns()
+        return LinkReport(
+            number=number,
+            dead=state["downs"] != link["forgiven"] or bool(link["flags"] & Flag.DECLARED_DEAD),
+            suspect=state["suspected_ns"] > state["answered_ns"],
+            agent_alive=bool(state["peer_flags"] & 1),
+            silent_us=(now_ns - state["answered_ns"]) // 1000 if state["answered_ns"] else 0,
+            good=state["good"],
+            rtt_us=state["rtt_ns"] / 1000,
+            rtt_last_us=state["rtt_last_ns"] / 1000,
+            asked=state["asked"],
+            answers=state["answers"],
+            requests=state["requests"],
+            peer_heard=state["peer_heard"],
+            sent=state["sent"],
+            received=state["received"],
+            diverted=state["diverted"],
+            duplicated=state["duplicated"],
+            undeliverable=state["lost"],
+            tcp=state["tcp"],
+            retransmitted=state["retransmitted"],
+            refused=state["refused"],
+            suspicions=state["suspicions"],
+            downs=state["downs"],
+            late=state["late"],
+        )
+
+    def statistics(self) -> tuple[LinkReport, ...]:
+        """Reports of all links."""
+        return tuple(self.report(number) for number in sorted(self._links))
+
+    def traffic(self, number: int) -> Traffic:
+        """What came and what was lost since the last call; nothing over a restart of the peer."""
+        state = layout.STATE.unpack(self._state(number))
+        seen = {name: state[name] for name in _COUNTS}
+        last = self._seen.get(number, seen)
+        self._seen[number] = seen
+        if last["peer_incarnation"] != seen["peer_incarnation"]:
+            last = seen
+        grown = {name: seen[name] - last[name] & _32_BITS for name in _COUNTS}
+        hellos = grown["answers"] + grown["requests"]
+        gaps = max(seen["gaps"] - last["gaps"], 0)
+        return Traffic(
+            came_in=grown["received_then"] + hellos,
+            lost_in=max(grown["peer_sent"] - grown["received_then"], 0) + gaps,
+            came_out=grown["peer_received"],
+            lost_out=max(grown["peer_told"] - grown["peer_received"], 0),
+        )
+
+    def close(self) -> None:
+        """Let go; detection and diversion go on until the lease has run out."""
+        self._ring.close()
+        self._netlink.close()
+
+    def remove(self) -> None:
+        """End it: no clock, no frame on the track, no links. The programs are `Programs.remove`'s.
+
+        Comes before that one: the frame belongs to nobody, and only an empty track lets go of it.
+        """
+        self._write_settings(fan=0, generation=0)
+        clock.remove(self._netlink)
+        for number in list(self._links):
+            self.remove_link(number)
+        self.close()
+
+    # ------------------------------------------------------------------ maps
+    def _read(self, number: int) -> dict[str, Any]:
+        assert number in range(layout.LINKS_MAX)
+        data = self._programs.maps["x0_links"].get(struct.pack("I", number))
+        assert data is not None
+        return layout.LINK.unpack(data)
+
+    def _write(self, number: int, values: dict[str, Any]) -> None:
+        self._programs.maps["x0_links"].put(struct.pack("I", number), layout.LINK.pack(**values))
+
+    def _state(self, number: int) -> bytes:
+        data = self._programs.maps["x0_states"].get(struct.pack("I", number))
+        assert data is not None
+        return data
+
+    def _forget_port(self, values: dict[str, Any]) -> None:
+        self._programs.maps["x0_ports"].delete(_port(values["ifindex"], values["peer_mac"]))
+
+    def _forget_choice(self, number: int) -> None:
+        """A link that is gone is nobody's alternate, whoever gets its number next."""
+        table = self._programs.maps["x0_alternates"]
+        for held in self._alternates.values():
+            for key, value in held.items():
+                choices = layout.ALTERNATE.unpack(value)["link"]
+                if number in choices:
+                    left = [one for one in choices if one != number] + [layout.NONE]
+                    held[key] = layout.ALTERNATE.pack(link=left)
+                    table.put(key, held[key])
+
+    def _arm(self, number: int) -> None:
+        if VERDICTS in self._programs.programs:
+            done = self._programs.run(VERDICTS, context=layout.ARMED.pack(link=number))
+            assert done.verdict == 0, done.verdict
+
+    def _read_fan(self) -> list[tuple[int, int]]:
+        fan = self._settings()["fan"]
+        found = []
+        for at in range(min(fan, layout.LINKS_MAX)):
+            beat = layout.BEAT.unpack(
+                self._programs.maps["x0_fan"].get(struct.pack("I", at)) or b""
+            )
+            found.append((beat["link"], beat["every"]))
+        return found
+
+    def _read_alternates(self) -> dict[int, dict[bytes, bytes]]:
+        table = self._programs.maps["x0_alternates"]
+        found: dict[int, dict[bytes, bytes]] = {}
+        for key in table.keys():  # noqa: SIM118
+            link = layout.ROUTE.unpack(key)["link"]
+            found.setdefault(link, {})[key] = table.get(key) or b""
+        return found
+
+    def _write_fan(self) -> None:
+        fan = self._programs.maps["x0_fan"]
+        links = sorted(self._links.items())
+        for at, (link, every) in enumerate(links):
+            fan.put(struct.pack("I", at), layout.BEAT.pack(link=link, every=every))
+        held = self._settings()
+        if not links:
+            self._write_settings(fan=0, generation=0)
+            clock.remove(self._netlink)
+        elif held["fan"] and held["period_ns"] == self._turn_us(len(links)) * 1000:
+            self._write_settings(fan=len(links))
+        else:
+            self._run_clock()
+
+    def _run_clock(self) -> None:
+        """Lay the track and put a new frame on it; an old one is dropped at its next turn."""
+        near, far = clock.create(self._netlink)
+        period_us = self._turn_us(len(self._links))
+        clock.pace(self._netlink, near, period_us)
+        self._programs.attach_clock(far)
+        self._write_settings(
+            fan=len(self._links),
+            period_ns=period_us * 1000,
+            clock_ifindex=near,
+            generation=time.monotonic_ns() // 1000 & 0x7FFFFFFF | 1,
+        )
+        self._programs.run(START, _FRAME)
+
+    def _turn_us(self, links: int) -> int:
+        """At most FAN hellos go out at one turn: with more links the clock turns faster."""
+        return self._pace.hello_us * min(links, layout.FAN) // max(links, 1) or 1 * MS
+
+    def _turned(self) -> int:
+        return int(layout.TURNS.unpack(self._programs.maps["x0_turns"].get(_ZERO) or b"")["turns"])
+
+    def _settings(self) -> dict[str, Any]:
+        return layout.SETTINGS.unpack(self._programs.maps["x0_settings"].get(_ZERO) or b"")
+
+    def _write_settings(self, **fields: int) -> None:
+        values = self._settings() | fields
+        self._programs.maps["x0_settings"].put(_ZERO, layout.SETTINGS.pack(**values))
+
+    def _set_settings(self) -> None:
+        self._write_settings(
+            renewed_ns=time.monotonic_ns(),
+            agent_ns=self._pace.agent_s * 1_000_000_000,
+            stand_down_ns=self._pace.stand_down_s * 1_000_000_000,
+        )
+
+
+_COUNTS: Final = (
+    "peer_incarnation", "peer_sent", "received_then", "peer_told", "peer_received",
+    "answers", "requests", "gaps",
+)  # fmt: skip
+_32_BITS: Final = 0xFFFFFFFF
+_NO_LINK: Final[dict[str, Any]] = {
+    "receive_key": (0,) * 4,
+    "send_key": (0,) * 4,
+    "local_mac": b"",
+    "peer_mac": b"",
+    "local": b"",
+    "peer": b"",
+}
+
+
+def _check(link: Link) -> None:
+    wrong = ""
+    if link.number not in range(layout.LINKS_MAX) or link.peer_number not in range(
+        layout.LINKS_MAX
+    ):
+        wrong = f"link number {link.number} or {link.peer_number}: 0 to {layout.LINKS_MAX - 1}"
+    elif not (link.local.is_link_local and link.peer.is_link_local):
+        wrong = f"{link.local} or {link.peer} is no link-local address"
+    elif len(link.local_mac) != 6 or len(link.peer_mac) != 6:
+        wrong = "a hardware address that is not 6 bytes long"
+    elif link.every < 1:
+        wrong = f"a hello every {link.every} intervals"
+    if wrong:
+        raise KernelRefused("X0-KRN-010", wrong, "this interface can't be a link in kernel mode")
+
+
+def _port(ifindex: int, mac: bytes) -> bytes:
+    return layout.PORT_KEY.pack(ifindex=ifindex, mac=mac)
+
+
+def _route(number: int, one: Alternate) -> bytes:
+    return layout.ROUTE.pack(
+        prefix=32 + one.prefix_bits, link=number, target=one.destination.packed
+    )
+
+
+def keys_of(secret: bytes, initiator: bool) -> tuple[bytes, bytes]:
+    """Send and receive key out of 32 exported bytes; the initiator sends under the first half."""
+    halves: Sequence[bytes] = (secret[:KEY_BYTES], secret[KEY_BYTES : 2 * KEY_BYTES])
+    return (halves[0], halves[1]) if initiator else (halves[1], halves[0])
