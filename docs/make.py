@@ -42,6 +42,7 @@ FAMILIES: Final = {
     "HOP": "Hops between proxies",
     "ID": "SPIFFE IDs and names",
     "ING": "Local listeners",
+    "KRN": "Kernel data plane",
     "LNK": "Links between agents",
     "MSG": "Messages",
     "NET": "Sockets",

@@ -1,0 +1,358 @@
+"""The kernel's routes to mesh addresses: a table is compared with what is there, and put right.
+
+    target, metric 64 ---> next hop (primary, alternate)   its content: the primary, or while that
+                                                           is cut off, the alternate
+    target, metric 65 ---> next hop (alternate)            takes over by itself when the kernel
+                                                           drops the first: interface down
+    mesh prefix -------------------------> unreachable     what no route leads to goes nowhere else
+
+All targets with the same primary and alternate share one next-hop object, so a failed link is
+diverted by as many changes as the neighbour has alternates, however many targets there are.
+Objects are replaced in place, never groups of them (that waits for all readers of the kernel), and
+new ones are there before old ones go: a change leaves no gap.  Ids follow from the content, so
+that who comes after a crash finds the same ones and writes only what differs.  Routes, next hops
+and neighbours carry our protocol number; nobody else's are touched.
+
+Source: linux/nexthop.h; RFC 4193 section 4.3 for the unreachable prefix; draft-ietf-rtgwg-bgp-pic
+for the idea of shared next hops.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterable, Mapping
+from typing import Final, final
+
+from x0tta6bl4.core.machine import Value
+from x0tta6bl4.edge.kernel import rtnetlink as rt
+from x0tta6bl4.edge.kernel.netlink import Netlink, Refusal, Request
+
+PROTOCOL: Final = 120
+"""Who has written a route: free in /etc/iproute2/rt_protos."""
+METRIC: Final = 64
+SECOND: Final = 65
+"""Metric of the route that takes over when the first is gone."""
+TARGETS_MAX: Final = 65_536
+NEXT_HOPS_MAX: Final = 4096
+"""From here on a change tidies up by itself."""
+_FIRST_ID: Final = 0x78 << 24
+_ID_MASK: Final = 0xFFFFFF
+_LOOPBACK: Final = "lo"
+
+
+@final
+class Exit(Value, frozen=True):
+    """How packets leave this host."""
+
+    index: int
+    """Of the interface."""
+    gateway: bytes
+    """Link-local or other IPv6 address of the neighbour there."""
+    segments: tuple[bytes, ...] = ()
+    """Addresses along which they are led first; empty: nobody is told how to go on."""
+
+    @property
+    def neighbour(self) -> tuple[int, bytes]:
+        """Interface and address of the neighbour."""
+        return self.index, self.gateway
+
+
+Course = tuple[Exit, Exit | None]
+"""Primary and alternate."""
+_Key = tuple[bytes, int]
+"""Target and metric of a route."""
+
+
+@final
+class Done(Value, frozen=True):
+    """What a change took."""
+
+    routes_put: int = 0
+    routes_dropped: int = 0
+    next_hops_put: int = 0
+    refused: tuple[Refusal, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.routes_put or self.routes_dropped or self.next_hops_put)
+
+
+class KernelRoutes:
+    """Routes to mesh addresses in this network namespace.
+
+    Args:
+        netlink: a socket in it.
+        prefix: the first 6 bytes of all mesh addresses.
+        own: this node's mesh address.
+    """
+
+    __slots__ = (
+        "_cut", "_hops", "_ids", "_links", "_netlink", "_own", "_owners", "_prefix", "_routes",
+        "_wanted",
+    )  # fmt: skip
+
+    def __init__(self, netlink: Netlink, prefix: bytes, own: bytes) -> None:
+        self._netlink = netlink
+        self._prefix = prefix + bytes(16 - len(prefix))
+        self._own = own
+        self._links: dict[int, rt.Link] = {}
+        self._cut: dict[tuple[int, bytes], None] = {}
+        """Neighbours out of reach; as bounded as links are."""
+        self._ids: dict[Course, int] = {}
+        self._owners: dict[int, Course] = {}
+        self._hops: dict[int, rt.NextHop] = {}
+        self._routes: dict[tuple[bytes, int], int] = {}
+        """What the kernel has, as far as we know."""
+        self._wanted: dict[bytes, Course] = {}
+
+    # -------------------------------------------------------------------------- start and stop
+    def start(self) -> int:
+        """Put this node's address there and take over what an earlier process has left.
+
+        Returns:
+            How many routes were found.
+        Raises:
+            Unavailable: the kernel refuses (X0-KRN-103) or does not answer.
+        """
+        self.look()
+        loopback = next((n for n, link in self._links.items() if link.name == _LOOPBACK), 1)
+        unreachable = rt.Route(self._prefix, 48, METRIC, 0, rt.RouteKind.UNREACHABLE, b"", PROTOCOL)
+        self._netlink.carry_out(
+            "mesh address",
+            [rt.put_address(rt.Address(loopback, self._own, 128)), rt.put_route(unreachable)],
+        )
+        return len(self._routes)
+
+    def look(self) -> None:
+        """Read anew what the kernel has: links, next hops and routes of ours."""
+        self.look_at_links()
+        asked = self._netlink.dump("routes", rt.GET_ROUTE, rt.routes(PROTOCOL))
+        routes = (rt.read_route(said) for said in asked)
+        self._routes = {
+            (route.target, route.metric): route.next_hop
+            for route in routes
+            if route is not None and route.prefix == 128 and route.protocol == PROTOCOL
+        }
+
+    def look_at_links(self) -> None:
+        """Read links and next hops anew: with a link the kernel drops its next hops and routes."""
+        netlink = self._netlink
+        links = (rt.read_link(s) for s in netlink.dump("links", rt.GET_LINK, rt.ALL_LINKS))
+        self._links = {link.index: link for link in links if link is not None}
+        asked = netlink.dump("next hops", rt.GET_NEXT_HOP, rt.ALL_NEXT_HOPS)
+        hops = (rt.read_next_hop(said) for said in asked)
+        self._hops = {hop.id: hop for hop in hops if hop is not None and _ours(hop)}
+        self._routes = {key: id for key, id in self._routes.items() if id in self._hops}
+
+    def stop(self) -> list[Refusal]:
+        """Take away all that carries our number, whoever has put it there, and the address.
+
+        Returns:
+            What could not be taken away.
+        """
+        netlink = self._netlink
+        self.look()
+        gone: list[Request] = [rt.drop_next_hop(id) for id in self._hops]
+        for said in netlink.dump("routes", rt.GET_ROUTE, rt.routes(PROTOCOL)):
+            route = rt.read_route(said)
+            if route is not None and route.protocol == PROTOCOL and not route.next_hop:
+                gone.append(rt.drop_route(route))
+        for said in netlink.dump("neighbours", rt.GET_NEIGHBOUR, rt.ALL_NEIGHBOURS):
+            neighbour = rt.read_neighbour(said)
+            if neighbour is not None and neighbour.protocol == PROTOCOL:
+                gone.append(rt.drop_neighbour(neighbour))
+        for said in netlink.dump("addresses", rt.GET_ADDRESS, rt.addresses()):
+            address = rt.read_address(said)
+            if address is not None and address.address == self._own:
+                gone.append(rt.drop_address(address))
+        refused = netlink.ask(gone)
+        self._hops, self._routes, self._wanted = {}, {}, {}
+        return refused
+
+    # -------------------------------------------------------------------------- the table
+    def apply(self, table: Mapping[bytes, Course]) -> Done:
+        """Make the kernel's routes those of a table; what it has already is not written.
+
+        Args:
+            table: by mesh address.
+        Returns:
+            What it took.
+        """
+        gone = {target: None for target in self._wanted if target not in table}
+        foreign = {target: None for target, _ in self._routes if target not in table}
+        return self.change({**foreign, **gone, **table})
+
+    def change(self, changes: Mapping[bytes, Course | None]) -> Done:
+        """Bring these targets up to date; None: nothing leads there any more."""
+        wanted, routes = self._wanted, self._routes
+        hops: dict[int, rt.NextHop] = {}
+        put: list[tuple[_Key, int]] = []
+        drop: list[_Key] = []
+        seen: dict[int, tuple[int, int]] = {id(None): (0, 0)}
+        for target, course in changes.items():
+            if course is None:
+                wanted.pop(target, None)
+            elif target in wanted or len(wanted) < TARGETS_MAX:
+                wanted[target] = course
+            else:
+                continue
+            pair = seen.get(id(course))  # Hashing a course takes longer than a route.
+            if pair is None:
+                pair = self._next_hop(course, hops), self._next_hop(_second(course), hops)
+                seen[id(course)] = pair
+            for key, number in zip(((target, METRIC), (target, SECOND)), pair, strict=True):
+                if number and routes.get(key) != number:
+                    put.append((key, number))
+                elif not number and key in routes:
+                    drop.append(key)
+        return self._carry_out(hops, put, drop)
+
+    def cut(self, neighbour: tuple[int, bytes], off: bool) -> Done:
+        """A neighbour is out of reach, so its targets take their alternates; or in reach again.
+
+        Args:
+            neighbour: interface and address.
+            off: whether it is out of reach.
+        """
+        if off == (neighbour in self._cut):
+            return Done()
+        if off:
+            self._cut[neighbour] = None
+        else:
+            del self._cut[neighbour]
+        hops: dict[int, rt.NextHop] = {}
+        lost = False
+        for id, course in self._owners.items():
+            if id in self._hops and any(e and e.neighbour == neighbour for e in course):
+                lost |= not self._next_hop(course, hops)
+        done = self._carry_out(hops, [], [])
+        return self.change(dict(self._wanted)) if lost else done
+
+    def mend(self) -> Done:
+        """After a look: write again what others have taken away."""
+        return self.apply(dict(self._wanted))
+
+    def tidy(self) -> int:
+        """Take away next hops that nothing names; it waits for all readers of the kernel.
+
+        Returns:
+            How many.
+        """
+        named = {*self._routes.values()}
+        unused = [id for id in self._hops if id not in named]
+        self._netlink.ask([rt.drop_next_hop(id) for id in unused])
+        self._hops = {id: hop for id, hop in self._hops.items() if id in named}
+        self._owners = {id: course for id, course in self._owners.items() if id in named}
+        self._ids = {course: id for id, course in self._owners.items()}
+        return len(unused)
+
+    # -------------------------------------------------------------------------- neighbours
+    def settle(self, macs: Mapping[tuple[int, bytes], bytes]) -> list[Refusal]:
+        """Write down MAC addresses of neighbours for good: one that fails eats no packets then.
+
+        Args:
+            macs: by interface and address; others of ours are forgotten.
+        """
+        requests: list[Request] = []
+        left = dict(macs)
+        for said in self._netlink.dump("neighbours", rt.GET_NEIGHBOUR, rt.ALL_NEIGHBOURS):
+            found = rt.read_neighbour(said)
+            if found is None or found.protocol != PROTOCOL:
+                continue
+            mac = left.get((found.index, found.address))
+            if mac is None:
+                requests.append(rt.drop_neighbour(found))
+            elif mac == found.mac and found.permanent:
+                del left[found.index, found.address]
+        for (index, address), mac in left.items():
+            requests.append(
+                rt.put_neighbour(rt.Neighbour(index, address, mac, True, PROTOCOL)),
+            )
+        return self._netlink.ask(requests)
+
+    # -------------------------------------------------------------------------- what is there
+    @property
+    def links(self) -> Mapping[int, rt.Link]:
+        """Interfaces as of the last look."""
+        return self._links
+
+    @property
+    def targets(self) -> Iterable[bytes]:
+        """To which there is a route."""
+        return {target for target, _ in self._routes}
+
+    def _up(self, exit: Exit) -> bool:
+        """Whether the kernel takes a next hop there."""
+        link = self._links.get(exit.index)
+        return link is not None and link.up and link.carrier
+
+    def _next_hop(self, course: Course | None, hops: dict[int, rt.NextHop]) -> int:
+        """Id of the next hop for a course, which is put down in `hops` if the kernel lacks it."""
+        if course is None:
+            return 0
+        exit, alternate = course
+        if not self._up(exit) or exit.neighbour in self._cut:
+            if alternate and self._up(alternate) and alternate.neighbour not in self._cut:
+                exit = alternate
+            elif not self._up(exit):
+                return 0
+        id = self._ids.get(course) or self._new_id(course)
+        hop = rt.NextHop(id, exit.index, exit.gateway, exit.segments, (), PROTOCOL)
+        if self._hops.get(id) != hop:
+            hops[id] = hop
+        return id
+
+    def _new_id(self, course: Course) -> int:
+        digest = hashlib.sha256()
+        for exit in course:
+            if exit is not None:
+                digest.update(struct.pack("=I16sI", exit.index, exit.gateway, len(exit.segments)))
+                digest.update(b"".join(exit.segments))
+        id = _FIRST_ID | int.from_bytes(digest.digest()[:3], "big")
+        while id in self._owners:
+            id = _FIRST_ID | (id + 1 & _ID_MASK)
+        self._ids[course], self._owners[id] = id, course
+        return id
+
+    def _carry_out(
+        self,
+        hops: dict[int, rt.NextHop],
+        put: list[tuple[_Key, int]],
+        drop: list[_Key],
+    ) -> Done:
+        """Next hops first, then the routes that name them, then what is not wanted."""
+        own = self._own
+        requests = [rt.put_next_hop(hop) for hop in hops.values()]
+        requests += [
+            rt.put_route(
+                rt.Route(target, 128, metric, id, rt.RouteKind.UNICAST, own, PROTOCOL),
+            )
+            for (target, metric), id in put
+        ]
+        requests += [
+            rt.drop_route(rt.Route(target, 128, metric, protocol=PROTOCOL))
+            for target, metric in drop
+        ]
+        if not requests:
+            return Done()
+        refused = self._netlink.ask(requests)
+        bad = {refusal.at for refusal in refused}
+        for at, (id, hop) in enumerate(hops.items()):
+            if at not in bad:
+                self._hops[id] = hop
+        for at, (key, id) in enumerate(put, len(hops)):
+            if at not in bad:
+                self._routes[key] = id
+        for key in drop:
+            self._routes.pop(key, None)
+        if len(self._owners) > NEXT_HOPS_MAX:
+            self.tidy()
+        return Done(len(put), len(drop), len(hops), tuple(refused))
+
+
+def _second(course: Course | None) -> Course | None:
+    return None if course is None or course[1] is None else (course[1], None)
+
+
+def _ours(hop: rt.NextHop) -> bool:
+    return hop.protocol == PROTOCOL and hop.id & ~_ID_MASK == _FIRST_ID
