@@ -33,7 +33,7 @@ A, B, C = NodeName("a"), NodeName("b"), NodeName("c")
 
 @pytest.fixture
 def mesh() -> Iterator[Mesh]:
-    mesh = Mesh("a", "b", "c")
+    mesh = Mesh("a", "b", "c", limits=Limits(renew_spread=500_000))
     yield mesh
     mesh.close()
 

@@ -165,5 +165,15 @@ def crowded(carrier: Carrier, active: Carrier | None, paths: tuple[Path, ...]) -
     return not all(_meet(path, active.path) for path in paths)
 
 
+def spread(active: Carrier | None, now: Instant, limits: Limits) -> int:
+    """How long a session may take to act on a renewal.
+
+    All sessions of an SVID hear of it at once, and a third circuit of each, with its handshake,
+    would stand in the way of what goes on.
+    """
+    left = active.ends_at - now if active is not None else 0
+    return max(0, min(limits.renew_spread, left // 4))
+
+
 def _meet(one: Path, other: Path) -> bool:
     return one == other or not set(one[1:-1]).isdisjoint(other[1:-1])

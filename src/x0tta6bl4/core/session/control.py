@@ -35,7 +35,7 @@ from x0tta6bl4.core.machine import (
     Tick,
 )
 from x0tta6bl4.core.session import facts, frames
-from x0tta6bl4.core.session.carrier import Carrier, Marks, Quiet, crowded
+from x0tta6bl4.core.session.carrier import Carrier, Marks, Quiet, crowded, spread
 from x0tta6bl4.core.session.facts import LIMITS, Limits, Path, Token, Up
 from x0tta6bl4.core.session.frames import Join, Mac
 from x0tta6bl4.core.session.pipe import Pipe
@@ -92,8 +92,7 @@ class Client:
         self.active: Carrier | None = None
         self.standby: Carrier | None = None
         self.generation = generation
-        self.joined = False
-        self.moves = 0
+        self.joined, self.moves = False, 0
         self._id = session_id
         self._token, self._mac, self._random, self._limits = token, mac, random, limits
         self._clock_us = clock_us
@@ -150,7 +149,7 @@ class Client:
         elif type(event) is facts.SvidChanged:
             self.generation = event.generation
             self._forgive(now)
-            self._standby_at = now + self._jitter()  # All sessions of this SVID hear of it now.
+            self._standby_at = now + self._jitter(spread(self.active, now, self._limits))
         elif type(event) is facts.PathsChanged:
             self._on_paths(now, event.paths)
         elif type(event) is ClockSet:
@@ -232,6 +231,7 @@ class Client:
             self._on_joined(now, carrier, event.body)
         elif event.kind == frames.MOVE:
             carrier.moved = True
+            self._standby_at = now + self._jitter(spread(self.active, now, self._limits))
         elif event.kind == frames.GONE:
             if carrier is self.active:
                 self._end("gone")
@@ -576,8 +576,8 @@ class Client:
             carrier.not_after_unix_us - self._clock_us - self._limits.expiry_margin, NEVER
         )
 
-    def _jitter(self) -> int:
-        return self._random.randrange(self._limits.jitter + 1)
+    def _jitter(self, most: int | None = None) -> int:
+        return self._random.randrange((self._limits.jitter if most is None else most) + 1)
 
     def _next(self, now: Instant) -> Instant:
         """When something may be due next."""

@@ -235,6 +235,8 @@ class Limits(Value, frozen=True):
     """How long the first circuit carries the session before a standby is dialled."""
     jitter: int = SECOND
     """A standby lost to a failure is rebuilt after 0 to this."""
+    renew_spread: int = 5 * SECOND
+    """After the renewal of an SVID its sessions move within this, or a quarter of what is left."""
     roll_bytes: int = 64 << 30
     """AES-GCM (RFC 8446 section 5.5): a circuit is replaced after this many bytes."""
     resend_percent: int = 5
