@@ -41,6 +41,7 @@ from x0tta6bl4.runtime.aio.driver import Driver
 from x0tta6bl4.runtime.aio.links import LinkConnections, LinkKeys
 from x0tta6bl4.runtime.aio.proxy_port import ProxyPort
 from x0tta6bl4.runtime.clocks import unix_us
+from x0tta6bl4.runtime.memory import tidy_for_ever
 from x0tta6bl4.runtime.secrecy import keep_secrets
 from x0tta6bl4.telemetry import log
 from x0tta6bl4.telemetry.metrics import MetricsServer, render
@@ -145,6 +146,7 @@ class AgentProcess:
             self._trust(known)  # First: `records` may be older, it is written once a second.
         self.driver.post(Restore(held))
         self._spawn(self.driver.watch_clock())
+        self._spawn(tidy_for_ever())
         self.driver.post(words.Configured(self._node_config()))
 
     def reconfigure(self) -> None:

@@ -48,6 +48,7 @@ from x0tta6bl4.runtime.loop.ingress import Ingress
 from x0tta6bl4.runtime.loop.notices import Notices
 from x0tta6bl4.runtime.loop.poll import READ, Loop
 from x0tta6bl4.runtime.loop.sessions import Reply, StreamRecord
+from x0tta6bl4.runtime.memory import TRIM_S, trim
 from x0tta6bl4.runtime.secrecy import keep_secrets
 from x0tta6bl4.telemetry import log
 from x0tta6bl4.telemetry.access import Access, AccessLog
@@ -248,6 +249,7 @@ class ProxyProcess:
             loop, str(self.state_dir / "proxy.sock"), self._order, self._greeting, self._agent
         )
         loop.after(TELL_US, self._tell)
+        loop.after(TRIM_S * SECOND, self._trim)
 
     def unix_us(self) -> int:
         """Wall time, never below the newest time signed by the authority."""
@@ -283,6 +285,11 @@ class ProxyProcess:
             self.port.tell(Counters(proxy_sums(self)))
         if self.access is not None:
             self.access.flush()
+
+    def _trim(self) -> None:
+        """Once a minute."""
+        self.loop.after(TRIM_S * SECOND, self._trim)
+        trim()
 
     def _notice(self, kind: str, text: str) -> None:
         self.log.info(text, kind=kind)
