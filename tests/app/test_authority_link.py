@@ -10,7 +10,7 @@ from typing import cast
 
 import pytest
 
-from tests.fakes.authority_world import DOMAIN, World, eventually, play
+from tests.fakes.authority_world import DOMAIN, World, eventually, play, world
 from x0tta6bl4.app import authority_link
 from x0tta6bl4.app.agent import RECORDS, AgentProcess
 from x0tta6bl4.app.authority_link import AuthorityLink
@@ -31,7 +31,7 @@ ALPHA = SpiffeId(f"spiffe://{DOMAIN}/node/alpha")
 
 
 @contextlib.asynccontextmanager
-async def agent_of(here: World) -> AsyncIterator[AgentProcess]:
+async def agent_of(here: World, also: tuple[str, ...] = ()) -> AsyncIterator[AgentProcess]:
     """An agent that is enrolled, or goes on, and watches, without links and proxy."""
     if not here.wallet("alpha").bundle:
         await here.enrol("alpha")
@@ -39,7 +39,7 @@ async def agent_of(here: World) -> AsyncIterator[AgentProcess]:
         trust_domain=DOMAIN,
         node="alpha",
         state_dir=str(here.root / "node-alpha"),
-        authority=AuthorityAt(address=here.address),
+        authority=AuthorityAt(address=here.address, also=also),
         link=(Link(node="beta"),),
     )
     agent = AgentProcess(settings, here.root / "node.toml")
@@ -99,6 +99,35 @@ def test_a_lost_authority_is_told_and_renewals_are_refused_not_forgotten(tmp_pat
             assert refused[2] == (100, "authority not connected")
 
     play(tmp_path, story)
+
+
+def test_it_goes_on_with_another_authority_when_one_is_gone(tmp_path: Path) -> None:
+    async def story() -> None:
+        store = str(tmp_path / "store")
+        for name in "ab":
+            (tmp_path / name).mkdir()
+        async with contextlib.AsyncExitStack() as first:
+            a = await first.enter_async_context(world(tmp_path / "a", name="a", store=store))
+            async with (
+                world(tmp_path / "b", name="b", store=store) as b,
+                agent_of(a, (b.address,)) as agent,
+            ):
+                assert agent.desk.status().authority.address == a.address
+                assert agent._node_config().authority == a.address
+                await agent.authority._knock(b.address)
+                assert agent.authority.away == set()
+                gone = a.address
+                await first.aclose()
+                await eventually(lambda: agent.authority.address == b.address)
+                await b.entry("alpha")
+                await eventually(lambda: agent.machine.svid(WEB) is not None)
+                status = agent.desk.status()
+                assert (status.authority.address, status.authority.away) == (b.address, (gone,))
+                assert agent._node_config().authority == b.address
+                await agent.authority._knock(gone)
+                assert agent.authority.away == {gone}
+
+    asyncio.run(story())
 
 
 def test_an_evicted_node_is_told_why(tmp_path: Path) -> None:

@@ -52,6 +52,10 @@ STATUS: dict[str, tuple[dict[str, object], list[tuple[str, str]]]] = {
         [("X0-CHK-002", "error")],
     ),
     "authority never heard": ({"authority": authority(heard_age_ms=-1)}, [("X0-CHK-002", "error")]),
+    "one of two authorities is away": (
+        {"authority": authority(away=("192.0.2.2:7000",))},
+        [("X0-CHK-024", "warning")],
+    ),
     "authority heard through others only": (
         {"authority": authority(connected=False)},
         [("X0-CHK-002", "warning")],

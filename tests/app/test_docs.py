@@ -15,7 +15,7 @@ from x0tta6bl4.app.settings import parse_authority, parse_node
 ROOT = Path(__file__).parents[2]
 BY_HAND = ("README.md", "ARCHITECTURE.md", "SECURITY.md", "CHANGELOG.md",
            "docs/howto-two-hosts.md", "docs/howto-five-hosts.md",
-           "docs/howto-federation.md")  # fmt: skip
+           "docs/howto-federation.md", "docs/howto-two-authorities.md")  # fmt: skip
 
 
 def test_pages_made_from_the_code_are_current() -> None:
@@ -70,6 +70,19 @@ def _files(page: str, name: str) -> list[str]:
         for block in re.findall(r"```toml\n(.*?)```", text, re.S)
         if name in block.splitlines()[0]
     ]
+
+
+def test_settings_of_two_authorities_are_right() -> None:
+    page = "docs/howto-two-authorities.md"
+    text = re.sub("^   ", "", (ROOT / page).read_text(), flags=re.M)
+    blocks = re.findall(r"```toml\n(.*?)```", text, re.S)
+    first, second = map(parse_authority, blocks[:2])
+    assert (first.trust_domain, first.store) == (second.trust_domain, second.store)
+    for one, other in ((first.name, second.name), (first.state_dir, second.state_dir),
+                       (first.listen, second.listen)):  # fmt: skip
+        assert one != other
+    node = parse_node('trust_domain = "example.org"\nnode = "a"\nstate_dir = "/s"\n' + blocks[2])
+    assert (node.authority.address, *node.authority.also) == first.advertise == second.advertise
 
 
 @pytest.mark.parametrize(

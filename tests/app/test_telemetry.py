@@ -104,9 +104,12 @@ def test_an_authority_says_what_it_keeps() -> None:
         ca_not_after_unix_s=UNIX_S,
         counts={"node": 2},
         sequences={"policy": 7},
+        leading=True,
+        others=("b", "c"),
     )
+    shared = {"learnt": 4, "superseded": 1, "behind": 1}
     sums = metrics.authority_sums(
-        health, {"connections": 2, "calls|Issue|ok": 5, "done": 9, "nodes": 2}
+        health, {"connections": 2, "calls|Issue|ok": 5, "done": 9, "nodes": 2, **shared}
     )
     got = samples(metrics.text_of(sums))
     assert got["x0_authority_calls_total", (("method", "Issue"), ("result", "ok"))] == 5
@@ -115,6 +118,11 @@ def test_an_authority_says_what_it_keeps() -> None:
     assert got["x0_authority_rows", (("what", "node"),)] == 2
     assert got["x0_authority_set_sequence", (("set", "policy"),)] == 7
     assert got["x0_authority_read_only", ()] == 1
+    assert got["x0_authority_leading", ()] == 1
+    assert got["x0_authority_others", ()] == 2
+    assert got["x0_authority_behind", ()] == 1
+    assert got["x0_authority_learnt_total", ()] == 4
+    assert got["x0_authority_superseded_total", ()] == 1
     assert got["x0_undeclared", ()] == 0
 
 

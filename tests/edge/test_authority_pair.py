@@ -201,6 +201,10 @@ def test_one_signs_heartbeats_and_both_pass_them_on(tmp_path: Path) -> None:
                 update = await anext(connection.watch())
                 beats.append({d for d in update.records if decode_record(d).name == "heartbeat"})
         assert beats[0] == beats[1]
+        health = await b.admin.health()
+        assert (health.leading, health.others) == (False, ("a",))
+        assert b.process.statistics()["learnt"]
+        assert not b.process.statistics()["behind"]
         assert beats[0]
 
     play(tmp_path, story)

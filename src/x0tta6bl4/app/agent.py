@@ -41,7 +41,7 @@ from x0tta6bl4.runtime.aio.driver import Driver
 from x0tta6bl4.runtime.aio.links import LinkConnections, LinkKeys
 from x0tta6bl4.runtime.aio.proxy_port import ProxyPort
 from x0tta6bl4.runtime.clocks import unix_us
-from x0tta6bl4.runtime.memory import tidy_for_ever
+from x0tta6bl4.runtime.memory import TIDY_S, tidy
 from x0tta6bl4.runtime.secrecy import keep_secrets
 from x0tta6bl4.telemetry import log
 from x0tta6bl4.telemetry.metrics import MetricsServer, render
@@ -146,7 +146,7 @@ class AgentProcess:
             self._trust(known)  # First: `records` may be older, it is written once a second.
         self.driver.post(Restore(held))
         self._spawn(self.driver.watch_clock())
-        self._spawn(tidy_for_ever())
+        self._spawn(self._tidy_for_ever())
         self.driver.post(words.Configured(self._node_config()))
 
     def reconfigure(self) -> None:
@@ -160,7 +160,7 @@ class AgentProcess:
             listens=tuple(
                 ListenItem(x.address, x.kind, x.name, x.sessions == "own") for x in s.listen
             ),
-            authority=next(iter(self.resolver.literals(_given(s.authority.address))), ""),
+            authority=next(iter(self.resolver.literals(self._authorities())), ""),
             revocation_max_age_s=s.revocation_max_age_s,
             area=s.area,
             draining=self.desk.draining,
@@ -198,9 +198,15 @@ class AgentProcess:
         """Believe a bundle from the disk or an admission, unless a newer one is known."""
         self.driver.post(Trust(bundle, unix_us() // 1_000_000 + LATER_S))
 
+    def _authorities(self) -> list[str]:
+        """Addresses of the authorities, the one first that has answered last."""
+        at, link = self.settings.authority, getattr(self, "authority", None)
+        known = [at.address, *at.also] if at.address else []
+        return sorted(known, key=lambda one: link is None or one != link.address)
+
     def _admission(self) -> Admission:
         authority = self.settings.authority
-        ways = _given(authority.address), authority.through
+        ways = self._authorities(), authority.through
         pq = self.settings.require_pq
         return Admission(self.domain, self.me, self.wallet, *ways, self.state_dir, pq)
 
@@ -241,6 +247,7 @@ class AgentProcess:
             self._greet()
             self._recall()
             self._spawn(self.authority.watch())
+            self._spawn(self.authority.knock())
             await self._serve_metrics()
             await self._greeted_or_stopping()
             async with self.links.running(listen, neighbours) as ports:
@@ -318,6 +325,11 @@ class AgentProcess:
         for pid in pids - {0}:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
+
+    async def _tidy_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(TIDY_S)
+            tidy()
 
     def _spawn(self, work: Awaitable[None]) -> None:
         async def guarded() -> None:
@@ -559,10 +571,6 @@ class AgentProcess:
             self.wallet.keep(svid, bundle)
         except X0Error as error:
             self.desk.event("bound", str(error))
-
-
-def _given(address: str) -> list[str]:
-    return [address] if address else []
 
 
 def _item(svid: Svid) -> SvidItem:

@@ -392,6 +392,8 @@ class AuthorityProcess:
             listen=(self._settings.listen,),
             read_only=self.service.read_only,
             watchers=self.service.watchers(),
+            leading=self.service.leading,
+            others=self._store.neighbours.ring(),
         )
 
     def statistics(self) -> dict[str, int]:
@@ -408,6 +410,7 @@ class AuthorityProcess:
             **{f"handshakes_refused|{reason}": n for reason, n in self._refused.items()},
             "watchers": self.service.watchers(),
             "read_only": bool(self.service.read_only),
+            "behind": self.service.is_behind(),
             "entries": len(state.entries),
             "nodes": len(state.nodes),
             "names": len(state.names),

@@ -1,7 +1,8 @@
 """The agent's connection to the authority: one watch, and SVIDs in batches.
 
-It is tried directly where the configuration names an address, else (and next) through
-`authority.sock`, whose bytes this node's proxy carries along the mesh.
+It is tried directly where the configuration names addresses, one after the other, else (and next)
+through `authority.sock`, whose bytes this node's proxy carries along the mesh.  Where there are
+several authorities, those that it does not need now are knocked at now and then.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from x0tta6bl4.edge.authority_api.client import AuthorityClient
 from x0tta6bl4.edge.tls import x509
 from x0tta6bl4.edge.tls.x509 import Svid
 from x0tta6bl4.runtime.clocks import unix_us
+from x0tta6bl4.wire.address import split_address
 from x0tta6bl4.wire.authority import ISSUE_MAX, Minted, Wanted
 from x0tta6bl4.wire.errors import Refused, Unavailable, X0Error
 from x0tta6bl4.wire.ids import SpiffeId
@@ -30,6 +32,9 @@ SILENT: Final = "X0-AUT-006"
 ASK_EVERY_S: Final = 30.0
 """Least time between two attestations of a node whose SVID is not taken."""
 OFFSETS: Final = 5
+KNOCK_EVERY_S: Final = 60.0
+KNOCK_S: Final = 3.0
+"""Deadline of a connection to an authority that is not needed now."""
 WAITING_MAX: Final = 8192
 
 
@@ -38,6 +43,8 @@ class AuthorityLink:
 
     Attributes:
         via: `direct` or `mesh`, how it is connected now; empty: it is not.
+        address: of the authority that was connected directly last; empty: none was.
+        away: addresses of authorities that did not answer when they were tried last.
     """
 
     def __init__(self, agent: AgentProcess) -> None:
@@ -46,6 +53,8 @@ class AuthorityLink:
         self._waiting: dict[int, SpiffeId] = {}
         self._wake = asyncio.Event()
         self.via = ""
+        self.address = ""
+        self.away: set[str] = set()
         self._hoping = False
         """The connection is lost just now: what is asked for waits for the next."""
         self._ask_at = 0.0
@@ -84,8 +93,8 @@ class AuthorityLink:
     async def watch(self) -> None:
         """Keep a watch open, for ever; every loss is told to the machine."""
         wait = RETRY_FIRST_S
-        address = self._agent.settings.authority.address
-        ways = [("direct", address)] if address else []
+        at = self._agent.settings.authority
+        ways = [("direct", address) for address in (at.address, *at.also) if address]
         ways.append(("mesh", f"unix:{self._agent.state_dir / 'authority.sock'}"))
         turn = 0
         while True:
@@ -99,7 +108,7 @@ class AuthorityLink:
                     try:
                         async for update in client.watch():
                             if self._client is None:
-                                self._connected(client, via)
+                                self._connected(client, via, target)
                                 wait, turn = RETRY_FIRST_S, turn - 1
                             self._offsets_ms.append((update.unix_us - unix_us()) // 1000)
                             self._agent.driver.post(words.AuthoritySaid(update))
@@ -109,6 +118,8 @@ class AuthorityLink:
                         await asyncio.gather(issuing, return_exceptions=True)
             except X0Error as error:
                 reason = str(error)
+                if via == "direct" and isinstance(error, Unavailable):
+                    self.away.add(target)
                 if self._client is None and error.id != SILENT:
                     reason = await self._ask_why(target) or reason
             self._lost(reason)
@@ -135,9 +146,32 @@ class AuthorityLink:
             pass  # The watch has told as much.
         return self._refusal
 
-    def _connected(self, client: AuthorityClient, via: str) -> None:
+    async def knock(self) -> None:
+        """Find out which authorities can't be reached, for ever; there are several."""
+        at = self._agent.settings.authority
+        while at.also:
+            await asyncio.sleep(KNOCK_EVERY_S)
+            for address in (at.address, *at.also):
+                if self.via != "direct" or address != self.address:
+                    await self._knock(address)
+
+    async def _knock(self, address: str) -> None:
+        self.away.discard(address)
+        try:
+            async with asyncio.timeout(KNOCK_S):
+                _, writer = await asyncio.open_connection(*split_address(address))
+        except (OSError, TimeoutError):
+            self.away.add(address)
+        else:
+            writer.transport.abort()
+
+    def _connected(self, client: AuthorityClient, via: str, target: str) -> None:
         self._client = client
         self.via = via
+        self.away.discard(target)
+        if via == "direct" and target != self.address:
+            self.address = target
+            self._agent.reconfigure()  # Neighbours are carried there, too.
         self._hoping = False
         if self._waiting:
             self._wake.set()

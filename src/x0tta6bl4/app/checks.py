@@ -105,7 +105,7 @@ def clock(status: Status, _: HostFacts) -> Found:
 
 
 def authority(status: Status, _: HostFacts) -> Found:
-    """X0-CHK-002."""
+    """X0-CHK-002 and X0-CHK-024."""
     at = status.authority
     why = f" ({at.error})" if at.error else ""
     if at.heard_age_ms > AUTHORITY_AGE_MS:
@@ -128,6 +128,13 @@ def authority(status: Status, _: HostFacts) -> Found:
             "warning",
             f"no connection to the authority{why}",
             "its word still arrives through other nodes, but nothing can be renewed",
+        )
+    if at.connected and at.away:
+        yield Finding(
+            "X0-CHK-024",
+            "warning",
+            f"one of several authorities does not answer: {_some(list(at.away))}",
+            "is it running, and reachable from here? the others serve this node",
         )
 
 

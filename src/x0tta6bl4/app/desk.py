@@ -124,12 +124,13 @@ class Desk:
             workload_api=_unix(agent.workload_api.path),
             require_pq=s.require_pq,
             authority=admin.AuthorityView(
-                address=s.authority.address,
+                address=(authority.address if authority else "") or s.authority.address,
                 connected=view.authority_up,
                 via=("mesh",) if authority and authority.via == "mesh" else (),
                 heard_age_ms=view.heartbeat_age_s * 1000 if view.heartbeat_age_s >= 0 else -1,
                 clock_offset_ms=authority.offset_ms if authority else 0,
                 error=self.authority_error,
+                away=tuple(sorted(authority.away)) if authority else (),
             ),
             links=self._links(view),
             members=tuple(

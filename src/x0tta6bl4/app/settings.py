@@ -47,6 +47,8 @@ class AuthorityAt(Section, frozen=True):
 
     address: str = ""
     """`host:port`; empty: this host can't reach it, its neighbours carry it there."""
+    also: tuple[str, ...] = ()
+    """`host:port` of further authorities of the trust domain, tried in turn when one is away."""
     token_file: str = ""
     """File with an enrol token (0600); read only while the node has no key of its own."""
     through: tuple[str, ...] = ()
@@ -386,6 +388,14 @@ class _NodeJudge:
         at = self.settings.authority
         if at.address:
             self.where.endpoint("authority.address", at.address, 1)
+        elif at.also:
+            raise self.where.error(
+                "X0-CFG-011",
+                "authority.also",
+                "authority.address is not set",
+                "name that first",
+            )
+        _advertised(self.where, "authority.also", at.also)
         if at.token_file:
             self.where.path("authority.token_file", at.token_file)
         _advertised(self.where, "authority.through", at.through)

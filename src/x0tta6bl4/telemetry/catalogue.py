@@ -250,6 +250,36 @@ AUTHORITY: Final = (
         "Nodes that are told of changes now.",
         process="authority",
     ),
+    _g(
+        "authority_leading",
+        "edge/store",
+        "1 at the one authority of a store that signs heartbeats and moves CAs on.",
+        process="authority",
+    ),
+    _g(
+        "authority_others",
+        "edge/store",
+        "Other authorities that run on the same store.",
+        process="authority",
+    ),
+    _g(
+        "authority_behind",
+        "edge/store",
+        "1 while another authority has changed something that is not known here yet.",
+        process="authority",
+    ),
+    _c(
+        "authority_learnt_total",
+        "edge/store",
+        "Changes taken over from other authorities of the store.",
+        process="authority",
+    ),
+    _c(
+        "authority_superseded_total",
+        "edge/authority_api",
+        "Batches decided anew because another authority was faster.",
+        process="authority",
+    ),
     _c("authority_issued_total", "edge/authority_api", "SVIDs issued.", process="authority"),
     _c(
         "authority_polls_total",

@@ -129,6 +129,8 @@ def authority_sums(health: Health, statistics: Sums) -> dict[str, int]:
     sums["authority_read_only"] = int(bool(health.read_only))
     sums["authority_heartbeat_seconds"] = health.heartbeat_unix_us
     sums["authority_watchers"] = health.watchers
+    sums["authority_leading"] = int(health.leading)
+    sums["authority_others"] = len(health.others)
     sums[f"build_info|{health.version}"] = 1
     return sums
 
@@ -146,6 +148,9 @@ _OF_AUTHORITY: Final = {
     "polls_failed": "polls_failed_total",
     "ocsp_answered": "ocsp_answered_total",
     "bundles_served": "bundles_served_total",
+    "behind": "behind",
+    "learnt": "learnt_total",
+    "superseded": "superseded_total",
     "issue_cpu_us": "issue_cpu_seconds_total",
     "commits": "commits_total|ok",
     "commits_failed": "commits_total|failed",

@@ -127,6 +127,8 @@ class AuthorityView(Message, frozen=True):
     revocation_sequence: int = 0
     error: str = ""
     """Why the last attempt failed; empty: it did not."""
+    away: tuple[str, ...] = ()
+    """Addresses of authorities that did not answer when they were tried last."""
 
 
 @final

@@ -513,6 +513,10 @@ class Health(Call, frozen=True):
     """Entries, names, rules, nodes, tokens, revocations, bans, issued (alive)."""
     sequences: dict[str, int] = {}
     """Set -> sequence of its newest manifest."""
+    leading: bool = False
+    """Whether it is the one of its trust domain that signs heartbeats and moves CAs on."""
+    others: tuple[str, ...] = ()
+    """Names of the other authorities of its store that run now."""
 
 
 # ------------------------------------------------------------------ the two services

@@ -50,7 +50,13 @@ Examples:
     type=click.Path(path_type=Path, readable=False),
     default=Path("/var/lib/x0/authority"),
     show_default=True,
-    help="Database, CA key, admin socket.",
+    help="Admin socket; database and CA key, too, without --store.",
+)
+@click.option("--name", default="main", show_default=True, help="Of several in a trust domain.")
+@click.option(
+    "--store",
+    type=click.Path(path_type=Path, readable=False),
+    help="Database and CA key; several authorities of this machine may share it.",
 )
 @click.option("--listen", default="0.0.0.0:7000", show_default=True, metavar="HOST:PORT")
 @click.option(
@@ -70,6 +76,8 @@ def init(
     trust_domain: str,
     config: Path,
     state_dir: Path,
+    name: str,
+    store: Path | None,
     listen: str,
     advertise: tuple[str, ...],
     keys: Literal["p-256", "ml-dsa-65"],
@@ -82,6 +90,8 @@ def init(
         AuthoritySettings(
             trust_domain=trust_domain,
             state_dir=str(state_dir.absolute()),
+            name=name,
+            store=str(store.absolute()) if store is not None else "",
             listen=listen,
             advertise=advertise,
             keys=keys,

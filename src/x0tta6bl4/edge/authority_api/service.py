@@ -457,7 +457,7 @@ class Service:
     def _refuse(
         self, batch: list[tuple[_Waiting, Effects]], ticked: Effects, error: X0Error
     ) -> None:
-        blind = self._is_blind()
+        blind = self.is_behind()
         for waiting, effects in batch:
             again = effects
             if not blind and not _changes(effects):  # A question; what it saw was undone.
@@ -472,7 +472,7 @@ class Service:
                 if type(effect) is Published and effect.set == "heartbeat":
                     self._tell_all(effect)
 
-    def _is_blind(self) -> bool:
+    def is_behind(self) -> bool:
         """Whether others may have changed what is known here: then nothing is said."""
         try:
             return not self._store.is_current()
