@@ -37,11 +37,10 @@ from x0tta6bl4.core.machine import Denied, Done, Effect, Failed, Received, Send
 from x0tta6bl4.core.records.sets import SetChanged, SetGone
 from x0tta6bl4.core.records.words import Held, Restore, Trust
 from x0tta6bl4.edge.tls.x509 import Svid
-from x0tta6bl4.runtime.aio.driver import Driver
+from x0tta6bl4.runtime.aio.driver import Driver, tidy_for_ever
 from x0tta6bl4.runtime.aio.links import LinkConnections, LinkKeys
 from x0tta6bl4.runtime.aio.proxy_port import ProxyPort
 from x0tta6bl4.runtime.clocks import unix_us
-from x0tta6bl4.runtime.memory import TIDY_S, tidy
 from x0tta6bl4.runtime.secrecy import keep_secrets
 from x0tta6bl4.telemetry import log
 from x0tta6bl4.telemetry.metrics import MetricsServer, render
@@ -146,7 +145,7 @@ class AgentProcess:
             self._trust(known)  # First: `records` may be older, it is written once a second.
         self.driver.post(Restore(held))
         self._spawn(self.driver.watch_clock())
-        self._spawn(self._tidy_for_ever())
+        self._spawn(tidy_for_ever())
         self.driver.post(words.Configured(self._node_config()))
 
     def reconfigure(self) -> None:
@@ -325,11 +324,6 @@ class AgentProcess:
         for pid in pids - {0}:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
-
-    async def _tidy_for_ever(self) -> None:
-        while True:
-            await asyncio.sleep(TIDY_S)
-            tidy()
 
     def _spawn(self, work: Awaitable[None]) -> None:
         async def guarded() -> None:

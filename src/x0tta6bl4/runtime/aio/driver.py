@@ -20,6 +20,7 @@ from x0tta6bl4.core.machine import (
     Tick,
 )
 from x0tta6bl4.runtime.clocks import clock, unix_us
+from x0tta6bl4.runtime.memory import TIDY_S, tidy
 
 CLOCK_LOOK_S: Final = 0.5
 CLOCK_STEP_US: Final = 200_000
@@ -98,3 +99,10 @@ class Driver:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+async def tidy_for_ever() -> None:
+    """Now and then `runtime.memory.tidy`."""
+    while True:
+        await asyncio.sleep(TIDY_S)
+        tidy()
