@@ -74,7 +74,11 @@ def unused(modules: Iterable[tree.Module]) -> list[str]:
 
 def _is_entry(module: tree.Module) -> bool:
     if not module.in_source:
-        return module.path.name.startswith("test_") or module.path.name == "conftest.py"
+        return (
+            module.path.name.startswith("test_")
+            or module.path.name == "conftest.py"
+            or "peers" in module.path.parts  # Programs, run in environments of their own.
+        )
     return module.name == "x0tta6bl4" or module.name.startswith(_ENTRIES)
 
 

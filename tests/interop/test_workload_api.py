@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.interop.others import go, python
 from tests.real.test_workload_api import DOMAIN, Node, entry
 from x0tta6bl4.app.admin import AdminClient
 from x0tta6bl4.wire import admin
@@ -25,7 +25,6 @@ from x0tta6bl4.wire import authority as words
 
 pytestmark = [pytest.mark.night, pytest.mark.timeout(400)]
 ROTATIONS = 20
-GO = Path(__file__).parent / "go"
 
 SPIFFE = """
 import time, warnings
@@ -106,34 +105,6 @@ class Client:
         self._child.stdout.close()
 
 
-def python(package: str, code: str, root: Path) -> list[str]:
-    where = root / package
-    made = subprocess.run(
-        [sys.executable, "-m", "venv", str(where)], capture_output=True, check=False, timeout=120
-    )
-    if made.returncode == 0:
-        made = subprocess.run(
-            [str(where / "bin" / "pip"), "install", "--quiet", package],
-            capture_output=True, check=False, timeout=300,
-        )  # fmt: skip
-    if made.returncode:
-        pytest.skip(f"needs the package {package}")
-    return [str(where / "bin" / "python"), "-c", code]
-
-
-def go(root: Path) -> list[str]:
-    compiler = shutil.which("go") or "/usr/local/go/bin/go"
-    if not os.path.exists(compiler):
-        pytest.skip("needs go")
-    made = subprocess.run(
-        [compiler, "build", "-o", str(root / "interop"), "."],
-        cwd=GO, capture_output=True, check=False, timeout=400,
-    )  # fmt: skip
-    if made.returncode:
-        pytest.skip("needs the module github.com/spiffe/go-spiffe/v2")
-    return [str(root / "interop")]
-
-
 @pytest.fixture
 def node() -> Iterator[Node]:
     root = Path(tempfile.mkdtemp(prefix="x0wl"))
@@ -151,7 +122,10 @@ def test_SP_104_108_116_118_121_others_clients_follow_our_agent_server(
     node: Node, kind: str, tmp_path: Path
 ) -> None:
     programs = {"spiffe": SPIFFE, "spiffe-defakto": DEFAKTO}
-    command = go(tmp_path) if kind == "go" else python(kind, programs[kind], tmp_path)
+    if kind == "go":
+        command = [go(tmp_path)]
+    else:
+        command = [python(tmp_path, kind), "-c", programs[kind]]
     client = Client(command, node.socket)
     try:
         time.sleep(0.5)  # It waits: there is no entry yet.
