@@ -25,6 +25,7 @@ from x0tta6bl4.wire.authority import Entry
 from x0tta6bl4.wire.records import Name
 
 DOMAIN = "bench.mesh"
+ENDS = (signal.SIGTERM, signal.SIGINT)
 
 
 def main() -> int:
@@ -80,13 +81,18 @@ def main() -> int:
         for node in nodes:
             operator.enrol_file(node, mesh.state(node) / "enrol-token")
             mesh.start(node)
-        signal.sigwait({signal.SIGTERM, signal.SIGINT})
+        signal.pause()
+    except KeyboardInterrupt:
+        pass
     finally:
+        for number in ENDS:
+            signal.signal(number, signal.SIG_IGN)
         mesh.stop()
         shutil.rmtree(options.dir / "mesh", ignore_errors=True)
     return 0
 
 
 if __name__ == "__main__":
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    for end in ENDS:  # Not blocked: the processes of the mesh would inherit that.
+        signal.signal(end, signal.default_int_handler)
     sys.exit(main())

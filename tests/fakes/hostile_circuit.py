@@ -144,6 +144,8 @@ class Circuit:
         self.why = shake(sock, self.tls)
         self._plain = b""
         self.ended = self.why
+        if not self.why:
+            self._decrypt()  # A client's first frames come with the end of its handshake.
 
     def close(self) -> None:
         """Let go."""
@@ -159,7 +161,6 @@ class Circuit:
 
     def _more(self, seconds: float) -> bool:
         """Read once; False at the end or when nothing came."""
-        plain = bytearray(1 << 17)
         self.sock.settimeout(max(0.01, seconds))
         try:
             data = self.sock.recv(1 << 17)
@@ -167,17 +168,22 @@ class Circuit:
                 self.ended = self.ended or "eof"
                 return False
             self.tls.feed(data)
-            while count := self.tls.read(plain):
-                self._plain += plain[:count]
+            self._decrypt()
         except TimeoutError:
             return False
+        except OSError as error:
+            self.ended = type(error).__name__
+        return not self.ended
+
+    def _decrypt(self) -> None:
+        plain = bytearray(1 << 17)
+        try:
+            while count := self.tls.read(plain):
+                self._plain += plain[:count]
         except TlsClosed:
             self.ended = "closed"
         except TlsRefused as error:
             self.ended = error.reason
-        except OSError as error:
-            self.ended = type(error).__name__
-        return not self.ended
 
     def each(self, seconds: float = SECONDS) -> Iterator[tuple[int, int, int, bytes]]:
         """Frames as they come: (stream, kind, value, body), until the end or a silence."""

@@ -24,8 +24,11 @@ from x0tta6bl4.wire.ids import NodeName, SpiffeId
 
 SESSIONS_MAX: Final = 4096
 """Client sessions of one proxy; further ones are refused."""
-OWN_IDLE: Final = 20 * MS
-"""Without its stream for this long an own session ends, once everything is acknowledged."""
+OWN_IDLE: Final = 1
+"""Without its stream for this long an own session ends, once everything is acknowledged: at the
+next look.  Then the other end has everything too, or waits for its application alone."""
+OWN_ACK: Final = 25 * MS
+"""How long an own session waits for a chunk that takes an ACK along: most end before."""
 OWN_STANDBY: Final = 200 * MS
 """An own session that lives for less than this gets no standby."""
 
@@ -72,7 +75,7 @@ class Clients:
         token: gives numbers for circuits.
         mac: HMAC-SHA256.
         seed: names the random streams.
-        limits: of shared sessions; own ones differ in OWN_IDLE and OWN_STANDBY.
+        limits: of shared sessions; own ones differ in the OWN_ constants.
     """
 
     __slots__ = (
@@ -86,7 +89,7 @@ class Clients:
         self._make_pipe, self._token, self._mac, self._seed = make_pipe, token, mac, seed
         self._limits = limits
         self._own_limits = msgspec.structs.replace(
-            limits, idle_max=OWN_IDLE, standby_after=OWN_STANDBY
+            limits, idle_max=OWN_IDLE, standby_after=OWN_STANDBY, ack_delay=OWN_ACK
         )
         self._sessions: dict[int, Outgoing] = {}
         self._by_key: dict[Key, int] = {}

@@ -57,11 +57,15 @@ class Carrier:
             self.rttvar += (abs(self.srtt - rtt) - self.rttvar) // 4
             self.srtt += (rtt - self.srtt) // 8
 
-    def ping(self, now: Instant) -> SendFrame:
-        """The next ping."""
+    def ask(self, now: Instant) -> None:
+        """Something that has to be answered leaves: a ping, or JOIN."""
         self.ping_token = (self.ping_token + 1) & 0xFFFFFFFF
         self.ping_out = True
         self.ping_at = now
+
+    def ping(self, now: Instant) -> SendFrame:
+        """The next ping."""
+        self.ask(now)
         return SendFrame(self.number, frames.frame(self.ping_token, frames.PING))
 
     def pong(self, now: Instant, token: int) -> None:

@@ -108,7 +108,7 @@ class Circuit:
         self.more = False
         pipe = self.pipe
         if pipe is None or pipe.active is not self:
-            return self._take_control()
+            return self.take_control()
         if pipe.paused:
             # Only now, when what was given before has been written: whoever resumes may flush.
             pipe.press()
@@ -119,7 +119,7 @@ class Circuit:
             self.position = queue[0][0]
         if self.control:
             self.more = True
-            return self._take_control()
+            return self.take_control()
         if not queue:
             return None
         offset, index, length = queue.popleft()
@@ -139,7 +139,8 @@ class Circuit:
             _pack_into(ring.view, start, received & 0xFFFFFFFF, ACK << 28 | received >> 32)
         return ring.view[start : index + length]
 
-    def _take_control(self) -> memoryview | None:
+    def take_control(self) -> memoryview | None:
+        """The frames that are not numbered and wait; they are taken, as by `pending`."""
         control = self.control
         if not control:
             return None

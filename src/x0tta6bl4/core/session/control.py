@@ -256,7 +256,7 @@ class Client:
             return
         carrier.circuit.offset = join.start
         pipe.acknowledge(join.received)
-        carrier.alive_at = now
+        carrier.pong(now, carrier.ping_token)
         first = not self.joined
         self._established = self.joined = True
         if not first:
@@ -492,7 +492,7 @@ class Client:
         )
         self._effects.append(facts.SendFrame(carrier.number, frame))
         if not carrier.ping_out:
-            self._ping(now, carrier)
+            carrier.ask(now)  # JOINED answers.
         self._watch(now)
 
     def _move(self, now: Instant, to: Carrier, reason: str) -> None:

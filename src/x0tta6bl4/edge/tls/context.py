@@ -63,6 +63,7 @@ class TlsContext:
     __slots__ = (
         "_ssl",
         "alpn",
+        "armed",
         "demand",
         "demand_alpn",
         "expect",
@@ -95,6 +96,8 @@ class TlsContext:
         self.demand_alpn = demand_alpn
         self.staple = staple
         self.status = status
+        self.armed = False
+        """Whether `Engine` has put its callbacks in."""
         self._ssl = context = SSL.Context(SSL.TLS_METHOD)
         context.set_min_proto_version(SSL.TLS1_3_VERSION)
         context.set_session_cache_mode(SSL.SESS_CACHE_OFF)

@@ -122,6 +122,8 @@ class Engine:
     )
 
     def __init__(self, context: TlsContext, server: bool) -> None:
+        if not context.armed:
+            _arm(context)
         self.context = context
         self.server = server
         connection = SSL.Connection(context.ssl)
@@ -130,20 +132,12 @@ class Engine:
         self._in: Any = connection._into_ssl
         self._out: Any = connection._from_ssl
         self._key = int(ffi.cast("uintptr_t", self._ssl))
-        mode = lib.SSL_VERIFY_PEER
         if server:
-            if context.demand:
-                mode |= lib.SSL_VERIFY_FAIL_IF_NO_PEER_CERT
             lib.SSL_set_accept_state(self._ssl)
-            if context.alpn:
-                lib.SSL_CTX_set_alpn_select_cb(context.ssl._context, _ALPN_CALLBACK, ffi.NULL)
         else:
             lib.SSL_set_connect_state(self._ssl)
             if context.status is not None:
                 lib.SSL_set_tlsext_status_type(self._ssl, lib.TLSEXT_STATUSTYPE_ocsp)
-        if context.status is not None or context.staple is not None:
-            lib.SSL_CTX_set_tlsext_status_cb(context.ssl._context, _STATUS_CALLBACK)
-        lib.SSL_set_verify(self._ssl, mode, _VERIFY_CALLBACK)
         self._complete = False
         self.failed = False
         self._failed = ""
@@ -581,6 +575,20 @@ def _der(certificate: Any) -> bytes:
         return bytes(ffi.buffer(data[0], length))
     finally:
         lib.BIO_free(bio)
+
+
+def _arm(context: TlsContext) -> None:
+    """Let the handshakes of a context ask the engine that makes them."""
+    handle = context.ssl._context
+    mode = lib.SSL_VERIFY_PEER
+    if context.demand:  # Of a server; means nothing to clients.
+        mode |= lib.SSL_VERIFY_FAIL_IF_NO_PEER_CERT
+    lib.SSL_CTX_set_verify(handle, mode, _VERIFY_CALLBACK)
+    if context.alpn:
+        lib.SSL_CTX_set_alpn_select_cb(handle, _ALPN_CALLBACK, ffi.NULL)
+    if context.status is not None or context.staple is not None:
+        lib.SSL_CTX_set_tlsext_status_cb(handle, _STATUS_CALLBACK)
+    context.armed = True
 
 
 _STATUS_CALLBACK: Final = ffi.callback("int (*)(SSL *, void *)", _on_status)

@@ -122,8 +122,11 @@ class Buffers:
 
 
 def allocate(size: int) -> memoryview:
-    """Zeroed memory whose pages exist once touched (a bytearray touches all: measured 17 ms)."""
-    return memoryview(mmap.mmap(-1, size))
+    """Zeroed memory whose pages exist once touched (a bytearray touches all: measured 17 ms).
+
+    Private: what mmap gives by default is a file of shared memory, which takes ten times as long.
+    """
+    return memoryview(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
 
 class CircuitOwner(Protocol):
@@ -171,7 +174,7 @@ class TlsCircuit:
     __slots__ = (
         "_at", "_buffers", "_checked", "_first", "_loop", "_mask", "_out", "_owner", "_pumping",
         "_refusal", "_timer", "backlog", "circuit", "client", "expected", "fd", "generation",
-        "open", "own", "path", "peer", "sock", "tls", "told", "up",
+        "_speaks", "open", "own", "path", "peer", "sock", "tls", "told", "up",
     )  # fmt: skip
 
     def __init__(
@@ -201,7 +204,7 @@ class TlsCircuit:
         self.open = True
         self._out: memoryview | None = None
         self._at = self.backlog = 0
-        self._pumping = False
+        self._pumping = self._speaks = False
         self._refusal = bytearray()
         self._checked = not self.client
         """A client looks for a refusal in place of the first TLS record."""
@@ -210,23 +213,37 @@ class TlsCircuit:
         self._timer: Timer | None = None
 
     def start(self) -> None:
-        """Watch the socket and begin the handshake."""
+        """Watch the socket and begin the handshake; a client's first words are often there."""
         self._loop.add(self.fd, READ, self._on_event)
         self._timer = self._loop.after(HANDSHAKE_US, self._too_late)
         if self._first:
             self.tls.feed(memoryview(self._first))
         if self.client or self._first:
             self._shake()
+        else:
+            self._on_event(READ)
 
     # ------------------------------------------------------------------ outwards
     def say(self, frame: bytes) -> None:
-        """Queue a frame that is not numbered and send it as soon as the socket takes."""
+        """Queue a frame that is not numbered; it leaves at the end of this batch."""
         try:
             self.circuit.say(frame)
         except ProtocolError:
             self.lose("deaf")
             return
+        self._speak_later()
+
+    def _speak_later(self) -> None:
+        if not self._speaks:
+            self._speaks = True
+            self._loop.after_batch(self._speak)
+
+    def _speak(self) -> None:
+        """Send what was said in this batch, and the last that TLS says of its handshake."""
+        self._speaks = False
         self.pump()
+        if self.open and not self.backlog:
+            self._send_waiting()
 
     def pump(self) -> None:
         """Encrypt and send what waits, while the socket takes it."""
@@ -328,8 +345,8 @@ class TlsCircuit:
             return self.lose(_reason(error))
         except SessionBroken:
             pass  # The owner looks at `pipe.broken`.
-        if circuit.control and self.open:
-            self.pump()
+        if circuit.control:
+            self._speak_later()
         self._owner.on_fed(self)
         return None
 
@@ -348,15 +365,16 @@ class TlsCircuit:
             self._send_waiting()
             self.lose(_reason(error))
             return False
-        if not self._send_waiting() and not self.open:
+        if not done:
+            self._send_waiting()
             return False
-        if done:
-            self.up = True
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-            self._owner.on_shaken(self)
-        return done and self.open
+        self.up = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._speak_later()  # The end of the handshake and the first frames in one segment.
+        self._owner.on_shaken(self)
+        return self.open
 
     def _check_refusal(self, data: memoryview) -> bool:
         """Whether the first bytes are TLS; a refusal loses the circuit with its reason."""
@@ -384,8 +402,13 @@ class TlsCircuit:
         if not self.open:
             return
         if self.up and not self.backlog:
-            self.tls.close()
-            self._send_waiting()
+            try:
+                if (said := self.circuit.take_control()) is not None:
+                    self.tls.write(said)
+                self.tls.close()
+                self._send_waiting()
+            except X0Error:
+                pass  # TLS has failed meanwhile, and nobody was told yet.
         self._shut()
 
     def _shut(self) -> None:

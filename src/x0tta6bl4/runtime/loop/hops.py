@@ -281,6 +281,7 @@ class Hops:
             next(iter(self._pending)).close("")
         setup = Setup(self._loop, sock, node, self._limits.setup_us, self._complete, self._broken)
         self._pending[setup] = None
+        setup.read()  # Accepting is deferred until there is something.
 
     def _broken(self, setup: Setup, reason: str) -> None:
         """A connection that ended, or was no setup frame, or took too long."""

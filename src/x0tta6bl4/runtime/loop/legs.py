@@ -123,7 +123,8 @@ class Leg:
             return
         frame = neighbour.seal.seal(HOP, pack_hop(self._hop))
         try:
-            if sock.send(frame) < len(frame):
+            # In one segment with what follows at once.
+            if sock.send(frame, socket.MSG_MORE) < len(frame):
                 raise BlockingIOError  # An empty send buffer takes 4 KiB, or is no good.
         except OSError as error:
             sock.close()

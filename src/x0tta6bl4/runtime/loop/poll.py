@@ -131,8 +131,9 @@ class Loop:
         self._running = False
 
     def close(self) -> None:
-        """Give the epoll descriptor back."""
+        """Give the epoll descriptor back; nothing is called any more."""
         self._handlers.clear()
+        self._after.clear()
         self._epoll.close()
 
     def run(self) -> None:

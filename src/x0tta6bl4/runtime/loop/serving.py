@@ -18,7 +18,7 @@ from x0tta6bl4.core.machine import SECOND, Allowed, Denied, Verdict
 from x0tta6bl4.core.session.frames import Open, Reset
 from x0tta6bl4.core.session.stream import Stream
 from x0tta6bl4.runtime.clocks import clock
-from x0tta6bl4.runtime.loop.connect import Address, parse_address
+from x0tta6bl4.runtime.loop.connect import Address, established, parse_address
 from x0tta6bl4.runtime.loop.poll import WRITE
 from x0tta6bl4.runtime.loop.sessions import Session, StreamRecord
 from x0tta6bl4.runtime.loop.streams import AppStream
@@ -116,7 +116,8 @@ class Serving:
         stream = AppStream(session, sock, clock())
         stream.held = True
         self._endpoint.begun()
-        self._connecting[stream] = _Connect(self, self._endpoint, stream, service, seen, code == 0)
+        connected = code == 0 or established(sock)
+        self._connecting[stream] = _Connect(self, self._endpoint, stream, service, seen, connected)
         return stream
 
     def _refused(self, session: Session, ask: Open, why: str, reason: Reset) -> Reset:

@@ -61,7 +61,7 @@ class Setup:
         self.header = b""
         self.body = b""
         self._timer = loop.after(deadline_us, lambda: self.close("no setup frame in time"))
-        loop.add(sock.fileno(), READ, self._ready)
+        loop.add(sock.fileno(), READ, self.read)
 
     def close(self, reason: str) -> None:
         """Close the connection; `on_broken` is told."""
@@ -77,7 +77,8 @@ class Setup:
             self._loop.drop(sock.fileno())
         return sock
 
-    def _ready(self, mask: int) -> None:
+    def read(self, mask: int = READ) -> None:
+        """Read what is there."""
         assert self._sock is not None
         wanted = HEADER_BYTES if self._fields is None else self._fields.length
         try:
@@ -98,7 +99,7 @@ class Setup:
                 return self.close(error.what)
             self.header, self._buffer = self._buffer, b""
             if self._fields.length:
-                return self._ready(mask)
+                return self.read()
         self.body = self._buffer
         sock = self._leave()
         assert sock is not None
