@@ -204,14 +204,16 @@ def test_no_circuit_outlives_a_rotation_and_no_stream_breaks(who: str) -> None:
     pair.check_bytes(final=True)
 
 
-def test_sessions_of_one_svid_do_not_all_dial_when_it_is_renewed() -> None:
+@pytest.mark.parametrize("who", ["client", "server"])
+def test_sessions_of_one_svid_do_not_all_dial_when_it_is_renewed(who: str) -> None:
     """Handshakes and memory of all of them at once would stand in the way of what goes on."""
     waits = []
     for seed in range(12):
         pair = running(seed=seed)
         begun, wires = pair.world.now, len(pair.wires)
-        pair.a.generation += 1
-        pair.a.give(facts.SvidChanged(SOURCE, pair.a.generation))
+        side, id = (pair.a, SOURCE) if who == "client" else (pair.b, TARGET)
+        side.generation += 1
+        side.give(facts.SvidChanged(id, side.generation))
         while len(pair.wires) == wires:
             pair.run(MS)
         waits.append((pair.world.now - begun) // MS)
