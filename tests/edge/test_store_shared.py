@@ -26,10 +26,10 @@ from x0tta6bl4.core.authority.rows import (
     SetRow,
     row_key,
 )
-from x0tta6bl4.edge.store.log import LOG_MAX
+from x0tta6bl4.edge.store.log import BEHIND_MAX, LOG_MAX
 from x0tta6bl4.edge.store.store import FILE, Store
 from x0tta6bl4.wire.authority import Entry
-from x0tta6bl4.wire.errors import Conflict
+from x0tta6bl4.wire.errors import Conflict, Unavailable
 from x0tta6bl4.wire.records import Revocation
 
 ROOT = Path(__file__).parents[2]
@@ -126,6 +126,34 @@ def test_svids_are_issued_beside_each_other_but_a_revocation_knows_them_all(
     assert b.commit([issued("3")]) == Learnt(
         (Put(IssuedRow("", WEB, "alpha", "", NOW, NOW + 100)), revoked[0])
     )
+
+
+def test_who_has_missed_many_svids_is_told_long_before_the_log_ends(
+    two: tuple[Store, Store],
+) -> None:
+    a, b = two
+    a.commit([issued("1")])
+    assert b.is_current()
+    with a._connection.begin():
+        for number in range(BEHIND_MAX):
+            a._log._commits, _ = a._log.add(a._connection, [issued(f"{number:x}")])
+    assert not b.is_current()
+    learnt = b.missed()
+    assert learnt is not None
+    assert (len(learnt.changes), learnt.whole) == (BEHIND_MAX + 1, False)
+    assert b.is_current()
+
+
+def test_what_could_not_be_read_is_still_missed(two: tuple[Store, Store]) -> None:
+    a, b = two
+    a.commit([Put(entry("one"))])
+    with a._connection.begin():
+        a._connection.exec_driver_sql("ALTER TABLE entries RENAME TO away")
+    with pytest.raises(Unavailable, match="X0-STO-004"):
+        b.commit([Put(entry("two"))])
+    with a._connection.begin():
+        a._connection.exec_driver_sql("ALTER TABLE away RENAME TO entries")
+    assert b.commit([Put(entry("two"))]) == Learnt((Put(entry("one")),))
 
 
 def test_one_is_never_told_what_it_has_written_itself(two: tuple[Store, Store]) -> None:

@@ -7,7 +7,7 @@ new.  Issued SVIDs are told as they are: they never change.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -28,6 +28,8 @@ from x0tta6bl4.wire.records import Revocation
 
 LOG_MAX: Final = 4096
 """So many commits can be told; who has missed more reads everything."""
+BEHIND_MAX: Final = LOG_MAX // 8
+"""Who has missed so many reads them, though they are but SVIDs that were issued."""
 _TRIM_EVERY: Final = 64
 _ISSUED: Final = IssuedRow.__name__
 _FORGET: Final = Forget.__name__
@@ -58,18 +60,27 @@ class Log:
     def missed(self, connection: Connection, changes: Sequence[Change] = ()) -> Learnt | None:
         """What others have written, if these changes should not be written without knowing it."""
         commits, changed = _head(connection)
-        if changed == self.changed and (commits == self._commits or not _needs_all(changes)):
+        if self.is_current(commits, changed) and (
+            commits == self._commits or not _needs_all(changes)
+        ):
             return None
         found = connection.exec_driver_sql(
             "SELECT number, writer, changes FROM log WHERE number > ? ORDER BY number",
             (self._commits,),
         ).all()
         whole = len(found) != commits - self._commits
-        self._commits, self.changed = commits, changed
+        told: Iterable[Change]
         if whole:
-            return Learnt(tuple(map(Put, rows.read_all(connection, 0))), True)
-        told = tuple(_told(connection, [c for _, w, c in found if w != self._writer]))
-        return Learnt(told) if told else None
+            told = map(Put, rows.read_all(connection, 0))
+        else:
+            told = _told(connection, [c for _, writer, c in found if writer != self._writer])
+        learnt = Learnt(tuple(told), whole)
+        self._commits, self.changed = commits, changed
+        return learnt if learnt.changes else None
+
+    def is_current(self, commits: int, changed: int) -> bool:
+        """Whether a head that was read says nothing that ought to be known by now."""
+        return changed == self.changed and commits - self._commits < BEHIND_MAX
 
     def add(self, connection: Connection, changes: Sequence[Change]) -> tuple[int, int]:
         """Write the next entry; `added` when it is on the disk.

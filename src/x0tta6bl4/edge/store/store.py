@@ -191,10 +191,10 @@ class Store:
             Unavailable: X0-STO-004 it can't be read.
         """
         try:
-            (changed,) = self._eye.execute("SELECT changed FROM head").fetchone()
+            commits, changed = self._eye.execute("SELECT commits, changed FROM head").fetchone()
         except sqlite3.Error as error:
             raise _refusal(error, self.path.parent) from None
-        return bool(changed == self._log.changed)
+        return self._log.is_current(commits, changed)
 
     def leads(self) -> bool:
         """Whether this authority is to do what only time asks for."""
