@@ -216,6 +216,7 @@ def test_sessions_of_one_svid_do_not_all_dial_when_it_is_renewed(who: str) -> No
         side.give(facts.SvidChanged(id, side.generation))
         while len(pair.wires) == wires:
             pair.run(MS)
+            assert pair.client.standby is not None, "nothing is given up for it before"
         waits.append((pair.world.now - begun) // MS)
     assert max(waits) <= LIMITS.renew_spread // MS + 2
     assert len({wait * 4 * MS // LIMITS.renew_spread for wait in waits}) >= 3, "in most quarters"

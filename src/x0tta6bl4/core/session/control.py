@@ -111,8 +111,7 @@ class Client:
         self._joining_since = self._joined_at = 0
         self._reason, self._announced = "new", False
         self._ack_at: int = NEVER
-        self._marks = Marks()
-        self._quiet = Quiet(now)
+        self._marks, self._quiet = Marks(), Quiet(now)
         self._effects: list[Effect] = []
 
     @property
@@ -414,7 +413,8 @@ class Client:
         active = self.active
         if active is None or standby is None or not self._stale(active) or self._stale(standby):
             return
-        if standby.answered_at >= 0 and not self._lame and not self._joining_since:
+        busy = self._lame or self._joining_since or (active.moved and now < self._standby_at)
+        if standby.answered_at >= 0 and not busy:
             self._move(now, standby, "moved")
 
     def _ping_idle(self, now: Instant) -> None:
