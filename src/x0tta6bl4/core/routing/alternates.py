@@ -71,6 +71,7 @@ class Way(Value, frozen=True):
         return (self.alternate,) if self.alternate else ()
 
 
+_LINK, _DOWNSTREAM, _NODE = Guard.LINK, Guard.DOWNSTREAM, Guard.NODE
 _Near = tuple[int, int, list[int]]
 """A neighbour, the cost of the link to it, distances from it."""
 _Search = tuple[list[int], list[int]]
@@ -85,7 +86,8 @@ class Alternates:
     """
 
     __slots__ = (
-        "_changes", "_map", "_named", "_near", "_rebuild", "_tree", "_trees", "_unrepaired", "ways",
+        "_back", "_changes", "_far", "_known", "_map", "_named", "_near", "_rebuild", "_stubs",
+        "_tree", "_trees", "_unrepaired", "ways",
     )  # fmt: skip
 
     def __init__(self, me: str) -> None:
@@ -93,10 +95,18 @@ class Alternates:
         self._tree = Tree(self._map)
         self._trees: dict[int, Tree] = {}
         self._near: list[_Near] = []
+        self._stubs: list[int] = []
+        """Which of the neighbours nothing may pass through, by place in that list."""
+        self._back: list[int] = []
+        """Of each neighbour: cost of the link to it and distance back from it."""
+        self._far: list[list[int]] = []
+        """Of each next hop and each other neighbour: cost and distance from that to the hop."""
         self._changes: list[Change] = []
         self._rebuild = False
         self._named: list[str] = [me]
         """Names of the numbers at the last update: a number may be given again."""
+        self._known: dict[tuple[int, int, Guard], Way] = {}
+        """Ways of this update: many destinations share one."""
         self._unrepaired: dict[str, None] = {}
         self.ways: dict[str, Way] = {}
         """By destination, as of the last `update` and `repair`."""
@@ -127,6 +137,7 @@ class Alternates:
         if not self._rebuild and not self._changes:
             return {}
         stale = self._mend()
+        self._known = {}
         found: dict[str, Way | None] = {}
         names = self._map.names
         index = self._map.index
@@ -210,6 +221,10 @@ class Alternates:
             (number, map.links[0][number], self._trees[number].distance)
             for number in sorted(map.links[0], key=names.__getitem__)
         ]
+        home, stub = self._tree.distance, map.stub
+        self._stubs = [at for at, (number, _, _) in enumerate(self._near) if stub[number]]
+        self._back = [cost + home[number] for number, cost, _ in self._near]
+        self._far = [[cost + d[hop] for _, cost, d in self._near] for hop, _, _ in self._near]
         if all_new or anew or not stale.isdisjoint(self._trees):
             return range(size)
         if any(before[number][0] != cost for number, cost, _ in self._near):
@@ -219,30 +234,33 @@ class Alternates:
     # -------------------------------------------------------------------------- ways
     def _way(self, target: int) -> Way | None:
         """Next hop and alternate; of equally good ones that of the lowest name."""
-        stub = self._map.stub
-        best, hop, beyond = INFINITE, -1, self._tree.distance
-        for number, cost, distance in self._near:
-            there = cost + distance[target]
-            if there < best and (number == target or not stub[number]):
-                best, hop, beyond = there, number, distance
-        if hop < 0:
+        near = self._near
+        totals = [cost + distance[target] for _, cost, distance in near]
+        for at in self._stubs:
+            if near[at][0] != target:
+                totals[at] = INFINITE
+        best = min(totals, default=INFINITE)
+        if best >= INFINITE:
             return None
-        home, next_to_target = self._tree.distance, beyond[target]
-        choice, alternate, guard = (Guard.NONE, 0), -1, Guard.NONE
-        for number, cost, distance in self._near:
-            there = distance[target]
-            if there >= home[number] + best or number == hop:
-                continue
-            if stub[number] and number != target:
-                continue
-            if target != hop and there < distance[hop] + next_to_target:
-                good = Guard.NODE
-            else:
-                good = Guard.DOWNSTREAM if there < best else Guard.LINK
-            if (good, -cost - there) > choice or alternate < 0:
-                choice, alternate, guard = (good, -cost - there), number, good
-        names = self._map.names
-        return Way(names[hop], names[alternate] if alternate >= 0 else "", guard)
+        at_hop = totals.index(best)
+        hop, _, beyond = near[at_hop]
+        far, onward = self._far[at_hop], beyond[target] if hop != target else -INFINITE
+        choice, alternate = (Guard.NONE, 0), -1
+        for at, total in enumerate(totals):
+            if total < best + self._back[at] and at != at_hop:
+                if total < far[at] + onward:
+                    good = _NODE
+                else:
+                    good = _DOWNSTREAM if total - near[at][1] < best else _LINK
+                if alternate < 0 or (good, -total) > choice:
+                    choice, alternate = (good, -total), near[at][0]
+        key = (hop, alternate, choice[0])
+        way = self._known.get(key)
+        if way is None:
+            names = self._map.names
+            way = Way(names[hop], names[alternate] if alternate >= 0 else "", choice[0])
+            self._known[key] = way
+        return way
 
     def _set(self, name: str, way: Way | None, found: dict[str, Way | None]) -> None:
         old = self.ways.get(name)

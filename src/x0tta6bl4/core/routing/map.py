@@ -154,9 +154,10 @@ class Map:
     def _numbered(self, links: tuple[Adjacency, ...]) -> tuple[Adjacency, ...]:
         """Those of a node's links whose other ends have a number: all, unless the map is full."""
         index = self.index
-        if all(link.node in index or self._number(link.node) is not None for link in links):
-            return links
-        return tuple(link for link in links if link.node in index)
+        for link in links:
+            if link.node not in index and self._number(link.node) is None:
+                return tuple(link for link in links if link.node in index)
+        return links
 
     def _number(self, node: str) -> int | None:
         number = self.index.get(node)
@@ -191,9 +192,9 @@ def _once(node: str, links: Iterable[Adjacency]) -> tuple[Adjacency, ...]:
     """Links to different other nodes, LINKS_MAX at most; of two to the same the later one."""
     found = tuple(links)
     others = {link.node: link for link in found}
-    others.pop(node, None)
-    if len(others) == len(found) <= LINKS_MAX:
+    if len(others) == len(found) <= LINKS_MAX and node not in others:
         return found
+    others.pop(node, None)
     return tuple(others.values())[:LINKS_MAX]
 
 

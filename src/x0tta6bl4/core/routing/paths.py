@@ -156,9 +156,14 @@ class Tree:
                     heapq.heappush(heap, (reached + cost, other))
 
 
-def paths(map: Map, tree: Tree, target: int) -> tuple[Path, ...]:
+def paths(map: Map, tree: Tree, target: int, before: tuple[Path, ...] = ()) -> tuple[Path, ...]:
     """Up to three paths, best first: the second shares as little with the first as can be.
 
+    Args:
+        map: where.
+        tree: distances from node 0.
+        target: number of the node.
+        before: paths there by an earlier map: what is worse than them is not looked at.
     Returns:
         Simple paths from node 0 to `target` of at most 16 hops; none if it is out of reach, one
         if everything leads over the same links.
@@ -169,7 +174,7 @@ def paths(map: Map, tree: Tree, target: int) -> tuple[Path, ...]:
     if not first:
         return ()
     found = [first]
-    second, shared = _detour(map, tree, target, found)
+    second, shared = _detour(map, tree, target, found, before)
     if shared and len(map.links[0]) > 1 and len(map.links[target]) > 1:
         pair = _disjoint_pair(map, tree, first, split=True)
         if pair is None and shared >= _SHARED_LINK:
@@ -181,7 +186,7 @@ def paths(map: Map, tree: Tree, target: int) -> tuple[Path, ...]:
             return tuple(path for path in found if len(path) <= HOPS_MAX + 1)
     if second and second != first:
         found.append(second)
-        third, _ = _detour(map, tree, target, found)
+        third, _ = _detour(map, tree, target, found, before)
         if third and third not in found:
             found.append(third)
     return tuple(path for path in found if len(path) <= HOPS_MAX + 1)
@@ -205,7 +210,9 @@ def _named(map: Map, path: Path) -> tuple[str, ...]:
     return tuple(map.names[node] for node in path)
 
 
-def _detour(map: Map, tree: Tree, target: int, avoid: list[Path]) -> tuple[Path, int]:
+def _detour(
+    map: Map, tree: Tree, target: int, avoid: list[Path], before: tuple[Path, ...]
+) -> tuple[Path, int]:
     """The path that shares the fewest links with others, then the fewest nodes, then the cheapest.
 
     A* from the target.  What is left of the way costs at least its distance in the tree, which
@@ -224,6 +231,10 @@ def _detour(map: Map, tree: Tree, target: int, avoid: list[Path]) -> tuple[Path,
     towards: dict[int, int] = {}
     heap = [(distance[target], names[target], target, 0)]
     best = INFINITE
+    bound = min(
+        (_penalised(map, p, links_used, nodes_used) for p in before if p[-1] == target),
+        default=best,
+    )
     while heap:
         guess, _, node, cost = heapq.heappop(heap)
         if guess > best:
@@ -246,11 +257,14 @@ def _detour(map: Map, tree: Tree, target: int, avoid: list[Path]) -> tuple[Path,
                 there += _SHARED_LINK
             if other in nodes_used:
                 there += _SHARED_NODE
+            guess = there + distance[other]
+            if guess > bound:
+                continue
             known = cost_to.get(other)
             if known is None or there < known:
                 cost_to[other] = there
                 towards[other] = node
-                guess = there + distance[other] + owed.get(other, beyond)
+                guess += owed.get(other, beyond)
                 heapq.heappush(heap, (guess, names[other], other, there))
             elif there == known and names[node] < names[towards[other]]:
                 towards[other] = node
@@ -260,6 +274,21 @@ def _detour(map: Map, tree: Tree, target: int, avoid: list[Path]) -> tuple[Path,
     while path[-1] != target:
         path.append(towards[path[-1]])
     return tuple(path), cost_to[0] // _SHARED_NODE * _SHARED_NODE
+
+
+def _penalised(map: Map, path: Path, links_used: set[Link], nodes_used: set[int]) -> int:
+    """Cost of a path with the penalties of what it shares; INFINITE if it is none any more."""
+    total = 0
+    for a, b in pairwise(path):
+        cost = map.links[a].get(b, NO_LINK)
+        if not cost or (a and (map.stub[a] or b == 0)):
+            return INFINITE
+        total += cost
+        if ((a, b) if a < b else (b, a)) in links_used:
+            total += _SHARED_LINK
+        if a and a in nodes_used:
+            total += _SHARED_NODE
+    return total
 
 
 def _unavoidable(

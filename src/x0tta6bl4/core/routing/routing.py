@@ -118,16 +118,29 @@ class _Link:
 class _Destination:
     """A node whose paths are wanted."""
 
-    __slots__ = ("disjoint", "links", "named", "paths", "worst")
+    __slots__ = ("costs", "dearest", "links", "named", "paths")
 
     def __init__(self) -> None:
         self.paths: tuple[Path, ...] = ()
         self.named: tuple[tuple[str, ...], ...] | None = None
         self.links: frozenset[Link] = frozenset()
-        self.disjoint = False
-        """Whether there are as many paths as there can be and none shares anything."""
-        self.worst = INFINITE
-        """Cost of the dearest path."""
+        self.costs: tuple[int, ...] = ()
+        """Of the paths, when they were computed."""
+        self.dearest = INFINITE
+        """What the dearest costs, if there are as many as there can be and none shares anything
+        with another to the same node: what is longer can't take the place of one of them."""
+
+    def limit(self, a: int, b: int) -> int:
+        """How long paths over a link can be and still take the place of one of these.
+
+        The second path to a node shares no other with the first, if there is such a path, and the
+        third none with either: so what meets one of them can't take the place of a later one.
+        """
+        if self.dearest < INFINITE:
+            for path, cost in zip(self.paths, self.costs, strict=True):
+                if a in path[1:-1] or b in path[1:-1]:
+                    return cost
+        return self.dearest
 
 
 class Routing:
@@ -360,16 +373,31 @@ class Routing:
                 continue
             if name in lazy:
                 continue
-            target = INFINITE if name == _AUTHORITY else distance_to(distance, index.get(name))
             for a, b, _, cost in better:
-                least = min(distance[a], distance[b]) + cost
-                rest = max(0, target - max(distance[a], distance[b])) if target < INFINITE else 0
-                if not known.disjoint or least + rest <= known.worst:
+                limit = known.dearest if name == _AUTHORITY else known.limit(a, b)
+                if self._at_least(name, a, b, cost) <= limit:
                     lazy[name] = None
                     break
         if lazy and self._lazy_at == NEVER:
             many = len(self._destinations) > _MANY
             self._lazy_at = Instant(now + (_LAZY_AFTER_MANY if many else _LAZY_AFTER))
+
+    def _at_least(self, name: str, a: int, b: int, cost: int) -> int:
+        """What a path to a destination over this link costs at least.
+
+        One end is reached first; what is left from the other is at least the difference of the
+        distances of both from here (one must get from there to here by way of the target, too:
+        over a stub one can't).
+        """
+        distance = self._tree.distance
+        to_a, to_b = distance[a], distance[b]
+        number = None if name == _AUTHORITY else self._map.index.get(name)
+        target = distance_to(distance, number)
+        if number is None or target >= INFINITE:
+            return min(to_a, to_b) + cost
+        if self._map.stub[number]:
+            return cost + min(to_a + max(target - to_b, 0), to_b + max(target - to_a, 0))
+        return cost + min(to_a + abs(target - to_b), to_b + abs(target - to_a))
 
     def _compute(self, name: str, out: list[Effect]) -> None:
         known = self._destinations.get(name)
@@ -379,7 +407,9 @@ class Routing:
             found = self._authority_paths()
         else:
             number = self._map.index.get(name)
-            found = finding.paths(self._map, self._tree, number) if number is not None else ()
+            found = ()
+            if number is not None:
+                found = finding.paths(self._map, self._tree, number, known.paths)
         links = frozenset(link for path in found for link in links_of(path))
         for link in known.links - links:
             users = self._users[link]
@@ -389,14 +419,14 @@ class Routing:
         for link in sorted(links - known.links):
             self._users.setdefault(link, {})[name] = None
         known.paths, known.links = found, links
-        known.worst = max((self._map.cost(path) for path in found), default=INFINITE)
-        known.disjoint = (
-            name != _AUTHORITY
-            and len(found) == finding.PATHS_MAX
-            and not any(
+        known.costs = tuple(self._map.cost(path) for path in found)
+        complete = len(found) == finding.PATHS_MAX and (
+            name == _AUTHORITY
+            or not any(
                 finding.shares(path, list(found[:at])) for at, path in enumerate(found) if at
             )
         )
+        known.dearest = max(known.costs) if complete else INFINITE
         named = tuple(self._named(path) for path in found)
         if named != known.named and (named or known.named):
             if name == _AUTHORITY:
