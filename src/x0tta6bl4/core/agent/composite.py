@@ -143,10 +143,12 @@ class Agent:
         out: list[Effect] = []
         self._out, self._now = out, now
         hears = self._HEARS
-        pending: list[Effect] = list(self._EVENTS[type(event)](self, now, event))
-        if not pending and type(event) is Received:  # Nearly always: a record that is known.
-            self.deadline = min(self.deadline, self._records.deadline)
+        effects = self._EVENTS[type(event)](self, now, event)
+        if not effects and type(event) is Received:  # Nearly always: a record that is known.
+            if self._records.deadline < self.deadline:
+                self.deadline = self._records.deadline
             return NOTHING
+        pending: list[Effect] = list(effects)
         at = 0
         while True:
             while at < len(pending):
@@ -157,8 +159,10 @@ class Agent:
                     out.append(effect)
                 else:
                     pending += hear(self, now, effect)
+            if not (self._own.stale or self._own.later_at <= now):
+                break
             unix_s = self._records.unix_s(now)
-            if unix_s is None or not (self._own.stale or self._own.later_at <= now):
+            if unix_s is None:
                 break
             for publication in self._own.publications(now, unix_s):
                 pending += self._records.handle(now, publication)

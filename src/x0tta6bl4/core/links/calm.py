@@ -2,7 +2,7 @@
 
 Of a link that is up at both ends, loses nothing and takes equally long each time, it is known
 without passing a hello what each end has sent and heard at any later instant: sending times are
-slots, and `Links.calm` says what a hello changes.  `move` changes both ends as all those
+slots, and `Neighbour.take` says what a hello changes.  `move` changes both ends as all those
 hellos would have done, and names those that are still on their way.  A test plays worlds with and
 without and compares all that machines say.
 """
@@ -151,7 +151,7 @@ def move(there: Way, back: Way, now: int) -> tuple[int, list[Hello]]:
 
 
 def _hear(there: Way, back: Way, heard: int) -> None:
-    """What `Links.calm` does, for so many hellos."""
+    """What `Neighbour.take` does, for so many hellos."""
     n, ahead_us = there.target.neighbour, there.ahead_us
     last = there.hello(heard, back)
     n.window.top = last.sequence
@@ -162,4 +162,4 @@ def _hear(there: Way, back: Way, heard: int) -> None:
     n.heard_at = n.echo_at = last.sent_us + ahead_us
     n.judge_at = n.heard_at + n.patience_us
     if n.heard_at >= n.look_at:  # Whether there is something to tell: there is not.
-        n.looked(n.heard_at, there.target.config.quality_us)
+        n.looked(n.heard_at)

@@ -166,7 +166,9 @@ class Links:
             if len(self._neighbours) >= NEIGHBOURS_MAX:
                 return (LinkDown(event.node, "too many neighbours"),)
             self._serial += 1
-            n = self._neighbours[event.node] = Neighbour(event, self._serial, now)
+            n = self._neighbours[event.node] = Neighbour(
+                event, self._serial, now, self._config.quality_us
+            )
         else:
             restarted = n.config.incarnation != event.incarnation
             n.config = event
@@ -191,59 +193,13 @@ class Links:
         return tuple(out)
 
     # ----------------------------------------------------------------------------------- reception
-    def calm(self, now: Instant, node: str, hello: Hello) -> bool:
-        """Take in what nearly every hello of nearly every link is: the next one of a calm link.
-
-        It follows the one before, says nothing new, nothing lost is remembered, and there is
-        nothing to say; `deadline` may move away, never nearer.  Callers may ask before they make
-        an event of it.
-
-        Returns:
-            Whether that was all; if not, nothing was changed, and it is to be handled.
-        """
-        n = self._neighbours.get(node)
-        if (
-            n is None
-            or hello.sequence != n.window.top + 1
-            or n.calm
-            != (
-                hello.incarnation,
-                hello.state,
-                hello.flags,
-                hello.interval_us,
-                hello.multiplier,
-                hello.lost,
-            )
-        ):
-            return False
-        quality = n.quality
-        if now >= n.look_at:
-            sample_us = now - hello.echo_us - hello.dwell_us
-            if sample_us != quality.settled_us or n.differs():
-                return False  # Perhaps it is worth telling.
-            n.looked(now, self._config.quality_us)
-        n.window.top = hello.sequence
-        quality.good = quality.good + 1 & 0xFFFFFFFF
-        quality.seen_good = hello.good
-        echo_us = hello.echo_us
-        if echo_us > n.echo_seen:
-            n.echo_seen = echo_us
-            sample_us = now - echo_us - hello.dwell_us
-            if sample_us != quality.settled_us:
-                quality.sample_rtt(sample_us)
-                n.settle()
-        n.echo_us = hello.sent_us
-        n.heard_at = n.echo_at = now
-        n.judge_at = now + n.patience_us
-        if n.scheduled < n.next_send:
-            self._schedule(n)
-        return True
-
     def _on_hello(self, now: Instant, node: str, hello: Hello) -> Effects:
         n = self._neighbours.get(node)
         if n is None:
             return NOTHING
-        if self.calm(now, node, hello):
+        if n.take(now, hello):
+            if n.scheduled < n.next_send:
+                self._schedule(n)
             return NOTHING
         window = n.window
         sequence = hello.sequence
@@ -328,18 +284,22 @@ class Links:
             return NOTHING
         out: list[Effect] = []
         heap = self._heap
-        while heap and heap[0][0] <= now:
+        while heap:
             due, serial, n = heap[0]
             if due != n.scheduled:
                 heapq.heappop(heap)
                 continue
-            if n.judge_at <= now:
-                self._judge(n, now, out)
-            if n.next_send <= now:
-                out.append(self._say(n, now, 0))
-            n.scheduled = due = n.next_send if n.next_send < n.judge_at else n.judge_at
+            if due <= now:
+                if n.judge_at <= now:
+                    self._judge(n, now, out)
+                if n.next_send <= now:
+                    out.append(self._say(n, now, 0))
+            due = n.next_send if n.next_send < n.judge_at else n.judge_at
+            if due == n.scheduled:
+                break
+            n.scheduled = due  # `Neighbour.take` may have moved it away.
             heapq.heapreplace(heap, (due, serial, n))
-        self._settle()
+        self.deadline = heap[0][0] if heap else NEVER  # type: ignore[assignment]
         return tuple(out) if out else NOTHING
 
     def _judge(self, n: Neighbour, now: Instant, out: list[Effect]) -> None:
@@ -428,7 +388,7 @@ class Links:
         quality = n.quality
         if n.told == TOLD_UP:
             if not n.differs():
-                n.looked(now, self._config.quality_us)
+                n.looked(now)
                 return
             kind: type[LinkQuality] | type[LinkUp] = LinkQuality
         else:
@@ -439,7 +399,7 @@ class Links:
                 n.failed = False
             kind = LinkUp
         n.told = TOLD_UP
-        n.look_at = now + self._config.quality_us
+        n.look_at = now + n.look_us
         fields = (n.config.node, quality.rtt_us, quality.loss_ppm, quality.gray, n.agent_alive)
         n.told_quality = LinkQuality(*fields)
         out.append(kind(*fields))

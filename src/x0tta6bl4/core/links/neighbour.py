@@ -7,7 +7,7 @@ from typing import Final
 from x0tta6bl4.core.links.quality import Quality, Window
 from x0tta6bl4.core.links.words import LinkQuality, NeighbourSet
 from x0tta6bl4.core.machine import NEVER, Instant
-from x0tta6bl4.wire.hello import AGENT_ALIVE, DOWN, UP
+from x0tta6bl4.wire.hello import AGENT_ALIVE, DOWN, UP, Hello
 
 TOLD_DOWN: Final = 0
 TOLD_UP: Final = 1
@@ -22,6 +22,7 @@ class Neighbour:
         skipped: sequences up to `window.top` that never came, so `top - skipped` did.
         scheduled: when a tick was last asked for; -1: none is wanted.
         look_at: the first hello from here on asks whether figures are worth telling.
+        look_us: how long after `look_at` it is asked again.
     """
 
     __slots__ = (
@@ -39,6 +40,7 @@ class Neighbour:
         "interval_us",
         "judge_at",
         "look_at",
+        "look_us",
         "multiplier",
         "next_send",
         "patience_us",
@@ -59,8 +61,9 @@ class Neighbour:
         "window",
     )
 
-    def __init__(self, config: NeighbourSet, serial: int, now: Instant) -> None:
+    def __init__(self, config: NeighbourSet, serial: int, now: Instant, look_us: int) -> None:
         self.config = config
+        self.look_us = look_us
         self.serial = serial
         self.sequence = 0
         self.downs = 0
@@ -92,7 +95,7 @@ class Neighbour:
         self.agree(self.config.hello_us, 3)
 
     def settle(self) -> None:
-        """Find out whether the next hello can be taken by `Links.calm`.
+        """Find out whether the next hello can be taken by `take`.
 
         `calm` is what it must be like: from a link that is up in all respects, with nothing lost
         that is remembered.  Whoever changes something of that sets `calm` to ().
@@ -118,11 +121,53 @@ class Neighbour:
             else ()
         )
 
-    def looked(self, now: int, every_us: int) -> None:
+    def take(self, now: int, hello: Hello) -> bool:
+        """Take in what nearly every hello of nearly every link is: the next one of a calm link.
+
+        It follows the one before, says nothing new, nothing lost is remembered, and there is
+        nothing to say; what is to be done at which time may move away, never nearer.  Callers
+        may ask before they make an event of it.
+
+        Returns:
+            Whether that was all; if not, nothing was changed, and it is to be handled.
+        """
+        window = self.window
+        sequence = hello.sequence
+        if sequence != window.top + 1 or self.calm != (
+            hello.incarnation,
+            hello.state,
+            hello.flags,
+            hello.interval_us,
+            hello.multiplier,
+            hello.lost,
+        ):
+            return False
+        quality = self.quality
+        echo_us = hello.echo_us
+        if now >= self.look_at:
+            if now - echo_us - hello.dwell_us != quality.settled_us or self.differs():
+                return False  # Perhaps it is worth telling.
+            self.looked(now)
+        window.top = sequence
+        quality.good = quality.good + 1 & 0xFFFFFFFF
+        quality.seen_good = hello.good
+        if echo_us > self.echo_seen:
+            self.echo_seen = echo_us
+            sample_us = now - echo_us - hello.dwell_us
+            if sample_us != quality.settled_us:
+                quality.sample_rtt(sample_us)
+                self.settle()
+        self.echo_us = hello.sent_us
+        self.heard_at = self.echo_at = now
+        self.judge_at = now + self.patience_us
+        return True
+
+    def looked(self, now: int) -> None:
         """Nothing was worth telling: ask again at the next instant of a fixed grid.
 
         So where that is doesn't depend on when hellos have come in between.
         """
+        every_us = self.look_us
         self.look_at += ((now - self.look_at) // every_us + 1) * every_us
 
     def agree(self, interval_us: int, multiplier: int) -> None:

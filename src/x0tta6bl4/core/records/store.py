@@ -271,7 +271,8 @@ class Records:
         fresh: list[bytes] = []
         for data in records:
             self._offer(now, src, data, out, fresh)
-        self._peers.flood(fresh, src, out)
+        if fresh:
+            self._peers.flood(fresh, src, out)
 
     def _offer(
         self, now: Instant, src: str, data: bytes, out: list[Effect], fresh: list[bytes]
@@ -363,7 +364,7 @@ class Records:
         out.append(RecordRefused(src, muted.reason if muted else reason))
 
     def _unpark(self, now: Instant, out: list[Effect]) -> None:
-        for _ in range(_SLICE):
+        for _ in range(min(_SLICE, len(self._parked))):
             for src, data in self._parked.take(now):
                 self._on_flood(now, src, (data,), out)
 

@@ -65,6 +65,16 @@ class Elision:
         for pair in self._links if host is None else self._of.get(host, ()):
             self._wake(pair)
 
+    def elided(self) -> int:
+        """Hellos that the links which pass none would have sent since they passed the last."""
+        now = self._mesh.world.now
+        return sum(
+            half.way.sent(now + half.source.host.clock.boot_us)
+            for halves in self._links.values()
+            if halves is not None
+            for half in halves
+        )
+
     def _look(self, _: object) -> None:
         for pair in tuple(self._lively):
             halves = self._calm(*pair)

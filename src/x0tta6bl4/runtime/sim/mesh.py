@@ -167,6 +167,10 @@ class ControlLink:
         self._said: dict[str, Intro] = {}
         self._heard: dict[str, Intro] = {}
         self._wait = _DIAL_FIRST
+        self._looked_at = 0
+        self._looks = False
+        for wire in self.wires:
+            wire.hurt = self.watch
         self._random = mesh.world.random(f"control/{a}-{b}").random
         mesh.world.after(int(self._random() * _DIAL_FIRST), self._dial)
 
@@ -206,7 +210,9 @@ class ControlLink:
         self._said = {end.host.name: end.intro() for end in ends}
         self._heard = {a: self._said[b], b: self._said[a]}
         self._announce()
-        self.mesh.world.after(_LOOK, self._look, self._serial)
+        self._looked_at = self.mesh.world.now
+        self._looks = False
+        self.watch()
 
     def _deliver(self, target: str, source: str) -> Callable[[Any], None]:
         def deliver(message: LinkMessage) -> None:
@@ -264,18 +270,32 @@ class ControlLink:
             target = self.names[1] if source == self.names[0] else self.names[0]
             agent.link_up(target, self._heard[source], self._keys(source))
 
+    def watch(self) -> None:
+        """Something has happened to a wire or an end: is the other end still heard of?
+
+        It is asked once a second, from the handshake on, for as long as there is a reason to.
+        """
+        if not self.up or self._looks:
+            return
+        self._looks = True
+        now = self.mesh.world.now
+        self._looked_at += (now - self._looked_at) // _LOOK * _LOOK
+        self.mesh.world.at(self._looked_at + _LOOK, self._look, self._serial)
+
     def _look(self, serial: int) -> None:
-        """Once a second: is the other end still heard of?"""
         if not self.up or serial != self._serial:
             return
         world, hosts = self.mesh.world, self.mesh.hosts
+        self._looks = False
+        self._looked_at = world.now
         for wire, source, target in zip(self.wires, self.names, self.names[::-1], strict=True):
             silent = wire.shape.cut and world.now - wire.cut_since >= SILENCE
             agent = hosts[source].agent
             if silent or (agent is not None and agent.silent_for() >= SILENCE):
                 self.lost("silent", target)
                 return
-        world.after(_LOOK, self._look, serial)
+            if wire.shape.cut or (agent is not None and agent.process.frozen):
+                self.watch()
 
     def lost(self, reason: str, noticed_by: str | None = None) -> None:
         """The connection is gone; who can be reached hears at once, the other by silence."""

@@ -48,6 +48,7 @@ class Wire:
         order: where the orders of its datagrams begin (see `World.rank`).
         plain_us: latency, while that is all that happens to a datagram; else -1.
         wake: called before anything of this changes (see `elision`).
+        hurt: called when it has been cut.
     """
 
     __slots__ = (
@@ -57,6 +58,7 @@ class Wire:
         "_taps",
         "_world",
         "cut_since",
+        "hurt",
         "lost",
         "order",
         "plain_us",
@@ -71,6 +73,7 @@ class Wire:
         self.lost = 0
         self.cut_since = 0
         self.wake: Callable[[], None] = _nothing
+        self.hurt: Callable[[], None] = _nothing
         self._taps: list[Callable[[Any], None]] = []
         self._world = world
         self._random = world.random(f"net/{source}>{target}").random
@@ -114,6 +117,7 @@ class Wire:
             self.shape.cut = True
             self.cut_since = self._world.now
         self._changed()
+        self.hurt()
 
     def mend(self) -> None:
         """Undo one `cut`."""
@@ -262,9 +266,12 @@ class Flow:
         self._depart(message, 0)
 
     def _depart(self, message: Any, after: int) -> None:
-        arrival = self._world.now + after + self._wire.segment_delay()
-        self._last = max(self._last, arrival)
-        self._world.at(self._last, self._arrive, message)
+        wire, world = self._wire, self._world
+        took_us = wire.plain_us if wire.plain_us >= 0 else wire.segment_delay()
+        arrival = world.now + after + took_us
+        if arrival > self._last:
+            self._last = arrival
+        world.at(self._last, self._arrive, message)
 
     def _serve(self, _: Any) -> None:
         """Give a wire with a limit what it takes; all that waits, once the limit is gone."""

@@ -18,7 +18,6 @@ from x0tta6bl4.core.machine import (
     Done,
     Effects,
     Failed,
-    Instant,
     Received,
     Send,
 )
@@ -74,7 +73,7 @@ class Lane:
         host: where the wire ends.
     """
 
-    __slots__ = ("_come", "_host", "_world", "key", "wire")
+    __slots__ = ("_ahead_us", "_come", "_host", "_link", "_take", "_world", "key", "wire")
 
     def __init__(self, wire: Wire, key: bytes, host: Host) -> None:
         self.wire = wire
@@ -82,6 +81,9 @@ class Lane:
         self._host = host
         self._world = host.mesh.world
         self._come = self._hear
+        # Who hears at the end, from `_open` until `shut`: found once, not with each hello.
+        self._take: Callable[[int, Hello], bool] = _untaken
+        self._link = self._ahead_us = 0
 
     def send(self, hello: Hello) -> None:
         """Send a hello."""
@@ -99,25 +101,36 @@ class Lane:
         if proxy is not None:
             proxy.receive(datagram)
 
+    def shut(self) -> None:
+        """What was found of the proxy at the end may be true no longer."""
+        self._take = _untaken
+
     def _hear(self, hello: Hello) -> None:
-        proxy = self._host.proxy
-        if proxy is None:
-            return
-        process = proxy.process
-        clock = process.clock
-        found = proxy.by_link.get(hello.link)
+        world = self._world
         if (
-            found is not None
-            and found[1] == self.key
-            and process.alive
-            and not process.frozen
-            and not clock.drifts
-            and self._world.plain
-            and proxy.machine.links.calm(Instant(self._world.now + clock.boot_us), found[0], hello)
+            hello.link == self._link
+            and world.plain
+            and self._take(world.now + self._ahead_us, hello)
         ):
-            process.handled += 1  # The proxy's deadline may now be too early, never too late.
-        else:
+            world.taken += 1  # The proxy's deadline may now be too early, never too late.
+            return
+        proxy = self._host.proxy
+        if proxy is not None:
+            if self._take is _untaken or hello.link != self._link:
+                self._open(proxy, hello.link)
             proxy.receive(Datagram(self.key, hello))
+
+    def _open(self, proxy: ProxySide, link: int) -> None:
+        """Find out who hears what comes over a link, if nothing stands in the way."""
+        process = proxy.process
+        node, key = proxy.by_link.get(link, ("", b""))
+        end = proxy.machine.links.end(node)
+        if end is None or key != self.key or process.frozen or process.clock.drifts:
+            return
+        proxy.shut(node)
+        proxy.opened[node] = self
+        self._take, self._link = end.neighbour.take, link
+        self._ahead_us = process.clock.boot_us
 
 
 class ProxySide:
@@ -132,6 +145,7 @@ class ProxySide:
         told: what its agent, or an observer, has last been told of each neighbour.
         refused: datagrams refused for their tag.
         by_link: whose hellos are heard, and under which key, by their key id.
+        opened: ways of hellos that have found out that they end here, by neighbour.
         sessions: its circuits, sessions and applications.
     """
 
@@ -157,6 +171,7 @@ class ProxySide:
         self.process.wake = self._wake
         self._lanes: dict[str, Lane] = {}
         self.by_link: dict[int, tuple[str, bytes]] = {}
+        self.opened: dict[str, Lane] = {}
         self._links_of: dict[str, list[int]] = {}
 
     def unix_s(self) -> int:
@@ -164,6 +179,8 @@ class ProxySide:
         return self.host.clock.unix_us(self.host.mesh.world.now) // SECOND
 
     def _wake(self) -> None:
+        for lane in self.opened.values():
+            lane.shut()
         if self._elision is not None:
             self._elision.wake(self.host.name)
 
@@ -243,11 +260,13 @@ class ProxySide:
         for key in changed.drops:
             if key.startswith("NeighbourItem/"):
                 node = key.partition("/")[2]
+                self.shut(node)
                 self._lanes.pop(node, None)
                 for link in self._links_of.pop(node, []):
                     del self.by_link[link]
 
     def _put_keys(self, item: NeighbourItem) -> None:
+        self.shut(item.node)
         mesh = self.host.mesh
         wire = mesh.network.wire(self.host.name, item.node)
         self._lanes[item.node] = Lane(wire, item.tx_hello, mesh.hosts[item.node])
@@ -257,6 +276,12 @@ class ProxySide:
             if len(links) > 1:
                 mesh.world.after(_OVERLAP, self._retire, (item.node, links[-2]))
         self.by_link[item.link] = (item.node, item.rx_hello)
+
+    def shut(self, node: str) -> None:
+        """What was found of a neighbour's hellos may be true no longer."""
+        lane = self.opened.pop(node, None)
+        if lane is not None:
+            lane.shut()
 
     def lane(self, node: str) -> Lane | None:
         """How hellos for a neighbour go."""
@@ -286,6 +311,10 @@ def _rekeys(order: AgentOrder) -> bool:
     return any(type(item) is NeighbourItem for item in items) or (
         type(order) is Delta and any(key.startswith("NeighbourItem/") for key in order.drops)
     )
+
+
+def _untaken(now: int, hello: Hello) -> bool:
+    return False
 
 
 def _spoil(datagram: Datagram) -> None:
@@ -334,6 +363,7 @@ class AgentSide:
             seed=f"{world.seed}/{host.name}/{self.incarnation}",
         )
         self.process = Process(world, f"{host.name}/agent", host.clock, self.machine, self.perform)
+        self.process.wake = self._watch
         self._proxy_incarnation = 0
         self._frozen_at: int | None = None
         world.after(0, self._begin)
@@ -374,7 +404,7 @@ class AgentSide:
                 message = effect.message
                 size = 600
                 if type(message) is Flood:
-                    size = 20 + sum(len(record) for record in message.records)
+                    size = 20 + sum(map(len, message.records))
                 host.mesh.between(host.name, effect.dst).send(host.name, message, size)
             elif type(effect) is agent_words.Order:
                 host.to_proxy(effect.message)
@@ -432,6 +462,10 @@ class AgentSide:
     def link_message(self, node: str, message: LinkMessage) -> None:
         """A neighbour's agent said something."""
         self.process.give(Received(node, message))
+
+    def _watch(self) -> None:
+        for link in self.host.mesh.links_of(self.host.name):
+            link.watch()
 
     def silent_for(self) -> int:
         """How long the process has stood still."""

@@ -204,7 +204,15 @@ class Process:
                 self._nervous(due)
             self.arm()
         elif self.alive and not self.frozen:
-            self.give(_TICK)
+            self.handled += 1  # From here on as `give`.
+            world = self.world
+            effects = machine.handle(now, _TICK)  # type: ignore[arg-type]
+            if world.watched:
+                world.record(self, _TICK, effects)
+            if effects:
+                self.perform(effects)
+            if machine.deadline != self._armed:
+                self.arm()
             if machine.deadline <= now and self.alive:
                 raise LawBroken(
                     f"progress: {self.name} at {due}: "
@@ -258,6 +266,7 @@ class World:
     Attributes:
         watched: each step is recorded or shown to observers.
         plain: nobody looks, no timer is early or late: what changes nothing needs no step.
+        taken: hellos that were taken in without an event.
     """
 
     __slots__ = (
@@ -277,6 +286,7 @@ class World:
         "plain",
         "seed",
         "steps",
+        "taken",
         "tick_late_us",
         "watched",
     )
@@ -291,6 +301,7 @@ class World:
         self.seed = seed
         self.now = 0
         self.steps = 0
+        self.taken = 0
         self.watched = recording
         self.nervous = nervous
         self.tick_late_us = tick_late_us
