@@ -255,6 +255,13 @@ def test_a_name_is_had_by_one(place: Path) -> None:
     Store(place, "a").close()
 
 
+def test_what_is_in_the_way_of_its_bell_is_named(place: Path) -> None:
+    (place / "bell-a").mkdir()
+    with pytest.raises(Unavailable, match="X0-STO-004"):
+        Store(place, "a")
+    Store(place, "b").close()
+
+
 def test_a_store_that_others_use_is_not_migrated(place: Path) -> None:
     import x0tta6bl4.edge.store.schema as schema
 

@@ -63,13 +63,13 @@ class Store:
         self._log = Log(name)
         self._transaction: Transaction | None = None
         """Open after `commit` has told what was missed."""
-        self.neighbours = Neighbours(directory, name)
+        try:
+            self.neighbours = Neighbours(directory, name)
+        except OSError as error:
+            raise _refusal(error, directory) from None
         try:
             self._connection = self._open()
-            self._reader = _connect(self.path, "BEGIN")
-            self._eye = sqlite3.connect(
-                self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False
-            )
+            self._reader, self._eye = self._read_only()
         except BaseException:
             self.neighbours.close()
             raise
@@ -220,6 +220,16 @@ class Store:
         except (OSError, DBAPIError) as error:
             raise _refusal(error, self.path.parent) from None
         return connection
+
+    def _read_only(self) -> tuple[Connection, sqlite3.Connection]:
+        """For long questions beside what is written, and for a glance at the head."""
+        try:
+            eye = sqlite3.connect(
+                self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False
+            )
+            return _connect(self.path, "BEGIN"), eye
+        except (sqlite3.Error, DBAPIError) as error:
+            raise _refusal(error, self.path.parent) from None
 
     def _migrate(self, connection: Connection) -> None:
         if not self.neighbours.alone():
