@@ -1,0 +1,161 @@
+"""When tables change over: each node at its turn, so that no packet ever goes in circles."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.core.test_routing_alternates import Graph, graphs, settled
+from x0tta6bl4.core.machine import MS, NEVER, SECOND, Effects, Instant, Tick
+from x0tta6bl4.core.routing.alternates import Way
+from x0tta6bl4.core.routing.forwarding import TURN, Forwarding, WaysChanged
+from x0tta6bl4.core.routing.words import AdjacencyWanted, MemberChanged, MemberGone
+from x0tta6bl4.wire.records import NodeBody
+
+T0 = Instant(1_000 * SECOND)
+
+
+class Node:
+    """A machine with the table that it has told so far."""
+
+    def __init__(self, name: str, graph: Graph) -> None:
+        self.name = name
+        self.machine = Forwarding(name)
+        self.ways: dict[str, Way] = {}
+        for node in graph.nodes:
+            self.hear(T0, node, graph)
+        self.run(Instant(T0 + SECOND))
+
+    def hear(self, now: Instant, node: str, graph: Graph) -> None:
+        links = tuple(graph.links(node))
+        if node == self.name:
+            self.take(self.machine.handle(now, AdjacencyWanted(links)))
+        else:
+            body = NodeBody(links=links, endpoints=(), stub=node in graph.stubs)
+            self.take(self.machine.handle(now, MemberChanged(node, body)))
+
+    def take(self, effects: Effects) -> bool:
+        for effect in effects:
+            assert type(effect) is WaysChanged
+            for name, way in effect.ways:
+                self.ways.pop(name, None)
+                if way is not None:
+                    self.ways[name] = way
+        return bool(effects)
+
+    def tick(self) -> bool:
+        """Wake it at its deadline; whether it said something."""
+        now = self.machine.deadline
+        assert self.machine.handle(Instant(now - 1), Tick()) == ()
+        said = self.take(self.machine.handle(now, Tick()))
+        assert self.machine.deadline > now
+        return said
+
+    def run(self, end: Instant) -> None:
+        while self.machine.deadline <= end:
+            self.tick()
+
+
+def deliver(nodes: dict[str, Node], start: str, target: str, dead: set[str]) -> str:
+    """Where a packet ends by the tables as they are; `dead` are the ends of a link that is gone."""
+    here, steps = start, 0
+    while here != target:
+        way = nodes[here].ways.get(target)
+        if way is None:
+            return here
+        if {here, way.hop} == dead:
+            detour = way.detour(source_routes=True)
+            if not detour:
+                return here
+            here = detour[-1]
+        else:
+            here = way.hop
+        steps += 1
+        assert steps <= 3 * len(nodes), f"packets from {start} to {target} circle"
+    return here
+
+
+@settings(max_examples=120)
+@given(graphs(), st.data())
+def test_while_tables_change_over_no_packet_circles_or_is_lost(
+    graph: Graph, data: st.DataObject
+) -> None:
+    link = data.draw(st.sampled_from(sorted(graph.costs)))
+    worse = data.draw(st.sampled_from(["gone", "dearer"]))
+    costs = {pair: cost for pair, cost in graph.costs.items() if pair != link}
+    if worse == "dearer":
+        costs[link] = graph.costs[link] * 4
+    after = Graph({**costs}, graph.stubs)
+    after.near |= {node: {} for node in graph.nodes if node not in after.near}
+    after.nodes = graph.nodes
+    back = data.draw(st.booleans())  # The change, or its end.
+    first, second = (after, graph) if back else (graph, after)
+    nodes = {name: Node(name, first) for name in graph.nodes}
+    dead = set(link) if worse == "gone" and not back else set()
+    for name, node in nodes.items():
+        node.run(Instant(T0 + 2 * SECOND))
+        late = data.draw(st.integers(0, 20)) * MS
+        for end in link:
+            node.hear(Instant(T0 + 3 * SECOND + late), end, second)
+        assert name in nodes
+    while True:
+        node = min(nodes.values(), key=lambda node: node.machine.deadline)
+        if node.machine.deadline == NEVER:
+            break
+        if not node.tick():
+            continue
+        for start in graph.nodes:
+            for target in graph.nodes:
+                end = deliver(nodes, start, target, dead)
+                both = target in first.distances(start) and target in second.distances(start)
+                assert end == target or not both, f"{start} to {target} ends at {end}"
+    for name, node in nodes.items():
+        assert node.ways == settled(second.tell(name))
+
+
+def line(*names: str) -> Graph:
+    return Graph(dict.fromkeys(pairwise(names), 1))
+
+
+def test_turns_along_a_ring() -> None:
+    """a-b goes: f comes before a, and d (whose way to a is over c) before c, before b."""
+    ring = line("a", "b", "c", "d", "e", "f")
+    ring = Graph({**ring.costs, ("a", "f"): 1})
+    broken = Graph({pair: 1 for pair in ring.costs if pair != ("a", "b")})
+    at = {}
+    for name in ring.nodes:
+        node = Node(name, ring)
+        start = Instant(T0 + 2 * SECOND)
+        for end in "ab":
+            node.hear(start, end, broken)
+        while node.machine.deadline < NEVER:
+            now, before = node.machine.deadline, dict(node.ways)
+            node.tick()
+            if any(before[target].hop != way.hop for target, way in node.ways.items()):
+                assert (now - start - MS) % TURN == 0
+                at[name] = (now - start) // TURN
+    assert at == {"a": 1, "b": 2, "c": 1, "d": 0, "f": 0}
+
+
+def test_a_node_that_restarts_stays_for_its_time() -> None:
+    graph = line("a", "b", "c")
+    node = Node("a", graph)
+    body = NodeBody(links=tuple(graph.links("b")), endpoints=())
+    until = Instant(T0 + 10 * SECOND)
+    node.take(node.machine.handle(Instant(T0 + 2 * SECOND), MemberChanged("b", body, until)))
+    assert node.machine.deadline == until
+    assert set(node.ways) == {"b", "c"}
+    node.tick()
+    node.run(Instant(T0 + 11 * SECOND))
+    assert node.ways == {}
+
+
+def test_a_node_that_is_gone_is_forgotten_and_other_events_are_not_for_us() -> None:
+    node = Node("a", line("a", "b", "c"))
+    assert node.machine.handle(T0, MemberGone("a")) == ()
+    assert node.machine.deadline == NEVER
+    node.take(node.machine.handle(Instant(T0 + 2 * SECOND), MemberGone("c")))
+    node.run(Instant(T0 + 3 * SECOND))
+    assert set(node.ways) == {"b"}
