@@ -13,7 +13,7 @@ from x0tta6bl4.core.authority import issuing, state
 from x0tta6bl4.core.authority.rows import Refusal
 from x0tta6bl4.wire import authority as words
 from x0tta6bl4.wire.ids import NodeName, node_name, trust_domain
-from x0tta6bl4.wire.mesh_address import mesh_address, mesh_host, mesh_prefix
+from x0tta6bl4.wire.mesh_address import link_address, mesh_address, mesh_host, mesh_prefix
 
 LABELS = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)
 
@@ -30,6 +30,12 @@ LABELS = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)
 )
 def test_vectors(domain: str, name: str, address: str) -> None:
     assert mesh_address(trust_domain(domain), node_name(name)) == IPv6Address(address)
+
+
+def test_a_link_has_an_address_at_one_end() -> None:
+    # printf 'x0tta6bl4 mesh link 1\0alpha' | sha256sum
+    link = link_address(trust_domain("example.org"), node_name("node-1"), node_name("alpha"))
+    assert link == IPv6Address("fd88:fc26:7b5f:e5da:74bc:c03c:3961:8acf")
 
 
 @given(LABELS, LABELS)

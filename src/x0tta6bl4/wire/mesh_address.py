@@ -11,7 +11,10 @@ bits are 100: neither the anycast address of the subnet router (RFC 4291 section
 interface identifier of RFC 5453 can come out.  Among 65,536 names two share the remaining 61 bits
 with a chance of 2^-30; the authority refuses the second (X0-AUT-028).
 
-Source: RFC 4193 sections 3.1 and 3.2; subnet 0 until areas need the others.
+Where the subnet is the hash of a node name instead (16 bits, 0 becomes 1), the address stands for a
+link: it means something to one node only, which sends what arrives there on to that neighbour.
+
+Source: RFC 4193 sections 3.1 and 3.2; End.X of RFC 8986 section 4.2 for addresses of links.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from x0tta6bl4.wire.ids import NodeName, TrustDomain
 PREFIX_BYTES: Final = 6
 _PREFIX_LABEL: Final = b"x0tta6bl4 mesh prefix 1\0"
 _HOST_LABEL: Final = b"x0tta6bl4 mesh host 1\0"
+_LINK_LABEL: Final = b"x0tta6bl4 mesh link 1\0"
 
 
 def mesh_prefix(domain: TrustDomain) -> bytes:
@@ -41,3 +45,14 @@ def mesh_host(name: NodeName) -> bytes:
 def mesh_address(domain: TrustDomain, name: NodeName) -> IPv6Address:
     """Mesh address of a node."""
     return IPv6Address(mesh_prefix(domain) + bytes(2) + mesh_host(name))
+
+
+def link_address(domain: TrustDomain, node: NodeName, neighbour: NodeName) -> IPv6Address:
+    """Address at `node` of its link to a neighbour; at the neighbour itself, of any link to it.
+
+    Of a node's neighbours two may share the 16 bits: only one of them can be meant then.
+    """
+    subnet = hashlib.sha256(_LINK_LABEL + neighbour.encode()).digest()[:2]
+    if subnet == b"\0\0":
+        subnet = b"\0\1"
+    return IPv6Address(mesh_prefix(domain) + subnet + mesh_host(node))

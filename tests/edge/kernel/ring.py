@@ -8,13 +8,13 @@ from ipaddress import IPv6Address
 from pathlib import Path
 
 from tests.edge.kernel.space import Space, Spaces, link_local
-from x0tta6bl4.core.routing.alternates import Alternates, Way
+from x0tta6bl4.core.routing.alternates import Alternates
 from x0tta6bl4.edge.kernel.netlink import Monitor, Netlink
-from x0tta6bl4.edge.kernel.routes import Course, Done, Exit, KernelRoutes
+from x0tta6bl4.edge.kernel.routes import Course, Done, Exit, KernelRoutes, course_of
 from x0tta6bl4.edge.kernel.sysctl import Sysctls
 from x0tta6bl4.edge.kernel.watch import GROUPS, Watch
 from x0tta6bl4.wire.ids import NodeName, TrustDomain
-from x0tta6bl4.wire.mesh_address import mesh_address, mesh_prefix
+from x0tta6bl4.wire.mesh_address import link_address, mesh_address, mesh_prefix
 from x0tta6bl4.wire.records import Adjacency
 
 DOMAIN = TrustDomain("example.org")
@@ -23,6 +23,10 @@ PREFIX = mesh_prefix(DOMAIN)
 
 def address(name: str) -> bytes:
     return mesh_address(DOMAIN, NodeName(name)).packed
+
+
+def link(node: str, neighbour: str) -> bytes:
+    return link_address(DOMAIN, NodeName(node), NodeName(neighbour)).packed
 
 
 class Host:
@@ -54,16 +58,22 @@ class Host:
         with self.space:
             self.watch.use(link for link in self.routes.links.values() if link.index in mesh)
         assert self.routes.settle(self.macs) == []
+        self.lead()
 
-    def course(self, way: Way) -> Course:
-        detour = way.detour(source_routes=False)
-        return self.exits[way.hop], self.exits[detour[0]] if detour else None
+    def lead(self) -> None:
+        """Let others' source routes name the cables."""
+        links = {link(self.name, o): (link(o, o), exit) for o, exit in self.exits.items()}
+        assert self.routes.lead(links) == []
 
     def courses(self) -> dict[bytes, Course]:
         self.table.update()
         while self.table.unrepaired:
             self.table.repair()
-        return {address(node): self.course(way) for node, way in self.table.ways.items()}
+        found = {
+            address(node): course_of(DOMAIN, way, self.exits, source_routes=True)
+            for node, way in self.table.ways.items()
+        }
+        return {node: course for node, course in found.items() if course is not None}
 
     def apply(self) -> Done:
         done = self.routes.apply(self.courses())

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.edge.kernel.ring import PREFIX, Host, Ring, address
+from tests.edge.kernel.ring import PREFIX, Host, Ring, address, link
 from x0tta6bl4.edge.kernel import rtnetlink as rt
 from x0tta6bl4.edge.kernel import sysctl
 from x0tta6bl4.edge.kernel.netlink import Netlink
@@ -63,7 +63,8 @@ def test_packets_pass_along_the_ring_and_come_from_mesh_addresses(ring: Ring) ->
             if here is not there:
                 passes(here, there)
     a = ring.hosts["a"]
-    assert {*a.routes.targets} == {address(name) for name in "bcd"}
+    links = {link("b", "b"), link("d", "d"), link("b", "c"), link("d", "c")}
+    assert {*a.routes.targets} == links | {address(name) for name in "bcd"}
     assert a.check() == []
     shown = a.space.run("ip", "-6", "route", "get", str(IPv6Address(address("c"))))
     assert "via fe80" in shown
@@ -116,7 +117,7 @@ def test_a_neighbour_out_of_reach_is_left_at_once_and_found_again_without_a_gap(
     sent = 0
     for off in (True, False, True, False):
         done = a.routes.cut(hop, off)
-        assert (done.next_hops_put, done.routes_put, done.refused) == (1, 0, ())
+        assert (done.next_hops_put, done.routes_put, done.refused) == (2, 0, ())
         assert ("dev to-d" if off else "dev to-b") in a.space.run(
             "ip", "-6", "route", "get", target
         )
@@ -125,6 +126,26 @@ def test_a_neighbour_out_of_reach_is_left_at_once_and_found_again_without_a_gap(
             sender.sendto(b"%d" % sent, receiver.getsockname())
             assert receiver.recv(100) == b"%d" % sent
             sent += 1
+
+
+def test_where_no_alternate_is_packets_are_led_around_the_ring(ring: Ring) -> None:
+    """From a to b without their link, while c and d still send b's packets back by their tables."""
+    a, b = ring.hosts["a"], ring.hosts["b"]
+    sender, receiver = a.udp(), b.udp()
+    assert a.table.ways["b"].repair == ("d", "c", "b")
+    shown = ring.hosts["d"].space.run("ip", "-6", "route", "get", str(IPv6Address(address("b"))))
+    assert "dev to-a" in shown
+    done = a.routes.cut(a.exits["b"].neighbour, True)
+    assert done.next_hops_put
+    assert not done.refused
+    b.space.run("ip", "link", "set", "to-a", "down")
+    for count in range(20):
+        sender.sendto(b"%d" % count, receiver.getsockname())
+        assert receiver.recv(100) == b"%d" % count
+    b.space.run("ip", "link", "set", "to-a", "up")
+    done = a.routes.cut(a.exits["b"].neighbour, False)
+    sender.sendto(b"back", receiver.getsockname())
+    assert receiver.recv(100) == b"back"
 
 
 def test_a_link_that_leaves_the_map_is_replaced_by_its_alternate(ring: Ring) -> None:

@@ -22,11 +22,15 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import Final, final
 
 from x0tta6bl4.core.machine import Value
+from x0tta6bl4.core.routing.alternates import Way
 from x0tta6bl4.edge.kernel import rtnetlink as rt
 from x0tta6bl4.edge.kernel.netlink import Netlink, Refusal, Request
+from x0tta6bl4.wire.ids import NodeName, TrustDomain
+from x0tta6bl4.wire.mesh_address import link_address, mesh_address
 
 PROTOCOL: Final = 120
 """Who has written a route: free in /etc/iproute2/rt_protos."""
@@ -87,8 +91,8 @@ class KernelRoutes:
     """
 
     __slots__ = (
-        "_cut", "_hops", "_ids", "_links", "_netlink", "_own", "_owners", "_prefix", "_routes",
-        "_wanted",
+        "_cut", "_hops", "_ids", "_led", "_links", "_netlink", "_own", "_owners", "_prefix",
+        "_routes", "_vias", "_wanted",
     )  # fmt: skip
 
     def __init__(self, netlink: Netlink, prefix: bytes, own: bytes) -> None:
@@ -104,6 +108,9 @@ class KernelRoutes:
         self._routes: dict[tuple[bytes, int], int] = {}
         """What the kernel has, as far as we know."""
         self._wanted: dict[bytes, Course] = {}
+        self._led: dict[bytes, Course] = {}
+        """Targets that are addresses of links, not of nodes: of ours, and first segments."""
+        self._vias: frozenset[bytes] = frozenset()
 
     # -------------------------------------------------------------------------- start and stop
     def start(self) -> int:
@@ -131,7 +138,7 @@ class KernelRoutes:
         self._routes = {
             (route.target, route.metric): route.next_hop
             for route in routes
-            if route is not None and route.prefix == 128 and route.protocol == PROTOCOL
+            if route is not None and route.next_hop and route.protocol == PROTOCOL
         }
 
     def look_at_links(self) -> None:
@@ -166,7 +173,7 @@ class KernelRoutes:
             if address is not None and address.address == self._own:
                 gone.append(rt.drop_address(address))
         refused = netlink.ask(gone)
-        self._hops, self._routes, self._wanted = {}, {}, {}
+        self._hops, self._routes, self._wanted, self._led = {}, {}, {}, {}
         return refused
 
     # -------------------------------------------------------------------------- the table
@@ -178,8 +185,9 @@ class KernelRoutes:
         Returns:
             What it took.
         """
-        gone = {target: None for target in self._wanted if target not in table}
-        foreign = {target: None for target, _ in self._routes if target not in table}
+        kept = {*table, *self._led}
+        gone = {target: None for target in self._wanted if target not in kept}
+        foreign = {target: None for target, _ in self._routes if target not in kept}
         return self.change({**foreign, **gone, **table})
 
     def change(self, changes: Mapping[bytes, Course | None]) -> Done:
@@ -188,6 +196,7 @@ class KernelRoutes:
         hops: dict[int, rt.NextHop] = {}
         put: list[tuple[_Key, int]] = []
         drop: list[_Key] = []
+        changes = {**self._first_segments(changes.values()), **changes}
         seen: dict[int, tuple[int, int]] = {id(None): (0, 0)}
         for target, course in changes.items():
             if course is None:
@@ -233,11 +242,18 @@ class KernelRoutes:
         return self.apply(dict(self._wanted))
 
     def tidy(self) -> int:
-        """Take away next hops that nothing names; it waits for all readers of the kernel.
+        """Take away what nothing names any more; it waits for all readers of the kernel.
 
         Returns:
-            How many.
+            How many next hops.
         """
+        needed = {*self._vias}
+        for _, exit in self._wanted.values():
+            if exit is not None and exit.segments:
+                needed.add(exit.segments[0])
+        stale = [target for target in self._led if target not in needed]
+        self._led = {target: self._led[target] for target in self._led if target in needed}
+        self.change(dict.fromkeys(stale))
         named = {*self._routes.values()}
         unused = [id for id in self._hops if id not in named]
         self._netlink.ask([rt.drop_next_hop(id) for id in unused])
@@ -247,6 +263,31 @@ class KernelRoutes:
         return len(unused)
 
     # -------------------------------------------------------------------------- neighbours
+    def lead(self, links: Mapping[bytes, tuple[bytes, Exit]]) -> list[Refusal]:
+        """Let others' source routes name our links: what arrives for a link goes out over it.
+
+        Args:
+            links: by the link's address here, that of any link to the neighbour, and the way to
+                it; others of ours are taken away.
+        Returns:
+            What the kernel does not do: it may have been built without segment routing.
+        """
+        requests: list[Request] = []
+        for said in self._netlink.dump("routes", rt.GET_ROUTE, rt.routes(PROTOCOL)):
+            route = rt.read_route(said)
+            if route is None or route.protocol != PROTOCOL or route.prefix != 128:
+                continue
+            if not route.next_hop and route.target not in links:
+                requests.append(rt.drop_route(route))
+        vias: dict[bytes, Course] = {via: (exit, None) for via, exit in links.values()}
+        self._led |= vias
+        self._vias = frozenset(vias)
+        done = self.change(vias)
+        for address, (via, exit) in links.items():
+            if self._up(exit):
+                requests.append(rt.put_segment(address, via, exit.index, PROTOCOL))
+        return [*done.refused, *self._netlink.ask(requests)]
+
     def settle(self, macs: Mapping[tuple[int, bytes], bytes]) -> list[Refusal]:
         """Write down MAC addresses of neighbours for good: one that fails eats no packets then.
 
@@ -277,9 +318,26 @@ class KernelRoutes:
         return self._links
 
     @property
+    def next_hops(self) -> Mapping[int, rt.NextHop]:
+        """By id, as far as we know."""
+        return self._hops
+
+    @property
     def targets(self) -> Iterable[bytes]:
         """To which there is a route."""
         return {target for target, _ in self._routes}
+
+    def _first_segments(self, courses: Iterable[Course | None]) -> dict[bytes, Course]:
+        """Ways to the first segments, where there is none yet: the kernel asks its routes for it."""
+        found: dict[bytes, Course] = {}
+        seen = {id(course): course for course in courses}
+        for course in seen.values():
+            exit = course[1] if course else None
+            if exit is not None and exit.segments:
+                direct = (Exit(exit.index, exit.gateway), None)
+                if self._led.get(exit.segments[0]) != direct:
+                    found[exit.segments[0]] = self._led[exit.segments[0]] = direct
+        return found
 
     def _up(self, exit: Exit) -> bool:
         """Whether the kernel takes a next hop there."""
@@ -348,6 +406,30 @@ class KernelRoutes:
         if len(self._owners) > NEXT_HOPS_MAX:
             self.tidy()
         return Done(len(put), len(drop), len(hops), tuple(refused))
+
+
+def course_of(
+    domain: TrustDomain, way: Way, exits: Mapping[str, Exit], *, source_routes: bool
+) -> Course | None:
+    """The course for a way that the forwarding machine has told.
+
+    Args:
+        domain: whose mesh it is.
+        way: neighbours and what to do without them.
+        exits: by neighbour.
+        source_routes: whether this kernel has segment routing.
+    Returns:
+        None where the neighbour is not on an interface of ours.
+    """
+    primary = exits.get(way.hop)
+    detour = way.detour(source_routes=source_routes)
+    out = exits.get(detour[0]) if detour else None
+    if primary is None or out is None or len(detour) == 1:
+        return None if primary is None else (primary, out)
+    nodes = [NodeName(node) for node in detour]
+    led = [link_address(domain, here, there).packed for here, there in pairwise(nodes)]
+    led.append(mesh_address(domain, nodes[-1]).packed)
+    return primary, Exit(out.index, out.gateway, tuple(led))
 
 
 def _second(course: Course | None) -> Course | None:

@@ -4,7 +4,8 @@ Writers give a request for `Netlink.ask`; readers take a message of a dump or of
 None for what is not of their kind, or not IPv6.  Addresses are 16 bytes, as in a packet.
 
 Source: linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h, linux/neighbour.h, linux/nexthop.h,
-linux/lwtunnel.h and linux/seg6_iptunnel.h; the segment routing header of RFC 8754 section 2.
+linux/lwtunnel.h, linux/seg6_iptunnel.h and linux/seg6_local.h; the segment routing header of RFC
+8754 section 2, End.X of RFC 8986 section 4.2.
 """
 
 from __future__ import annotations
@@ -72,6 +73,8 @@ _PERMANENT: Final = 0x80
 _ON_LINK: Final = 0x4
 _USE: Final = 0x1
 _SEG6: Final = 5
+_SEG6_LOCAL: Final = 7
+_END_X: Final = 2
 
 
 class RouteKind(IntEnum):
@@ -358,6 +361,22 @@ def put_route(route: Route) -> Request:
             20, 1, route.target, 8, 6, route.metric, 8, 30, route.next_hop, 20, 7, route.source,
         ),
     )  # fmt: skip
+
+
+def put_segment(address: bytes, via: bytes, index: int, protocol: int) -> Request:
+    """Packets with a segment routing header for this address go on to another one (End.X).
+
+    Args:
+        address: the segment, 16 bytes.
+        via: where they go on: the kernel looks up its route, and leaves their target alone.
+        index: of an interface that is up as long as the segment is good.
+        protocol: who writes it.
+    """
+    body = _ROUTE.pack(_V6, 128, 0, 0, MAIN, protocol, 0, RouteKind.UNICAST, 0)
+    body += attribute(1, address) + attribute(6, _NUMBER.pack(1))
+    body += attribute(4, _NUMBER.pack(index)) + attribute(21, struct.pack("=H", _SEG6_LOCAL))
+    action = attribute(1, _NUMBER.pack(_END_X)) + attribute(5, via)
+    return NEW_ROUTE, CREATE | REPLACE, body + nested(22, action)
 
 
 def drop_route(route: Route) -> Request:
