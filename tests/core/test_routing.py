@@ -274,6 +274,34 @@ def test_paths_to_the_authority_lead_to_the_nearest_that_reach_it() -> None:
     ]
 
 
+def test_a_link_that_gets_better_brings_another_authority_near() -> None:
+    node = Node()
+    node.up("a", "b")
+    node.up("c", rtt_us=5 * RTT)
+    node.up("d", rtt_us=10 * RTT)
+    node.give(*(MemberChanged(x, body("me", authority=True)) for x in "abcd"))
+    said = [fact for fact in node.until(5) if type(fact) is AuthorityPathsChanged]
+    assert said[-1].paths == (("me", "a"), ("me", "b"), ("me", "c"))
+    node.give(LinkMeasured("d", 2 * RTT, 0, False, True))
+    (last,) = [fact for fact in node.until(10) if type(fact) is AuthorityPathsChanged]
+    assert last.paths == (("me", "a"), ("me", "b"), ("me", "d"))
+
+
+def test_a_link_of_the_third_path_that_gets_better_makes_it_the_first() -> None:
+    node = Node()
+    node.up("a", "b", "c")
+
+    def member(name: str, cost: int) -> MemberChanged:
+        links = (Adjacency("me", 16, True), Adjacency("t", cost, True))
+        return MemberChanged(name, NodeBody(links, ()))
+
+    node.give(member("a", 40), member("b", 16), member("c", 24))
+    node.give(MemberChanged("t", body("a", "b", "c")), Wanted("t"))
+    assert paths(node.until(5))["t"] == (OVER_B, ("me", "c", "t"), OVER_A)
+    node.give(member("a", 16))
+    assert paths(node.until(10))["t"] == (OVER_A, OVER_B, ("me", "c", "t"))
+
+
 def test_what_is_no_longer_wanted_is_no_longer_said() -> None:
     node = diamond()
     node.give(Wanted("t"))
@@ -320,7 +348,7 @@ def test_after_any_history_the_paths_are_those_of_a_node_that_just_learnt_the_ma
     seed: int,
 ) -> None:
     random = Random(seed)
-    size = random.randrange(3, 9)
+    size = random.choice((random.randrange(3, 9), 16))
     links = a_mesh(random, size)
     others = [name for name in links if name != "me"]
     flags: dict[str, dict[str, bool]] = {name: {} for name in others}
