@@ -242,6 +242,38 @@ def test_what_a_dead_colleague_has_not_signed_any_more_the_leader_signs(tmp_path
 
 
 # ------------------------------------------------------------------ the store is gone
+def test_a_heartbeat_that_can_not_be_written_is_sent_by_the_only_one(tmp_path: Path) -> None:
+    async def story(a: World, b: World) -> None:
+        service, store = a.process.service, a.process._store
+        told: list[str] = []
+
+        def tell(fact: Any) -> None:
+            told.extend({"heartbeat"} & {fact.set})
+
+        service._tell_all = tell  # type: ignore[method-assign, assignment]
+
+        def full(changes: object) -> Learnt | None:
+            raise Unavailable("X0-STO-005", "no room")
+
+        async def beat() -> None:
+            before = service.counts["commits_failed"]
+            service._retry_at = 0.0
+            machine: Any = a.process._machine
+            machine._heartbeat_at = machine.deadline = service._clock()
+            service.wake()
+            await eventually(lambda: service.counts["commits_failed"] > before)
+            await asyncio.sleep(0)
+
+        store.commit = full  # type: ignore[method-assign]
+        await beat()
+        assert told == []
+        (tmp_path / "store" / "bell-b").unlink()  # As if it had ended.
+        await beat()
+        assert told == ["heartbeat"]
+
+    play(tmp_path, story)
+
+
 def test_who_can_not_look_at_the_store_says_and_does_nothing(tmp_path: Path) -> None:
     async def story(a: World, b: World) -> None:
         me = await a.enrol("alpha")

@@ -85,8 +85,8 @@ def publish(desk: Desk, name: str) -> None:
         old.records if old else (),
     )
     row = SetRow(name, sequence, generation, desk.unix_s + ttl_s, records)
-    if name == HEARTBEAT:  # Good without being on the disk: its sequence is the clock's, and no
-        state.sets[HEARTBEAT] = row  # other authority leads.  It is written for the others.
+    if name == HEARTBEAT:  # Good without being on the disk where there is but one authority: its
+        state.sets[HEARTBEAT] = row  # sequence is the clock's.  It is written for the others.
         desk.changes.append(Put(row))
     else:
         desk.put(row)

@@ -310,7 +310,10 @@ class EntriesChanged(Value, frozen=True):
 
 @final
 class Published(Value, frozen=True):
-    """A set was signed anew.  A heartbeat is good without its row being on the disk."""
+    """A set was signed anew.
+
+    A heartbeat of the only authority is good without its row being on the disk.
+    """
 
     set: str
     records: tuple[bytes, ...]

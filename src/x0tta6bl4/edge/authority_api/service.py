@@ -85,6 +85,10 @@ class Store(Protocol):
         """Whether this authority is to do what only time asks for."""
         ...
 
+    def is_alone(self) -> bool:
+        """Whether no other authority runs that could lead."""
+        ...
+
 
 class Watcher:
     """What one Watch stream has still to say: bounded, newest values only."""
@@ -467,7 +471,7 @@ class Service:
                     waiting.answer.set_exception(type(error)(error.id, error.what, error.hint))
             else:
                 self._deliver(waiting, again)
-        if self._store.leads():  # Nobody else can have signed another one.
+        if self._store.is_alone():  # Else another one could sign the same number.
             for effect in ticked:
                 if type(effect) is Published and effect.set == "heartbeat":
                     self._tell_all(effect)

@@ -200,6 +200,10 @@ class Store:
         """Whether this authority is to do what only time asks for."""
         return self.neighbours.leads()
 
+    def is_alone(self) -> bool:
+        """Whether no other authority runs that could lead."""
+        return not self.neighbours.ring()
+
     def close(self) -> None:
         """Give the file back."""
         self.release()
