@@ -5,7 +5,8 @@
 
 A ring of six; a client on n1, `--sessions` services on n3.  PSS (shared pages divided among those
 who share them) of agent and proxy of both nodes after `--requests` requests and that many sessions;
-its growth over `--minutes` of further requests; CPU of every node with nothing to do; the time from
+the growth of what is theirs alone over `--minutes` of further requests (the share in a library's
+pages grows whenever another program on the machine ends, so PSS itself says little about them); CPU of every node with nothing to do; the time from
 `x0 node run` to the first answer, of a node that was enrolled before.
 """
 
@@ -70,6 +71,14 @@ def requests(lab: Lab, count: int) -> int:
     return failed
 
 
+def own_kb(pid: int) -> int:
+    """The part of a process's PSS that belongs to no file: what it has allocated."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss_Anon:"):
+            return int(line.split()[1])
+    return 0
+
+
 def memory(lab: Lab) -> dict[str, float]:
     """MB of agent and proxy of client and server."""
     pids = lab.processes()
@@ -79,6 +88,7 @@ def memory(lab: Lab) -> dict[str, float]:
         found[f"{node}_agent_pss"] = round(pss_kb(agent) / 1024, 1)
         found[f"{node}_proxy_pss"] = round(pss_kb(proxy) / 1024, 1)
         found[f"{node}_pss"] = round((pss_kb(agent) + pss_kb(proxy)) / 1024, 1)
+        found[f"{node}_own"] = round((own_kb(agent) + own_kb(proxy)) / 1024, 2)
         found[f"{node}_rss"] = round((rss_kb(agent) + rss_kb(proxy)) / 1024, 1)
     return found
 
@@ -106,7 +116,7 @@ def used(outcome: Outcome, lab: Lab, count: int, sessions: int, minutes: float) 
         outcome.figure("memory_later_mb", after)
         outcome.figure("requests_in_between", len(load.samples))
         growth = {
-            node: round(100 * (after[f"{node}_pss"] / before[f"{node}_pss"] - 1), 2)
+            node: round(100 * (after[f"{node}_own"] / before[f"{node}_own"] - 1), 2)
             for node in (CLIENT, SERVER)
         }
         outcome.figure("growth_percent", growth)
