@@ -6,8 +6,9 @@
 A ring of six; a client on n1, `--sessions` services on n3.  PSS (shared pages divided among those
 who share them) of agent and proxy of both nodes after `--requests` requests and that many sessions;
 the growth of what is theirs alone over `--minutes` of further requests (the share in a library's
-pages grows whenever another program on the machine ends, so PSS itself says little about them); CPU of every node with nothing to do; the time from
-`x0 node run` to the first answer, of a node that was enrolled before.
+pages grows whenever another program on the machine ends, so PSS itself says little about them);
+CPU of every node with nothing to do; the time from `x0 node run` to the first answer, of a node
+that was enrolled before.
 """
 
 from __future__ import annotations
