@@ -48,7 +48,7 @@ fuzz: setup  ## ten minutes of random bytes for each parser (ARGS="token --secon
 		-r requirements/fuzz.txt
 	$(PY) -m tests.fuzz $(ARGS)
 
-BENCH := long_stream rotations revocation outages failover_tcp footprint simulator
+BENCH := long_stream rotations revocation outages failover_tcp footprint simulator routes
 
 bench: setup  ## all measurements, about an hour (BENCH=rotations ARGS="--ttl 30"); docs/benchmarks.md
 	@status=0; for name in $(BENCH); do $(PY) -m bench.$$name $(ARGS) || status=1; done; \

@@ -34,6 +34,7 @@ TITLES = {
     "identity": "How soon an identity is there, and gone",
     "identity_scale": "A thousand nodes on one authority",
     "identity_handshake": "What mutual TLS with SVIDs costs",
+    "routes": "Programming the kernel's routes",
     "simulator": "The simulator: a thousand nodes in virtual time",
 }
 

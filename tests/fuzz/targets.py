@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -24,6 +25,8 @@ from x0tta6bl4.core.identity.rules import ANYBODY, SPIFFE
 from x0tta6bl4.core.machine import Allowed, Denied
 from x0tta6bl4.edge.bundle.document import Document, encode, parse, parse_map
 from x0tta6bl4.edge.jwt.svid import JwtSvid, judge_token, read_unverified
+from x0tta6bl4.edge.kernel import rtnetlink as rt
+from x0tta6bl4.edge.kernel.netlink import Said, attribute, messages, refusal
 from x0tta6bl4.edge.tls.judge import Judge, Judges, allow_all
 from x0tta6bl4.edge.tls.ocsp import Answer, Responder, judge_response, request_for
 from x0tta6bl4.edge.tls.x509 import Issuer
@@ -241,12 +244,56 @@ _RESPONDER: Final = Responder(
     lambda: (_ISSUER,), lambda: frozenset({5}), lambda serial: serial == 3, lambda: NOW_US
 )
 
+# -------------------------------------------------------------------------------------- rtnetlink
+_READERS: Final = (
+    rt.read_link,
+    rt.read_address,
+    rt.read_neighbour,
+    rt.read_next_hop,
+    rt.read_route,
+)
+
+
+def rtnetlink(data: bytes) -> None:
+    """A datagram of the kernel; what is read of routes and next hops can be written again."""
+    try:
+        for said in messages(data):
+            refusal(said)
+            for read in _READERS:
+                found = read(said)
+                if isinstance(found, rt.Route) and found.next_hop and found.table == rt.MAIN:
+                    again = rt.put_route(found)
+                    assert rt.read_route(Said(again[0], 0, 0, again[2])) == found
+                if isinstance(found, rt.NextHop):
+                    assert len(found.segments) * 16 + len(found.group) * 8 <= len(data)
+    except BadMessage:
+        pass
+
+
+def _datagrams() -> tuple[bytes, ...]:
+    here, there = bytes([0xFD, *bytes(15)]), bytes([0xFE, 0x80, *bytes(14)])
+    written = (
+        rt.put_route(rt.Route(here, 128, 64, 5, source=there, protocol=120)),
+        rt.put_route(rt.Route(here, 48, 64, kind=rt.RouteKind.UNREACHABLE, protocol=120)),
+        rt.put_next_hop(rt.NextHop(5, 2, there, (here, there), protocol=120)),
+        rt.put_next_hop(rt.NextHop(6, group=((5, 1), (7, 256)))),
+        rt.put_neighbour(rt.Neighbour(2, there, b"\2\0\0\0\0\1", True, 120)),
+        rt.put_address(rt.Address(1, here, 128)),
+        (rt.NEW_LINK, 0, rt.ALL_LINKS + attribute(3, b"eth0\0") + attribute(4, b"\0\6\0\0")),
+        (2, 0x300, struct.pack("=i16x", -2) + attribute(1, b"Nexthop id does not exist\0")),
+    )
+    head = struct.Struct("=IHHII")
+    each = [head.pack(16 + len(b), kind, flags, 1, 0) + b for kind, flags, b in written]
+    return (*each, b"".join(each))
+
+
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "certificate": certificate,
     "token": token,
     "bundle": bundle,
     "workload": workload,
     "status": status,
+    "rtnetlink": rtnetlink,
 }
 SEEDS: Final[dict[str, tuple[bytes, ...]]] = {
     "certificate": (LEAF, LEAF + ANCHOR, BELOW + MIDDLE, ANCHOR, b""),
@@ -261,4 +308,5 @@ SEEDS: Final[dict[str, tuple[bytes, ...]]] = {
         b"\x01" + request_for(LEAF, ANCHOR),
         b"\x01" + request_for(LEAF, ANCHOR, bytes(16)),
     ),
+    "rtnetlink": _datagrams(),
 }
