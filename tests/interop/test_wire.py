@@ -352,10 +352,15 @@ async def they_serve(m: Meeting) -> None:
 
 
 async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    writer.write(b"hello\n")
-    async with asyncio.timeout(PATIENCE_S):
-        if await reader.readline() != b"hello\n":
-            raise EOFError
+    """Have a line repeated; hang up if it is not."""
+    try:
+        writer.write(b"hello\n")
+        async with asyncio.timeout(PATIENCE_S):
+            if await reader.readline() != b"hello\n":
+                raise EOFError
+    except BaseException:
+        writer.transport.abort()
+        raise
 
 
 @pytest.mark.parametrize("story", [we_serve, they_serve], ids=["we serve", "they serve"])

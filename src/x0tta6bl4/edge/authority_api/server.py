@@ -16,25 +16,23 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import h2.exceptions
-from grpclib.config import Configuration
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
-from grpclib.protocol import H2Protocol
-from grpclib.server import Server, Stream
+from grpclib.server import Stream
 
 from x0tta6bl4.core.authority.rows import Caller
-from x0tta6bl4.core.machine import Allowed
+from x0tta6bl4.core.machine import Allowed, Denied
 from x0tta6bl4.edge.authority_api.codec import Codec, to_grpc
 from x0tta6bl4.edge.authority_api.service import Service, with_connections
+from x0tta6bl4.edge.grpc_listener import GrpcListener
 from x0tta6bl4.wire import authority as words
-from x0tta6bl4.wire.errors import BadConfig, BadMessage, Conflict, Refused, Unavailable, X0Error
+from x0tta6bl4.wire.errors import BadConfig, BadMessage, Conflict, Refused, X0Error
 from x0tta6bl4.wire.ids import NodeName, node_of
 
 CONNECTIONS_MAX: Final = 16_384
 ANONYMOUS_MAX: Final = 256
 """Connections without an SVID at once: enrolling and returning nodes."""
 ANONYMOUS_S: Final = 30.0
-HANDSHAKE_S: Final = 5.0
 CALL_S: Final = 10.0
 PUSH_S: Final = 30.0
 """A watcher that takes nothing for so long is cut off."""
@@ -55,14 +53,20 @@ _CREDENTIALS: Final = struct.Struct("3i")
 class _Peer:
     """One connection: who it is, and what is to be remembered with it."""
 
-    __slots__ = ("caller", "nonce", "nonce_at", "protocol", "timer")
+    __slots__ = ("abort", "caller", "nonce", "nonce_at", "timer")
 
-    def __init__(self, protocol: _Protocol, caller: Caller) -> None:
-        self.protocol = protocol
+    def __init__(self, transport: Any, caller: Caller) -> None:
+        self.abort: Callable[[], None] = transport.abort
+        """Closes the connection at once."""
         self.caller = caller
         self.nonce = b""
         self.nonce_at = 0.0
         self.timer: asyncio.TimerHandle | None = None
+
+    @property
+    def anonymous(self) -> bool:
+        """Whether it has shown no SVID."""
+        return self.caller.node is None and not self.caller.operator
 
     def spend_nonce(self) -> bytes:
         """The challenge given on this connection, once and for NONCE_S."""
@@ -70,30 +74,9 @@ class _Peer:
         fresh = asyncio.get_running_loop().time() - self.nonce_at <= NONCE_S
         return nonce if fresh else b""
 
-    def abort(self) -> None:
-        """Close the connection at once."""
-        transport: Any = self.protocol.connection._transport
-        transport.abort()
 
-
-class _Protocol(H2Protocol):
-    """One accepted connection; registers itself with its listener."""
-
-    def __init__(self, made: H2Protocol, listener: _Listener) -> None:
-        super().__init__(made.handler, made.config, made.h2_config)
-        self._listener = listener
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self._listener.opened(self, transport)
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        self._listener.closed(self)
-        super().connection_lost(exc)
-
-
-class _Listener(Server):
-    """grpclib's server with peers that are known and bounded."""
+class _Listener(GrpcListener[_Peer]):
+    """Peers whose SVID, or its absence, says how long they may stay."""
 
     def __init__(
         self,
@@ -101,75 +84,39 @@ class _Listener(Server):
         identify: Callable[[Any], tuple[Caller, float | None]],
         on_refused: Callable[[str], None],
     ) -> None:
-        super().__init__(
-            [handlers],
-            codec=Codec(words.REQUEST_BYTES_MAX),
-            config=Configuration(
-                http2_connection_window_size=_WINDOW_BYTES, http2_stream_window_size=_WINDOW_BYTES
-            ),
-        )
+        super().__init__(handlers, Codec(words.REQUEST_BYTES_MAX), _WINDOW_BYTES, on_refused)
         self._identify = identify
-        self._on_refused = on_refused
-        self.peers: dict[Any, _Peer] = {}
         self.anonymous = 0
 
-    def _protocol_factory(self) -> H2Protocol:
-        return _Protocol(super()._protocol_factory(), self)
-
-    async def listen(self, sock: socket.socket, tls: Any) -> None:
-        """Serve on a bound socket; with TLS, handshakes have a deadline."""
-        loop = asyncio.get_running_loop()
-        options = {"ssl": tls, "ssl_handshake_timeout": HANDSHAKE_S} if tls is not None else {}
-        make = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
-        self._server = await make(self._protocol_factory, sock=sock, backlog=1024, **options)
-        self._server_closed_fut = loop.create_future()
-
-    def opened(self, protocol: _Protocol, transport: Any) -> None:
-        """A connection was accepted and, with TLS, its peer judged."""
-        loop = asyncio.get_running_loop()
+    def meet(self, transport: Any) -> _Peer | Denied:
         try:
             caller, end_s = self._identify(transport)
-            anonymous = caller.node is None and not caller.operator
-            if len(self.peers) >= CONNECTIONS_MAX or (
-                anonymous and self.anonymous >= ANONYMOUS_MAX
-            ):
-                raise Unavailable("X0-AUT-083", "too many connections")
         except X0Error as error:
-            self._on_refused(error.what)
-            transport.abort()
-            return
-        peer = self.peers[protocol.connection] = _Peer(protocol, caller)
-        self.anonymous += anonymous
-        if anonymous:
+            return Denied(error.what)
+        peer = _Peer(transport, caller)
+        if len(self.peers) >= CONNECTIONS_MAX or (
+            peer.anonymous and self.anonymous >= ANONYMOUS_MAX
+        ):
+            return Denied("too many connections")
+        self.anonymous += peer.anonymous
+        if peer.anonymous:
             end_s = ANONYMOUS_S
         if end_s is not None:
+            loop = asyncio.get_running_loop()
             peer.timer = loop.call_later(max(0.0, end_s), peer.abort)
+        return peer
 
-    def closed(self, protocol: _Protocol) -> None:
-        """A connection has ended."""
-        peer = self.peers.pop(getattr(protocol, "connection", None), None)
-        if peer is not None:
-            self.anonymous -= peer.caller.node is None and not peer.caller.operator
-            if peer.timer is not None:
-                peer.timer.cancel()
+    def forget(self, peer: _Peer) -> None:
+        self.anonymous -= peer.anonymous
+        if peer.timer is not None:
+            peer.timer.cancel()
 
     def peer_of(self, stream: Any) -> _Peer:
         """Who sent a request."""
-        peer = self.peers.get(stream._stream.connection)
+        peer = self.of(stream)
         if peer is None:
             raise Refused("X0-AUT-084", "the connection is not admitted")
         return peer
-
-    async def stop(self) -> None:
-        """Close the listener, then every connection."""
-        if self._server is None:
-            return
-        self.close()
-        for peer in list(self.peers.values()):
-            peer.abort()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(2.0):
-                await self.wait_closed()
 
 
 class ApiServer:
@@ -214,7 +161,7 @@ class ApiServer:
 
     async def serve_operators(self, sock: socket.socket) -> None:
         """Take operators on a bound unix socket that only this user can reach."""
-        await self._operators.listen(sock, None)
+        await self._operators.listen(sock)
 
     async def stop(self) -> None:
         """Close everything; at most 4 s."""

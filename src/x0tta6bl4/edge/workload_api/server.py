@@ -24,15 +24,14 @@ from typing import Any, Final, final
 
 import h2.exceptions
 from google.protobuf.message import DecodeError
-from grpclib.config import Configuration
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.encoding.base import CodecBase
 from grpclib.exceptions import GRPCError, StreamTerminatedError
-from grpclib.protocol import H2Protocol
-from grpclib.server import Server, Stream
+from grpclib.server import Stream
 
 from x0tta6bl4.core.machine import Denied, Value
 from x0tta6bl4.edge.attest.peer import Peer, PeerAttestor
+from x0tta6bl4.edge.grpc_listener import GrpcListener, abort
 from x0tta6bl4.edge.workload_api import answers, reflection, schema
 from x0tta6bl4.edge.workload_api.words import Directory, Snapshot
 from x0tta6bl4.wire.authority import AUDIENCE_BYTES_MAX, AUDIENCES_MAX
@@ -92,24 +91,8 @@ async def _unimplemented(stream: Stream[Any, Any]) -> None:
 _UNIMPLEMENTED: Final = Handler(_unimplemented, Cardinality.STREAM_STREAM, bytes, bytes)
 
 
-class _Protocol(H2Protocol):
-    """One accepted connection; registers itself with its listener."""
-
-    def __init__(self, made: H2Protocol, listener: _Listener) -> None:
-        super().__init__(made.handler, made.config, made.h2_config)
-        self._listener = listener
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self._listener.opened(self, transport)
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        self._listener.closed(self)
-        super().connection_lost(exc)
-
-
-class _Listener(Server):
-    """grpclib's server with callers that are known and bounded."""
+class _Listener(GrpcListener[Peer]):
+    """Callers as the kernel knows them, so many of each user."""
 
     def __init__(
         self,
@@ -118,82 +101,38 @@ class _Listener(Server):
         bounds: Bounds,
         on_refused: Callable[[str], None],
     ) -> None:
-        super().__init__(
-            [handlers],
-            codec=_Codec(),
-            config=Configuration(
-                http2_connection_window_size=_WINDOW_BYTES, http2_stream_window_size=_WINDOW_BYTES
-            ),
-        )
+        super().__init__(handlers, _Codec(), _WINDOW_BYTES, on_refused)
         self._mapping = _Table(self._mapping)
         self._attestor = attestor
         self._bounds = bounds
-        self._on_refused = on_refused
-        self.peers: dict[Any, tuple[Peer, _Protocol]] = {}
         self._of_user: dict[int, int] = {}
 
-    def _protocol_factory(self) -> H2Protocol:
-        return _Protocol(super()._protocol_factory(), self)
-
-    async def listen(self, sock: socket.socket) -> None:
-        """Serve on a bound socket."""
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(
-            self._protocol_factory, sock=sock, backlog=1024
-        )
-        self._server_closed_fut = loop.create_future()
-
-    def opened(self, protocol: _Protocol, transport: Any) -> None:
-        """A connection was accepted: who is it?"""
+    def meet(self, transport: Any) -> Peer | Denied:
         peer = self._attestor.meet(transport.get_extra_info("socket"))
         if isinstance(peer, Denied):
-            self._on_refused(peer.reason)
-            transport.abort()
-            return
+            return peer
         of_user = self._of_user.get(peer.uid, 0)
         if (
             len(self.peers) >= self._bounds.connections_max
             or of_user >= self._bounds.connections_of_user_max
         ):
             peer.close()
-            self._on_refused("too many connections")
-            transport.abort()
-            return
+            return Denied("too many connections")
         self._of_user[peer.uid] = of_user + 1
-        self.peers[protocol.connection] = peer, protocol
+        return peer
 
-    def closed(self, protocol: _Protocol) -> None:
-        """A connection has ended."""
-        peer, _ = self.peers.pop(getattr(protocol, "connection", None), (None, None))
-        if peer is not None:
-            peer.close()
-            self._of_user[peer.uid] -= 1
-            if not self._of_user[peer.uid]:
-                del self._of_user[peer.uid]
+    def forget(self, peer: Peer) -> None:
+        peer.close()
+        self._of_user[peer.uid] -= 1
+        if not self._of_user[peer.uid]:
+            del self._of_user[peer.uid]
 
     def peer_of(self, stream: Any) -> Peer:
         """Who sent a request."""
-        found = self.peers.get(stream._stream.connection)
-        if found is None:
+        peer = self.of(stream)
+        if peer is None:
             raise GRPCError(Status.PERMISSION_DENIED, "the connection is not admitted")
-        return found[0]
-
-    def abort(self, stream: Any) -> None:
-        """Close the connection of a call at once."""
-        found = self.peers.get(stream._stream.connection)
-        if found is not None:
-            found[1].connection._transport.abort()
-
-    async def stop(self) -> None:
-        """Close the listener, then every connection."""
-        if self._server is None:
-            return
-        self.close()
-        for _, protocol in list(self.peers.values()):
-            protocol.connection._transport.abort()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(2.0):
-                await self.wait_closed()
+        return peer
 
 
 class WorkloadServer:
@@ -359,7 +298,7 @@ class WorkloadServer:
             async with asyncio.timeout(PUSH_S):
                 await stream.send_message(data)
         except TimeoutError:
-            self._listener.abort(stream)
+            abort(stream)
             raise
 
     # -------------------------------------------------------------- JWT-SVIDs
