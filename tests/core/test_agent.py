@@ -13,6 +13,8 @@ from x0tta6bl4.core.agent.neighbours import RESTART_TIME
 from x0tta6bl4.core.identity.renewal import RenewWanted, SvidExpired
 from x0tta6bl4.core.machine import SECOND, Done, Effects, Failed, Instant, Received
 from x0tta6bl4.core.records.sets import SetChanged
+from x0tta6bl4.core.routing.alternates import Guard, Way
+from x0tta6bl4.core.routing.forwarding import WaysChanged
 from x0tta6bl4.wire.authority import Entry, Update
 from x0tta6bl4.wire.ids import SpiffeId
 from x0tta6bl4.wire.messages import (
@@ -108,6 +110,32 @@ def test_a_dead_link_moves_the_paths_and_only_them() -> None:
     mesh.connect("b", "d")
     mesh.run(3)
     assert proxy.item("PathsItem/d") == PathsItem("d", (over_b, over_c))
+
+
+def table(node: Node) -> dict[str, Way]:
+    """What the kernel of a node has been told, all in all."""
+    told = [pair for e in node.said if type(e) is WaysChanged for pair in e.ways]
+    return {name: way for name, way in dict(told).items() if way is not None}
+
+
+def test_the_kernel_gets_a_table_where_it_forwards_and_none_elsewhere() -> None:
+    mesh = Mesh("abcd", DIAMOND, forwards=True)
+    mesh.run(3)
+    around = Way("b", "", Guard.NONE, ("c", "d", "b"))
+    assert table(mesh["a"]) == {
+        "b": around,
+        "c": Way("c", "", Guard.NONE, ("b", "d", "c")),
+        "d": Way("b", "c", Guard.NODE),
+    }
+    mesh.cut("b", "d")
+    mesh.run(0.5)
+    assert table(mesh["a"]) == {"b": Way("b"), "c": Way("c"), "d": Way("c")}
+    assert table(mesh["d"]) == dict.fromkeys("abc", Way("c"))
+    mesh.connect("b", "d")
+    mesh.run(3)
+    assert table(mesh["a"])["b"] == around
+    elsewhere = shop_and_web(DIAMOND)
+    assert not any(type(e) is WaysChanged for node in "abcd" for e in elsewhere[node].said)
 
 
 def test_a_service_out_of_reach_has_no_replica_and_comes_back() -> None:

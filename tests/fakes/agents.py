@@ -126,7 +126,8 @@ class Node:
         self.born(Held())
 
     def born(self, held: Held) -> None:
-        self.agent = Agent(NodeName(self.name), DOMAIN, crypto=CRYPTO, seed="1")
+        name, forwards = NodeName(self.name), self.mesh.forwards
+        self.agent = Agent(name, DOMAIN, crypto=CRYPTO, seed="1", forwards=forwards)
         now = self.mesh.now
         self.give(Restore(held), ClockSet(UNIX * SECOND + now))
         self.give(Trust(signing.bundle(1, "k1"), UNIX * 2))
@@ -171,8 +172,11 @@ class Node:
 class Mesh:
     """Agents, the links between them, and virtual time."""
 
-    def __init__(self, names: Iterable[str], links: Iterable[tuple[str, str]]) -> None:
+    def __init__(
+        self, names: Iterable[str], links: Iterable[tuple[str, str]], *, forwards: bool = False
+    ) -> None:
         self.now = Instant(0)
+        self.forwards = forwards
         self.links: set[tuple[str, str]] = set()
         self.flying: deque[tuple[str, str, object]] = deque()
         self.answers: list[tuple[Node, Done]] = []

@@ -144,7 +144,7 @@ class WorkloadApi:
 
     def crls(self) -> tuple[bytes, ...]:
         """Revocation lists of this trust domain, DER."""
-        return self._agent.machine.crls
+        return self._agent.machine.sets.crls
 
     def good(self, item: SvidItem) -> Verdict:
         """Whether an SVID of ours still counts: not revoked, and neither is this node."""

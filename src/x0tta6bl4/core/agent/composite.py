@@ -41,6 +41,7 @@ from x0tta6bl4.core.records import words as said
 from x0tta6bl4.core.records.sets import SetChanged, SetGone
 from x0tta6bl4.core.records.store import Records
 from x0tta6bl4.core.routing import words as route
+from x0tta6bl4.core.routing.forwarding import Forwarding
 from x0tta6bl4.core.routing.routing import Routing
 from x0tta6bl4.wire.admin import Explanation
 from x0tta6bl4.wire.authority import Entry
@@ -72,7 +73,6 @@ from x0tta6bl4.wire.records import (
 SETTLE_AFTER: Final = 15 * SECOND
 """After a start: until then what an earlier agent told the proxy stands."""
 SESSIONS_MAX: Final = 4096
-_TOTALS: Final = ("accepted", "refused", "verified")
 
 
 class Agent:
@@ -86,6 +86,7 @@ class Agent:
         settings: bounds of the record store.
         decode: decodes a record; a simulator shares the work between its nodes.
         decode_body: decodes a node's body, likewise.
+        forwards: whether the kernel is to have a table (`forwarding.WaysChanged`).
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Agent:
         settings: said.Settings | None = None,
         decode: Callable[[bytes], Record] = decode_record,
         decode_body: Callable[[bytes], NodeBody] = decode_node,
+        forwards: bool = False,
     ) -> None:
         self.me = me
         self.domain = domain
@@ -116,7 +118,10 @@ class Agent:
             decode=decode,
         )
         self._routing = Routing(me)
+        self._forwarding = Forwarding(me) if forwards else None
         self._renewal = self._own.renewal
+        rooms = (self._records, self._routing, self._renewal, self._forwarding)
+        self._rooms = tuple(room for room in rooms if room is not None)
         self._directory = Directory(crypto.verify_endpoint)
         self._sets = Sets(self._snapshot)
         self._neighbours = Neighbours(self._records, self._routing, self._snapshot)
@@ -215,13 +220,8 @@ class Agent:
 
     @property
     def sets(self) -> Sets:
-        """What the authority has said: its bundle, and those of other trust domains."""
+        """What the authority has said: its bundle, those of other trust domains, its CRLs."""
         return self._sets
-
-    @property
-    def crls(self) -> tuple[bytes, ...]:
-        """Revocation lists of this trust domain, DER, for programs of this host."""
-        return self._sets.crls
 
     def svid(self, id: str) -> SvidItem | None:
         """The SVID held for an ID, key and all."""
@@ -258,13 +258,14 @@ class Agent:
     def statistics(self) -> dict[str, int]:
         """Sums since the start and sizes now, for metrics."""
         sums = self._records.statistics()
-        totals = {f"records_{t}_total": getattr(sums, t) for t in _TOTALS}
+        kinds = "accepted", "refused", "verified"
+        totals = {f"records_{kind}_total": getattr(sums, kind) for kind in kinds}
         return {"records": sums.records, "records_bytes": sums.bytes} | totals
 
     # -------------------------------------------------------------------------- events: driver
     def _on_tick(self, now: Instant, event: Tick) -> Effects:
         effects: Effects = NOTHING
-        for room in (self._records, self._routing, self._renewal):
+        for room in self._rooms:
             if room.deadline <= now:
                 effects += room.handle(now, event)
         effects += self._neighbours.withdraw(now)
@@ -432,7 +433,7 @@ class Agent:
             if body.restarting_until_unix_s:
                 left_s = max(body.restarting_until_unix_s - unix_s, 0)
                 until = Instant(now + left_s * SECOND)
-            effects = self._routing.handle(now, route.MemberChanged(record.writer, body, until))
+            effects = self._route(now, route.MemberChanged(record.writer, body, until))
         if body.endpoints or record.name:
             said_now = record.writer, record.name, body.endpoints, unix_s
             changed, refused = self._directory.say(*said_now)
@@ -446,7 +447,7 @@ class Agent:
         effects: Effects = NOTHING
         if not fact.name:
             self._members.gone(fact.writer)
-            effects = self._routing.handle(now, route.MemberGone(fact.writer))
+            effects = self._route(now, route.MemberGone(fact.writer))
         self._changed(self._directory.gone(fact.writer, fact.name))
         return effects + self._want(now, fact.writer)
 
@@ -486,7 +487,12 @@ class Agent:
     def _on_adjacency(self, now: Instant, fact: route.AdjacencyWanted) -> Effects:
         self._own.adjacency = fact.links
         self._own.stale = True
-        return NOTHING
+        return self._forwarding.handle(now, fact) if self._forwarding else NOTHING
+
+    def _route(self, now: Instant, event: route.MemberChanged | route.MemberGone) -> Effects:
+        """What a record says of links goes to both that compute with the map."""
+        effects = self._routing.handle(now, event)
+        return effects + self._forwarding.handle(now, event) if self._forwarding else effects
 
     def _on_paths(self, now: Instant, fact: route.PathsChanged) -> Effects:
         if fact.paths:
@@ -547,12 +553,9 @@ class Agent:
 
     def _wake(self, now: Instant) -> None:
         at = min(
-            self._records.deadline,
-            self._routing.deadline,
-            self._renewal.deadline,
+            *(room.deadline for room in (*self._rooms, self._neighbours)),
             self._settle_at,
             self._persist.at,
-            self._neighbours.deadline,
             self._own.later_at,
             self._own.keep.at,
         )
