@@ -128,6 +128,35 @@ def test_a_neighbour_out_of_reach_is_left_at_once_and_found_again_without_a_gap(
             sent += 1
 
 
+def test_not_one_packet_is_lost_while_next_hops_and_routes_change(ring: Ring) -> None:
+    """Cut and found again, moved by the map and back: new before old, each time."""
+    a, c = ring.hosts["a"], ring.hosts["c"]
+    sender, receiver = a.udp(), c.udp()
+    target, hop = receiver.getsockname(), a.exits["b"].neighbour
+    received = 0
+
+    def stream() -> None:
+        nonlocal received
+        for _ in range(40):
+            sender.sendto(b"%d" % received, target)
+            assert receiver.recv(100) == b"%d" % received
+            received += 1
+
+    changes = {True: 64, False: 16}
+    for at in range(20):
+        odd = at % 2 == 0
+        a.routes.cut(hop, odd)
+        stream()
+        ring.links["a", "b"] = changes[odd]
+        ring.tell()
+        ring.settle()
+        stream()
+        if at % 4 == 3:
+            a.routes.tidy()
+            stream()
+    assert received == 20 * 80 + 5 * 40
+
+
 def test_where_no_alternate_is_packets_are_led_around_the_ring(ring: Ring) -> None:
     """From a to b without their link, while c and d still send b's packets back by their tables."""
     a, b = ring.hosts["a"], ring.hosts["b"]
