@@ -116,11 +116,15 @@ def used(outcome: Outcome, lab: Lab, count: int, sessions: int, minutes: float) 
         after = memory(lab)
         outcome.figure("memory_later_mb", after)
         outcome.figure("requests_in_between", len(load.samples))
-        growth = {
-            node: round(100 * (after[f"{node}_own"] / before[f"{node}_own"] - 1), 2)
-            for node in (CLIENT, SERVER)
-        }
+        growth, own = (
+            {
+                node: round(100 * (after[f"{node}_{what}"] / before[f"{node}_{what}"] - 1), 2)
+                for node in (CLIENT, SERVER)
+            }
+            for what in ("pss", "own")
+        )
         outcome.figure("growth_percent", growth)
+        outcome.figure("growth_own_percent", own)
         outcome.check(
             f"growth over {minutes:.0f} minutes at most 2 %", max(growth.values()) <= 2, growth
         )
