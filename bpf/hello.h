@@ -10,7 +10,7 @@
  *       ^------------user space forgives it-------------------------'
  *
  * The kernel only declares dead; user space revives. No verdict where the fault may be our own: the
- * timer late, the clock standing, or less than two requests sent since the last answer.
+ * timer late, or too little asked since the last answer, as when our clock stands.
  */
 #pragma once
 #include "maps.h"
@@ -170,24 +170,13 @@ INLINE int hear(__u32 ifindex, struct hello_frame *frame, void *end)
 	return XDP_TX;
 }
 
-/* Whether silence may be blamed on the peer: our clock turns, and two requests went unanswered. */
-INLINE int asked_enough(const struct x0_state *state, const struct x0_settings *set, __u64 now)
-{
-	__u32 zero = 0;
-	struct x0_turns *turns = map_lookup(&x0_turns, &zero);
-
-	return turns && now - turns->turned_ns < 2 * set->period_ns &&
-	       state->asked - state->answered_at >= 2;
-}
-
 /* The timer of one link: suspects, declares dead, says when to look again. */
 static int judge(void *map, __u32 *key, struct x0_state *state)
 {
 	struct x0_link *link = map_lookup(&x0_links, key);
-	struct x0_settings *set = settings();
 	__u64 now = ktime(), heard, silent, wait;
 
-	if (!link || !set || !(link->flags & X0_ACTIVE))
+	if (!link || !(link->flags & X0_ACTIVE))
 		return 0;
 	if (now - state->wake_ns > link->late_ns) { /* it was us who did not run */
 		state->late++;
@@ -198,7 +187,7 @@ static int judge(void *map, __u32 *key, struct x0_state *state)
 		heard = state->floor_ns;
 	silent = (__s64)(now - heard) > 0 ? now - heard : 0;
 
-	if (silent >= link->dead_ns && !asked_enough(state, set, now)) {
+	if (silent >= link->dead_ns && state->asked - state->answered_at < link->unanswered) {
 		state->late++;
 		state->floor_ns = now;
 		silent = 0;

@@ -56,7 +56,7 @@ struct x0_link {
 	__u32 forgiven;     /* verdicts that user space has taken back: dead while != downs */
 	__u32 flags, send_slot, mtu;
 	__u8 local_mac[6], peer_mac[6];
-	__u32 reserved;
+	__u32 unanswered;   /* no verdict before so many requests had no answer */
 	struct address local, peer;
 } PACKED(8);
 

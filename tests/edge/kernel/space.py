@@ -28,6 +28,7 @@ class Space:
             _enter(home)
             os.close(home)
         self._homes: list[int] = []
+        self.sysctl("ipv6.conf.default.accept_dad", "0")
         self.run("ip", "link", "set", "lo", "up")
 
     def __enter__(self) -> Space:
@@ -50,12 +51,18 @@ class Space:
         """For `ip link set ... netns`."""
         return f"/proc/{os.getpid()}/fd/{self._fd}"
 
-    def run(self, *command: str, check: bool = True) -> str:
-        """Run a command in it; what it printed."""
+    def run(self, *command: str, check: bool = True, told: str = "") -> str:
+        """Run a command in it, with this as its input; what it printed."""
         with self:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+            done = subprocess.run(
+                command, input=told, capture_output=True, text=True, check=False, timeout=20
+            )
         assert not check or done.returncode == 0, done.stderr
         return done.stdout
+
+    def ip(self, *lines: str) -> None:
+        """Many commands of `ip` at once."""
+        self.run("ip", "-batch", "-", told="\n".join(lines))
 
     def sysctl(self, name: str, value: str) -> None:
         """Set one sysctl of the network."""
@@ -63,11 +70,9 @@ class Space:
             Path("/proc/sys/net", *name.split(".")).write_text(value)
 
     def wire(self, mine: str, other: Space, theirs: str) -> None:
-        """Join two by a cable, both ends up and with permanent neighbours."""
-        self.run("ip", "link", "add", mine, "type", "veth", "peer", "name", theirs)
-        self.run("ip", "link", "set", theirs, "netns", other.path)
+        """Join two by a cable; both ends are up, and their addresses there at once."""
+        self.run(*f"ip link add {mine} type veth peer name {theirs} netns {other.path}".split())
         for space, name in ((self, mine), (other, theirs)):
-            space.sysctl(f"ipv6.conf.{name}.accept_dad", "0")
             space.run("ip", "link", "set", name, "up")
 
     def mac(self, name: str) -> bytes:

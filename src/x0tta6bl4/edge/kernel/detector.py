@@ -189,6 +189,7 @@ class Detector:
             "dead_ns": interval * self._pace.multiplier,
             "suspect_ns": interval * self._pace.suspect_percent // 100,
             "late_ns": self._pace.hello_us * 1000,
+            "unanswered": max(self._pace.multiplier - 1, 1),
             "ifindex": link.ifindex,
             "peer_session": link.peer_number,
             "mtu": link.mtu,

@@ -131,7 +131,7 @@ LINK: Final = Layout(
     "x0_link",
     receive_key="4Q", send_key="4Q", incarnation="Q", dead_ns="Q", suspect_ns="Q", late_ns="Q",
     ifindex="I", peer_session="I", forgiven="I", flags="I", send_slot="I", mtu="I",
-    local_mac="6s", peer_mac="6s", reserved="I", local="16s", peer="16s",
+    local_mac="6s", peer_mac="6s", unanswered="I", local="16s", peer="16s",
 )  # fmt: skip
 STATE: Final = Layout(
     "x0_state",
