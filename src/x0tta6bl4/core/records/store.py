@@ -271,8 +271,7 @@ class Records:
         fresh: list[bytes] = []
         for data in records:
             self._offer(now, src, data, out, fresh)
-        if fresh:
-            self._peers.flood(fresh, src, out)
+        self._peers.flood(fresh, src, out)
 
     def _offer(
         self, now: Instant, src: str, data: bytes, out: list[Effect], fresh: list[bytes]
