@@ -213,6 +213,12 @@ def test_a_ring_has_no_alternate_across_but_a_repair() -> None:
     assert ways["d"] == Way("d", "", Guard.NONE, ("b", "c", "d"))
 
 
+def test_a_repair_to_what_hangs_behind_the_neighbour_ends_at_it() -> None:
+    ring = {("a", "b"): 1, ("b", "c"): 1, ("c", "d"): 1, ("a", "d"): 1}
+    ways = settled(Graph({**ring, ("b", "x"): 1, ("x", "y"): 1}).tell("a"))
+    assert ways["y"] == Way("b", "", Guard.NONE, ("d", "c", "b"))
+
+
 def test_a_link_that_only_the_failed_one_makes_good_is_taken_by_name() -> None:
     """c's own shortest way to d leads over a and b: it has to be told to use its link."""
     graph = Graph({("a", "b"): 1, ("a", "c"): 1, ("b", "d"): 1, ("c", "d"): 10})

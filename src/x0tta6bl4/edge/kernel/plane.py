@@ -1,0 +1,216 @@
+"""The kernel's part of forwarding as one thing: told ways and neighbours, it keeps routes as told.
+
+    WaysChanged                  table      the socket is readable     ready
+    LinkDown, LinkUp, verdicts   cut        every LOOK_EVERY_S         look
+
+Who starts while an earlier process's routes are at work has not heard of every node yet; a table
+from half a map would send packets astray, so the old one stands until `settle`.  Nothing in here
+waits for anything but the kernel's answers.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final, final
+
+from x0tta6bl4.core.machine import Value
+from x0tta6bl4.core.routing.alternates import Way
+from x0tta6bl4.edge.kernel.netlink import Monitor, Netlink, Refusal
+from x0tta6bl4.edge.kernel.routes import Course, Done, Exit, KernelRoutes, course_of
+from x0tta6bl4.edge.kernel.sysctl import Sysctls
+from x0tta6bl4.edge.kernel.watch import GROUPS, Watch
+from x0tta6bl4.wire.admin import Finding
+from x0tta6bl4.wire.ids import NodeName, TrustDomain
+from x0tta6bl4.wire.mesh_address import link_address, mesh_address, mesh_prefix
+
+LOOK_EVERY_S: Final = 30
+REFUSED_MAX: Final = 8
+"""Refusals told at once."""
+
+
+@final
+class Adjacent(Value, frozen=True):
+    """A neighbour on an interface of this host."""
+
+    node: NodeName
+    index: int
+    """Of the interface."""
+    address: bytes
+    """Its IPv6 address there, 16 bytes, best the link-local one."""
+    mac: bytes
+    """6 bytes."""
+
+
+class Plane:
+    """Routes of one node in this network namespace.
+
+    Args:
+        domain: trust domain.
+        me: this node.
+        switches: file for what switches of the kernel said before, 0600; None: none.
+    Raises:
+        Unavailable: X0-KRN-100 no rtnetlink here; X0-KRN-121 the file can't be read.
+    """
+
+    __slots__ = (
+        "_adjacent", "_domain", "_exits", "_held", "_me", "_monitor", "_netlink", "_refused",
+        "_routes", "_source_routes", "_watch", "_ways",
+    )  # fmt: skip
+
+    def __init__(self, domain: TrustDomain, me: NodeName, switches: Path | None) -> None:
+        self._domain, self._me = domain, me
+        sysctls = Sysctls(switches)
+        self._netlink = Netlink()
+        self._monitor = Monitor(*GROUPS)
+        prefix = mesh_prefix(domain)
+        self._routes = KernelRoutes(self._netlink, prefix, mesh_address(domain, me).packed)
+        self._watch = Watch(self._netlink, self._monitor, sysctls, prefix, source_routes=True)
+        self._adjacent: tuple[Adjacent, ...] = ()
+        self._exits: dict[str, Exit] = {}
+        self._ways: dict[str, Way] = {}
+        self._held = False
+        self._source_routes = True
+        self._refused: list[Refusal] = []
+
+    def fileno(self) -> int:
+        """For a selector: when it is readable, call `ready`."""
+        return self._monitor.fileno()
+
+    def start(self, adjacent: Iterable[Adjacent]) -> bool:
+        """Begin, with these neighbours.
+
+        Returns:
+            Whether an earlier process's table stands, so that `settle` is to follow.
+        Raises:
+            Unavailable: the kernel refuses (X0-KRN-103, X0-KRN-120) or does not answer.
+        """
+        self._held = self._routes.start() > 0
+        self.neighbours(adjacent)
+        return self._held
+
+    def neighbours(self, adjacent: Iterable[Adjacent]) -> None:
+        """These are the neighbours now, all of them.
+
+        Raises:
+            Unavailable: as `start`.
+        """
+        self._adjacent = tuple(adjacent)
+        self._exits = {one.node: Exit(one.index, one.address) for one in self._adjacent}
+        mesh = {one.index for one in self._adjacent}
+        self._routes.look_at_links()
+        self._watch.use(link for index, link in self._routes.links.items() if index in mesh)
+        self._lay_out()
+        if not self._held:
+            self._note(self._routes.apply(self._table(self._ways)))
+
+    def table(self, ways: Mapping[str, Way | None]) -> Done:
+        """Ways that changed, by node; None: there is none any more."""
+        for node, way in ways.items():
+            if way is None:
+                self._ways.pop(node, None)
+            else:
+                self._ways[node] = way
+        if self._held:
+            return Done()
+        changes: dict[bytes, Course | None] = {self._address(node): None for node in ways}
+        changes |= self._table({node: way for node, way in ways.items() if way is not None})
+        return self._note(self._routes.change(changes))
+
+    def settle(self) -> Done:
+        """Everything that can be known is known: what was not told again goes."""
+        self._held = False
+        return self._note(self._routes.apply(self._table(self._ways)))
+
+    def cut(self, node: str, off: bool) -> Done:
+        """A neighbour is out of reach, or in reach again; at once, before any table says so."""
+        exit = self._exits.get(node)
+        return self._note(self._routes.cut(exit.neighbour, off)) if exit else Done()
+
+    def ready(self) -> Done:
+        """Something has changed in the kernel: follow it."""
+        seen = self._watch.read()
+        if seen.routes:
+            self._routes.look()
+        elif seen.links:
+            self._routes.look_at_links()
+        else:
+            return Done()
+        return self._mend(laid_out=not seen.links)
+
+    def look(self) -> list[Finding]:
+        """Compare all there is with what is wanted, put it right, and say what is wrong."""
+        self._refused = []
+        self._routes.look()
+        self._mend(laid_out=False)
+        self._routes.tidy()
+        found = self._watch.check()
+        if not self._source_routes:
+            found.append(
+                Finding("X0-KRN-139", "notice", "this kernel has no segment routing",
+                        "links without a loop-free alternate wait for the map when they fail")
+            )  # fmt: skip
+        found += [
+            Finding("X0-KRN-140", "error", f"the kernel refuses a route: {refusal}",
+                    "other findings may say why; it is tried again")
+            for refusal in self._refused[:REFUSED_MAX]
+        ]  # fmt: skip
+        return found
+
+    def stop(self) -> list[str]:
+        """Leave nothing behind.
+
+        Returns:
+            What is left, in words.
+        """
+        left = [str(refusal) for refusal in self._routes.stop()]
+        left += self._watch.restore()
+        self.close()
+        return left
+
+    def close(self) -> None:
+        """Give the sockets back; routes stay at work."""
+        self._netlink.close()
+        self._monitor.close()
+
+    def _address(self, node: str) -> bytes:
+        return mesh_address(self._domain, NodeName(node)).packed
+
+    def _table(self, ways: Mapping[str, Way]) -> dict[bytes, Course]:
+        """Courses of ways, one object for all that have the same."""
+        known: dict[Way, Course | None] = {}
+        found: dict[bytes, Course] = {}
+        for node, way in ways.items():
+            if way not in known:
+                known[way] = course_of(
+                    self._domain, way, self._exits, source_routes=self._source_routes
+                )
+            course = known[way]
+            if course is not None:
+                found[self._address(node)] = course
+        return found
+
+    def _lay_out(self) -> None:
+        """Neighbours for good, and links that source routes can name."""
+        macs = {(one.index, one.address): one.mac for one in self._adjacent}
+        self._refused += self._routes.settle(macs)
+        if self._source_routes:
+            links = {
+                link_address(self._domain, self._me, one.node).packed: (
+                    link_address(self._domain, one.node, one.node).packed,
+                    self._exits[one.node],
+                )
+                for one in self._adjacent
+            }
+            refused = self._routes.lead(links)
+            self._source_routes = all(one.code != errno.EOPNOTSUPP for one in refused)
+
+    def _mend(self, *, laid_out: bool) -> Done:
+        if not laid_out:
+            self._lay_out()
+        return Done() if self._held else self._note(self._routes.mend())
+
+    def _note(self, done: Done) -> Done:
+        self._refused += done.refused[: max(REFUSED_MAX - len(self._refused), 0)]
+        return done

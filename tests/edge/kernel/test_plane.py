@@ -1,0 +1,137 @@
+"""The plane: what it is told becomes routes, an earlier table stands until everything is known."""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Iterator
+from contextlib import ExitStack
+from ipaddress import IPv6Address
+from pathlib import Path
+
+import pytest
+
+from tests.edge.kernel.ring import DOMAIN, address
+from tests.edge.kernel.space import Spaces, link_local
+from x0tta6bl4.core.routing.alternates import Guard, Way
+from x0tta6bl4.edge.kernel.plane import Adjacent, Plane
+from x0tta6bl4.edge.kernel.routes import PROTOCOL
+from x0tta6bl4.wire.ids import NodeName
+
+pytestmark = pytest.mark.netns
+
+TABLE = {
+    "b": Way("b", "", Guard.NONE, ("c", "b")),
+    "c": Way("c", "b", Guard.DOWNSTREAM),
+    "d": Way("b", "c", Guard.NODE),
+    "z": Way("z"),  # Not on an interface of ours.
+}
+
+
+class World:
+    """Host a with cables to b and c."""
+
+    def __init__(self, stack: ExitStack, state: Path) -> None:
+        spaces = stack.enter_context(Spaces())
+        self.space, self.state = spaces.add(), state
+        self.others = {name: spaces.add() for name in "bc"}
+        for name, other in self.others.items():
+            self.space.wire(f"to-{name}", other, "to-a")
+        self.plane = self.new()
+
+    def new(self) -> Plane:
+        with self.space:
+            return Plane(DOMAIN, NodeName("a"), self.state)
+
+    def adjacent(self) -> list[Adjacent]:
+        found = []
+        for name, other in self.others.items():
+            mac = other.mac("to-a")
+            index = self.space.index(f"to-{name}")
+            found.append(Adjacent(NodeName(name), index, link_local(mac).packed, mac))
+        return found
+
+    def way(self, name: str) -> str:
+        """The interface by which packets leave for a node."""
+        target = str(IPv6Address(address(name)))
+        found = self.space.run("ip", "-6", "route", "get", target, check=False)
+        return found.partition(" dev ")[2].partition(" ")[0]
+
+    def look(self) -> list[str]:
+        with self.space:
+            return [finding.id for finding in self.plane.look()]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with ExitStack() as stack:
+        world = World(stack, tmp_path / "switches")
+        with world.space:
+            assert not world.plane.start(world.adjacent())
+        yield world
+        world.plane.close()
+
+
+def test_what_it_is_told_becomes_routes(world: World) -> None:
+    assert world.plane.table(TABLE).routes_put
+    assert [world.way(name) for name in "bcd"] == ["to-b", "to-c", "to-b"]
+    assert world.look() == []
+    world.plane.cut("b", True)
+    assert [world.way(name) for name in "bcd"] == ["to-c", "to-c", "to-c"]
+    world.plane.cut("b", False)
+    assert [world.way(name) for name in "bcd"] == ["to-b", "to-c", "to-b"]
+    assert not world.plane.cut("z", True)
+    world.plane.table({"d": None, "b": Way("c")})
+    assert world.way("b") == "to-c"
+    gone = world.space.run("ip", "-6", "route", "show", str(IPv6Address(address("d"))))
+    assert gone == ""
+
+
+def test_an_interface_that_comes_and_goes_is_followed(world: World) -> None:
+    world.plane.table(TABLE)
+    world.space.run("ip", "link", "set", "to-b", "down")
+    assert select.select([world.plane], [], [], 5)[0]
+    world.plane.ready()
+    assert [world.way(name) for name in "bcd"] == ["to-c", "to-c", "to-c"]
+    assert world.look() == ["X0-KRN-131"]
+    world.space.run("ip", "link", "set", "to-b", "up")
+    world.plane.ready()
+    assert [world.way(name) for name in "bcd"] == ["to-b", "to-c", "to-b"]
+    assert world.look() == []
+    assert not world.plane.ready()
+
+
+def test_a_table_that_stands_stands_until_everything_is_known(world: World) -> None:
+    world.plane.table(TABLE)
+    world.plane.close()  # As if killed.
+    world.plane = world.new()
+    with world.space:
+        assert world.plane.start(world.adjacent())
+    world.plane.table({"b": Way("c")})
+    assert [world.way(name) for name in "bcd"] == ["to-b", "to-c", "to-b"]
+    assert world.look() == []
+    assert [world.way(name) for name in "bcd"] == ["to-b", "to-c", "to-b"]
+    world.plane.table({"b": TABLE["b"], "c": TABLE["c"]})
+    done = world.plane.settle()
+    assert done.routes_put <= 2  # What was never told again goes, the rest is there.
+    assert [world.way(name) for name in "bc"] == ["to-b", "to-c"]
+    assert world.way("d") == ""
+
+
+def test_stopping_leaves_nothing(world: World) -> None:
+    world.plane.table(TABLE)
+    assert world.state.exists()
+    with world.space:
+        assert world.plane.stop() == []
+    left = world.space.run("ip", "nexthop")
+    left += world.space.run("ip", "-6", "route", "show", "proto", str(PROTOCOL))
+    assert left == ""
+    assert not world.state.exists()
+
+
+def test_a_route_that_the_kernel_refuses_is_a_finding(world: World) -> None:
+    world.plane.table(TABLE)
+    with world.space:
+        one, other = world.adjacent()
+        broken = Adjacent(other.node, other.index, b"\xff\2" + bytes(14), other.mac)  # Multicast.
+        world.plane.neighbours([one, broken])
+    assert "X0-KRN-140" in world.look()
