@@ -275,16 +275,19 @@ def killed(root: Path, rounds: int) -> Ledger:
             read_token(made.token)
         )
 
-    try:
-        pair.start(*NAMES)
-        me = asyncio.run(enrol())
+    async def story() -> None:
+        await asyncio.to_thread(pair.start, *NAMES)
+        me = await enrol()
         for number in range(rounds):
-            victim = asyncio.run(one_round(pair, me, ledger, draw, number))
-            pair.start(victim)
-            victims.append(victim)
-            asyncio.run(same(pair, ledger))
+            victims.append(await one_round(pair, me, ledger, draw, number))
+            await asyncio.to_thread(pair.start, victims[-1])
+            await same(pair, ledger)
         for name in NAMES:
-            pair.kill(name)
+            await asyncio.to_thread(pair.kill, name)
+        await asyncio.sleep(0.1)  # Our ends of the last connections notice.
+
+    try:
+        asyncio.run(story())
     finally:
         pair.close()
     with contextlib.closing(sqlite3.connect(pair.store / FILE)) as raw:
