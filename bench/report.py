@@ -35,6 +35,7 @@ TITLES = {
     "identity_scale": "A thousand nodes on one authority",
     "identity_handshake": "What mutual TLS with SVIDs costs",
     "routes": "Programming the kernel's routes",
+    "bpf": "The programs in the kernel",
     "simulator": "The simulator: a thousand nodes in virtual time",
 }
 

@@ -44,26 +44,35 @@ INLINE void tell_counts(struct x0_hello *hello, const struct x0_link *link,
 	hello->heard = state->requests;
 }
 
-/* Whether this sequence number is new; notes it. `kind` is 0 or 1. */
-INLINE int fresh(struct x0_state *state, __u32 kind, __u64 sequence)
+/*
+ * Whether this number of this incarnation was heard before. `kind` is 0 or 1. Asked before the tag
+ * is computed, so that a flood of old hellos is cheap (RFC 4303 section 3.4.3), noted after.
+ */
+INLINE int heard_before(const struct x0_state *state, __u32 kind, const struct x0_hello *hello)
 {
-	__u64 ahead, behind;
+	__u64 behind = state->top[kind] - hello->sequence;
+
+	if (hello->incarnation != state->peer_incarnation)
+		return hello->incarnation < state->peer_incarnation;
+	if (hello->sequence > state->top[kind])
+		return 0;
+	return behind >= WINDOW || state->window[kind] >> behind & 1;
+}
+
+INLINE void note(struct x0_state *state, __u32 kind, __u64 sequence)
+{
+	__u64 ahead = sequence - state->top[kind], behind = state->top[kind] - sequence;
 
 	if (sequence > state->top[kind]) {
-		ahead = sequence - state->top[kind];
 		if (state->top[kind])
 			state->gaps += ahead - 1;
 		state->window[kind] = ahead < WINDOW ? state->window[kind] << ahead | 1 : 1;
 		state->top[kind] = sequence;
-		return 1;
+		return;
 	}
-	behind = state->top[kind] - sequence;
-	if (behind >= WINDOW || state->window[kind] >> behind & 1)
-		return 0;
-	state->window[kind] |= 1ULL << behind;
+	state->window[kind] |= 1ULL << (behind & (WINDOW - 1));
 	if (state->gaps) /* else it was sent before the first that came */
 		state->gaps--;
-	return 1;
 }
 
 INLINE void note_answer(__u32 number, struct x0_link *link, struct x0_state *state,
@@ -120,6 +129,9 @@ INLINE int hear(__u32 ifindex, struct hello_frame *frame, void *end)
 	    ipv6->source.high != link->peer.high || ipv6->source.low != link->peer.low ||
 	    ipv6->target.high != link->local.high || ipv6->target.low != link->local.low)
 		return refuse(state, X0_HELLO_MISADDRESSED);
+	kind = hello->kind == X0_ANSWER;
+	if (heard_before(state, kind, hello))
+		return refuse(state, X0_HELLO_REPLAYED);
 	slot = hello->slot & 1;
 	if (!(link->receive_key[slot][0] | link->receive_key[slot][1]) || hello->slot > 1 ||
 	    tag_of(hello, link->receive_key[slot]) != hello->tag)
@@ -129,9 +141,6 @@ INLINE int hear(__u32 ifindex, struct hello_frame *frame, void *end)
 		count(X0_HELLO_STOOD_DOWN);
 		return XDP_DROP;
 	}
-	kind = hello->kind == X0_ANSWER;
-	if (hello->incarnation < state->peer_incarnation)
-		return refuse(state, X0_HELLO_REPLAYED);
 	if (hello->incarnation > state->peer_incarnation) {
 		if (state->peer_incarnation)
 			tell(number, X0_EVENT_RESTARTED, now, 0);
@@ -139,8 +148,7 @@ INLINE int hear(__u32 ifindex, struct hello_frame *frame, void *end)
 		state->top[0] = state->top[1] = 0;
 		state->window[0] = state->window[1] = 0;
 	}
-	if (!fresh(state, kind, hello->sequence))
-		return refuse(state, X0_HELLO_REPLAYED);
+	note(state, kind, hello->sequence);
 
 	state->peer_sent = hello->sent;
 	state->peer_told = hello->told;

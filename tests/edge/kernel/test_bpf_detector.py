@@ -19,7 +19,7 @@ from tests.edge.kernel.triangle import NUMBERS, Node, Triangle, until
 from x0tta6bl4.edge.kernel import clock, layout
 from x0tta6bl4.edge.kernel.detector import Alternate, Detector, Link, Pace
 from x0tta6bl4.edge.kernel.layout import EventKind
-from x0tta6bl4.edge.kernel.libbpf import KernelRefused, Libbpf, is_bpffs
+from x0tta6bl4.edge.kernel.libbpf import KernelRefused, Libbpf, is_bpffs, unmount
 from x0tta6bl4.edge.kernel.programs import Mode, Programs
 
 pytestmark = pytest.mark.netns
@@ -301,6 +301,22 @@ def test_an_upgrade_keeps_the_maps_if_it_can(triangle: Triangle, tmp_path: Path)
             assert a.programs.attached() == {a.space.index("ab"): Mode.GENERIC}
         ids = [a.programs.library.name_and_id(one)[1] for one in a.programs.programs.values()]
     a.remove()
+    assert clock.NEAR not in a.space.run("ip", "link")
+
+
+def test_lost_pins_are_made_again(triangle: Triangle, tmp_path: Path) -> None:
+    a = Node(triangle, "a", tmp_path / "pins", Pace())
+    a.watch(triangle, "b")
+    a.detector.close()
+    a.programs.close()
+    unmount(tmp_path / "pins")
+    again = Node(triangle, "a", tmp_path / "pins", Pace())
+    assert not again.programs.adopted
+    with a.space:
+        assert again.programs.attached() == {a.space.index("ab"): Mode.GENERIC}
+    again.watch(triangle, "b")
+    _after(lambda: again.detector.report(AB).asked, 5)
+    again.remove()
     assert clock.NEAR not in a.space.run("ip", "link")
 
 
