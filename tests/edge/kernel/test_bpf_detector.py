@@ -426,6 +426,15 @@ def test_no_verdict_while_our_own_clock_stands(triangle: Triangle, nodes: dict[s
     assert not a.told(AB, EventKind.DOWN)
 
 
+def test_no_verdict_of_a_timer_that_comes_late(triangle: Triangle, nodes: dict[str, Node]) -> None:
+    a = nodes["a"]
+    a.detector._write(AB, a.detector._read(AB) | {"late_ns": 0})  # it always does
+    triangle.cut("ba")
+    late = a.detector.report(AB).late
+    until(lambda: a.detector.report(AB).late > late + 10)
+    assert not a.told(AB, EventKind.DOWN)
+
+
 def test_what_was_diverted_once_is_not_diverted_again(
     triangle: Triangle, nodes: dict[str, Node]
 ) -> None:
@@ -434,7 +443,7 @@ def test_what_was_diverted_once_is_not_diverted_again(
     a = nodes["a"].detector
     dead, nowhere = 200, 201
     a._write(dead, a._read(AC) | {"forgiven": 0})
-    a._write(nowhere, a._read(AC) | {"peer_mac": b"\2\0\0\0\0\1"})
+    a._write(nowhere, a._read(AC) | {"forgiven": 0, "peer_mac": b"\2\0\0\0\0\1"})
     maps = nodes["a"].programs.maps
     maps["x0_states"].put(struct.pack("I", dead), layout.STATE.pack(downs=1))
     port = layout.PORT_KEY.pack(ifindex=a._read(AC)["ifindex"], mac=a._read(AC)["peer_mac"])
