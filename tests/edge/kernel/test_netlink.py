@@ -74,6 +74,9 @@ def test_routes_are_read_as_written(
 ) -> None:
     route = rt.Route(target, 128, metric, hop, rt.RouteKind.UNICAST, source, protocol)
     assert rt.read_route(said(rt.put_route(route))) == route
+    if source:
+        once = rt.put_host(target, metric, hop, source, protocol)
+        assert once == rt.put_route(route)
     unreachable = rt.Route(target, 48, metric, 0, rt.RouteKind.UNREACHABLE, b"", protocol)
     assert rt.read_route(said(rt.put_route(unreachable))) == unreachable
     gone = rt.read_link(said(rt.drop_route(route)))

@@ -72,6 +72,7 @@ class Way(Value, frozen=True):
 
 
 _LINK, _DOWNSTREAM, _NODE = Guard.LINK, Guard.DOWNSTREAM, Guard.NODE
+_NOBODY = (-1, Guard.NONE)
 _Near = tuple[int, int, list[int]]
 """A neighbour, the cost of the link to it, distances from it."""
 _Search = tuple[list[int], list[int]]
@@ -86,8 +87,8 @@ class Alternates:
     """
 
     __slots__ = (
-        "_back", "_changes", "_far", "_known", "_map", "_named", "_near", "_rebuild", "_stubs",
-        "_tree", "_trees", "_unrepaired", "ways",
+        "_changes", "_far", "_map", "_named", "_near", "_rebuild", "_tree", "_trees",
+        "_unrepaired", "ways",
     )  # fmt: skip
 
     def __init__(self, me: str) -> None:
@@ -95,18 +96,12 @@ class Alternates:
         self._tree = Tree(self._map)
         self._trees: dict[int, Tree] = {}
         self._near: list[_Near] = []
-        self._stubs: list[int] = []
-        """Which of the neighbours nothing may pass through, by place in that list."""
-        self._back: list[int] = []
-        """Of each neighbour: cost of the link to it and distance back from it."""
         self._far: list[list[int]] = []
         """Of each next hop and each other neighbour: cost and distance from that to the hop."""
         self._changes: list[Change] = []
         self._rebuild = False
         self._named: list[str] = [me]
         """Names of the numbers at the last update: a number may be given again."""
-        self._known: dict[tuple[int, int, Guard], Way] = {}
-        """Ways of this update: many destinations share one."""
         self._unrepaired: dict[str, None] = {}
         self.ways: dict[str, Way] = {}
         """By destination, as of the last `update` and `repair`."""
@@ -145,16 +140,18 @@ class Alternates:
         if not self.due:
             return {}
         stale = self._mend()
-        self._known = {}
         found: dict[str, Way | None] = {}
-        names = self._map.names
-        index = self._map.index
+        names, index = self._map.names, self._map.index
+        for old, new in zip(self._named, names, strict=False):
+            if old != new and old not in index:
+                self._forget(old, found)
+        live = []
         for number in stale:
-            for name in {*self._named[number : number + 1], names[number]}:
-                if index.get(name) == number != 0:
-                    self._set(name, self._way(number), found)
-                elif name not in index:
-                    self._forget(name, found)
+            if index.get(names[number]) == number:
+                live.append(number)
+            elif names[number] not in index:
+                self._forget(names[number], found)
+        self._set_ways(live, found)
         self._named = names[:]
         self._unrepaired = {
             names[near]: None for near, _, _ in sorted(self._near, key=lambda n: names[n[0]])
@@ -270,9 +267,6 @@ class Alternates:
             (number, map.links[0][number], self._trees[number].distance)
             for number in sorted(map.links[0], key=names.__getitem__)
         ]
-        home, stub = self._tree.distance, map.stub
-        self._stubs = [at for at, (number, _, _) in enumerate(self._near) if stub[number]]
-        self._back = [cost + home[number] for number, cost, _ in self._near]
         self._far = [[cost + d[hop] for _, cost, d in self._near] for hop, _, _ in self._near]
         if all_new or anew or not stale.isdisjoint(self._trees):
             return range(size)
@@ -281,45 +275,69 @@ class Alternates:
         return sorted(stale)
 
     # -------------------------------------------------------------------------- ways
-    def _way(self, target: int) -> Way | None:
-        """Next hop and alternate; of equally good ones that of the lowest name."""
-        near = self._near
-        totals = [cost + distance[target] for _, cost, distance in near]
-        for at in self._stubs:
-            if near[at][0] != target:
-                totals[at] = INFINITE
-        best = min(totals, default=INFINITE)
-        if best >= INFINITE:
-            return None
-        at_hop = totals.index(best)
-        hop, _, beyond = near[at_hop]
-        far, onward = self._far[at_hop], beyond[target] if hop != target else -INFINITE
-        choice, alternate = (Guard.NONE, 0), -1
-        for at, total in enumerate(totals):
-            if total < best + self._back[at] and at != at_hop:
+    def _set_ways(self, targets: list[int], found: dict[str, Way | None]) -> None:
+        """Next hops and alternates; of equally good ones that of the lowest name.
+
+        One row for each target, one column for each neighbour: rows are many, so what can be
+        computed for a column at once is.
+        """
+        near, names, ways = self._near, self._map.names, self.ways
+        totals = [self._totals(at, targets) for at in range(len(near))]
+        home = self._tree.distance
+        back = [cost + home[number] for number, cost, _ in near]
+        known: dict[tuple[int, int, Guard], Way] = {}
+        for target, row in zip(targets, zip(*totals, strict=True), strict=bool(near)):
+            name, best = names[target], min(row)
+            if best >= INFINITE or not target:
+                self._forget(name, found)
+                continue
+            hop = row.index(best)
+            others = [at for at, total in enumerate(row) if total < best + back[at]]
+            key = (hop, *(self._alternate(target, row, hop, others) if others[1:] else _NOBODY))
+            way = known.get(key)
+            if way is None:
+                _, at, guard = key
+                other = names[near[at][0]] if at >= 0 else ""
+                way = known[key] = Way(names[near[hop][0]], other, guard)
+            old = ways.get(name)
+            if old == way:
+                continue
+            if old is not None and old.repair and old.hop == way.hop and way.guard < _DOWNSTREAM:
+                way = Way(way.hop, way.alternate, way.guard, old.repair)  # Until looked at again.
+                if way == old:
+                    continue
+            found[name] = ways[name] = way
+        if not near:
+            for target in targets:
+                self._forget(names[target], found)
+
+    def _totals(self, at: int, targets: list[int]) -> list[int]:
+        """Cost of the way over one neighbour to each target."""
+        number, cost, distance = self._near[at]
+        if self._map.stub[number]:
+            return [cost if target == number else INFINITE for target in targets]
+        if len(targets) == len(distance):
+            return [cost + there for there in distance]
+        return [cost + distance[target] for target in targets]
+
+    def _alternate(
+        self, target: int, row: tuple[int, ...], hop: int, others: list[int]
+    ) -> tuple[int, Guard]:
+        """The best of those that don't send packets back, and what it is good for."""
+        near, far, best = self._near, self._far[hop], row[hop]
+        number, cost, _ = near[hop]
+        onward = best - cost if number != target else -INFINITE
+        chosen, guard, least = -1, Guard.NONE, INFINITE
+        for at in others:
+            if at != hop:
+                total = row[at]
                 if total < far[at] + onward:
                     good = _NODE
                 else:
                     good = _DOWNSTREAM if total - near[at][1] < best else _LINK
-                if alternate < 0 or (good, -total) > choice:
-                    choice, alternate = (good, -total), near[at][0]
-        key = (hop, alternate, choice[0])
-        way = self._known.get(key)
-        if way is None:
-            names = self._map.names
-            way = Way(names[hop], names[alternate] if alternate >= 0 else "", choice[0])
-            self._known[key] = way
-        return way
-
-    def _set(self, name: str, way: Way | None, found: dict[str, Way | None]) -> None:
-        old = self.ways.get(name)
-        if way is None:
-            self._forget(name, found)
-            return
-        if old is not None and old.repair and old.hop == way.hop and way.guard < Guard.DOWNSTREAM:
-            way = Way(way.hop, way.alternate, way.guard, old.repair)  # Good until looked at again.
-        if way != old:
-            found[name] = self.ways[name] = way
+                if good > guard or (good == guard and total < least):
+                    chosen, guard, least = at, good, total
+        return chosen, guard
 
     def _forget(self, name: str, found: dict[str, Way | None]) -> None:
         if self.ways.pop(name, None) is not None:

@@ -194,8 +194,7 @@ class KernelRoutes:
         """Bring these targets up to date; None: nothing leads there any more."""
         wanted, routes = self._wanted, self._routes
         hops: dict[int, rt.NextHop] = {}
-        put: list[tuple[_Key, int]] = []
-        drop: list[_Key] = []
+        moved: list[tuple[_Key, int]] = []
         changes = {**self._first_segments(changes.values()), **changes}
         seen: dict[int, tuple[int, int]] = {id(None): (0, 0)}
         for target, course in changes.items():
@@ -209,12 +208,12 @@ class KernelRoutes:
             if pair is None:
                 pair = self._next_hop(course, hops), self._next_hop(_second(course), hops)
                 seen[id(course)] = pair
-            for key, number in zip(((target, METRIC), (target, SECOND)), pair, strict=True):
-                if number and routes.get(key) != number:
-                    put.append((key, number))
-                elif not number and key in routes:
-                    drop.append(key)
-        return self._carry_out(hops, put, drop)
+            first, second = pair
+            if routes.get((target, METRIC), 0) != first:
+                moved.append(((target, METRIC), first))
+            if routes.get((target, SECOND), 0) != second:
+                moved.append(((target, SECOND), second))
+        return self._carry_out(hops, moved)
 
     def cut(self, neighbour: tuple[int, bytes], off: bool) -> Done:
         """A neighbour is out of reach, so its targets take their alternates; or in reach again.
@@ -234,7 +233,7 @@ class KernelRoutes:
         for id, course in self._owners.items():
             if id in self._hops and any(e and e.neighbour == neighbour for e in course):
                 lost |= not self._next_hop(course, hops)
-        done = self._carry_out(hops, [], [])
+        done = self._carry_out(hops, [])
         return self.change(dict(self._wanted)) if lost else done
 
     def mend(self) -> Done:
@@ -328,7 +327,7 @@ class KernelRoutes:
         return {target for target, _ in self._routes}
 
     def _first_segments(self, courses: Iterable[Course | None]) -> dict[bytes, Course]:
-        """Ways to the first segments, where there is none yet: the kernel asks its routes for it."""
+        """Ways to first segments, where there is none yet: the kernel asks its routes for them."""
         found: dict[bytes, Course] = {}
         seen = {id(course): course for course in courses}
         for course in seen.values():
@@ -372,21 +371,18 @@ class KernelRoutes:
         self._ids[course], self._owners[id] = id, course
         return id
 
-    def _carry_out(
-        self,
-        hops: dict[int, rt.NextHop],
-        put: list[tuple[_Key, int]],
-        drop: list[_Key],
-    ) -> Done:
-        """Next hops first, then the routes that name them, then what is not wanted."""
+    def _carry_out(self, hops: dict[int, rt.NextHop], moved: list[tuple[_Key, int]]) -> Done:
+        """Next hops first, then the routes that name them, then what is not wanted.
+
+        Args:
+            hops: to be put, by id.
+            moved: routes and the next hops that they are to name; 0: none, they go.
+        """
         own = self._own
+        put = [one for one in moved if one[1]]
+        drop = [key for key, id in moved if not id]
         requests = [rt.put_next_hop(hop) for hop in hops.values()]
-        requests += [
-            rt.put_route(
-                rt.Route(target, 128, metric, id, rt.RouteKind.UNICAST, own, PROTOCOL),
-            )
-            for (target, metric), id in put
-        ]
+        requests += [rt.put_host(*key, id, own, PROTOCOL) for key, id in put]
         requests += [
             rt.drop_route(rt.Route(target, 128, metric, protocol=PROTOCOL))
             for target, metric in drop
@@ -394,13 +390,12 @@ class KernelRoutes:
         if not requests:
             return Done()
         refused = self._netlink.ask(requests)
-        bad = {refusal.at for refusal in refused}
-        for at, (id, hop) in enumerate(hops.items()):
-            if at not in bad:
-                self._hops[id] = hop
-        for at, (key, id) in enumerate(put, len(hops)):
-            if at not in bad:
-                self._routes[key] = id
+        if refused:
+            bad = {refusal.at for refusal in refused}
+            put = [one for at, one in enumerate(put, len(hops)) if at not in bad]
+            hops = {id: hop for at, (id, hop) in enumerate(hops.items()) if at not in bad}
+        self._hops |= hops
+        self._routes.update(put)
         for key in drop:
             self._routes.pop(key, None)
         if len(self._owners) > NEXT_HOPS_MAX:

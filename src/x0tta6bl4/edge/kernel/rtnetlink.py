@@ -344,21 +344,31 @@ def put_route(route: Route) -> Request:
         body = _ROUTE.pack(_V6, route.prefix, 0, 0, route.table, route.protocol, 0, route.kind, 0)
         body += attribute(1, route.target) + attribute(6, _NUMBER.pack(route.metric))
         return NEW_ROUTE, CREATE | REPLACE, body
-    if not route.source:
-        return (
-            NEW_ROUTE,
-            CREATE | REPLACE,
-            _PUT_SOURCELESS.pack(
-                _V6, route.prefix, 0, 0, route.table, route.protocol, 0, route.kind, 0,
-                20, 1, route.target, 8, 6, route.metric, 8, 30, route.next_hop,
-            ),
-        )  # fmt: skip
+    body = _PUT_SOURCELESS.pack(
+        _V6, route.prefix, 0, 0, route.table, route.protocol, 0, route.kind, 0,
+        20, 1, route.target, 8, 6, route.metric, 8, 30, route.next_hop,
+    )  # fmt: skip
+    if route.source:
+        body += attribute(7, route.source)
+    return NEW_ROUTE, CREATE | REPLACE, body
+
+
+def put_host(target: bytes, metric: int, next_hop: int, source: bytes, protocol: int) -> Request:
+    """`put_route` for one address, in one go: there are thousands of them.
+
+    Args:
+        target: address.
+        metric: of the route.
+        next_hop: id of its next-hop object.
+        source: of what starts here.
+        protocol: who writes it.
+    """
     return (
         NEW_ROUTE,
         CREATE | REPLACE,
         _PUT.pack(
-            _V6, route.prefix, 0, 0, route.table, route.protocol, 0, route.kind, 0,
-            20, 1, route.target, 8, 6, route.metric, 8, 30, route.next_hop, 20, 7, route.source,
+            _V6, 128, 0, 0, MAIN, protocol, 0, 1, 0,
+            20, 1, target, 8, 6, metric, 8, 30, next_hop, 20, 7, source,
         ),
     )  # fmt: skip
 
