@@ -15,9 +15,10 @@ import pytest
 from tests.edge.kernel.ring import PREFIX, Host, Ring, address, link
 from x0tta6bl4.edge.kernel import rtnetlink as rt
 from x0tta6bl4.edge.kernel import sysctl
-from x0tta6bl4.edge.kernel.netlink import Netlink
+from x0tta6bl4.edge.kernel.netlink import Monitor, Netlink
 from x0tta6bl4.edge.kernel.routes import PROTOCOL, Exit, KernelRoutes
 from x0tta6bl4.edge.kernel.sysctl import Sysctls
+from x0tta6bl4.edge.kernel.watch import Watch
 from x0tta6bl4.wire.errors import Unavailable
 
 pytestmark = pytest.mark.netns
@@ -332,6 +333,34 @@ def test_findings_of_interfaces(ring: Ring) -> None:
         assert a.watch.restore() == []
     left = a.space.run("sysctl", "-ar", "(force_forwarding|seg6_enabled)$")
     assert "= 1" not in left
+
+
+class OldKernel(Sysctls):
+    """One that can't forward by interface."""
+
+    def get(self, name: str) -> str | None:
+        return None if "force_forwarding" in name else super().get(name)
+
+
+def test_where_the_whole_host_has_to_forward_it_goes_on_heeding_routers(ring: Ring) -> None:
+    a = ring.hosts["a"]
+    heeded = "net.ipv6.conf.to-b.accept_ra"
+    with a.space:
+        assert a.watch.restore() == []
+        monitor = Monitor()
+        old = Watch(a.netlink, monitor, OldKernel(None), PREFIX)
+        assert a.space.run("sysctl", "-n", heeded).strip() == "1"
+        old.use(a.routes.links.values())
+        assert a.space.run("sysctl", "-n", "net.ipv6.conf.all.forwarding").strip() == "1"
+        assert a.space.run("sysctl", "-n", heeded).strip() == "2"
+        passes(ring.hosts["d"], ring.hosts["b"])
+        a.space.run("sysctl", "-qw", "net.ipv6.conf.all.forwarding=0")
+        assert "X0-KRN-136" in [finding.id for finding in old.check()]
+        assert a.space.run("sysctl", "-n", "net.ipv6.conf.all.forwarding").strip() == "1"
+        assert old.restore() == []
+        assert a.space.run("sysctl", "-n", heeded).strip() == "1"
+        assert a.space.run("sysctl", "-n", "net.ipv6.conf.to-b.forwarding").strip() == "0"
+        monitor.close()
 
 
 def test_switches_that_another_has_set_stay(tmp_path: Path) -> None:
