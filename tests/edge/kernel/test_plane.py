@@ -15,7 +15,8 @@ from tests.edge.kernel.space import Spaces, link_local
 from x0tta6bl4.core.routing.alternates import Guard, Way
 from x0tta6bl4.edge.kernel.plane import Adjacent, Plane
 from x0tta6bl4.edge.kernel.routes import PROTOCOL
-from x0tta6bl4.wire.ids import NodeName
+from x0tta6bl4.wire.errors import Conflict
+from x0tta6bl4.wire.ids import NodeName, TrustDomain
 
 pytestmark = pytest.mark.netns
 
@@ -115,6 +116,17 @@ def test_a_table_that_stands_stands_until_everything_is_known(world: World) -> N
     assert done.routes_put <= 2  # What was never told again goes, the rest is there.
     assert [world.way(name) for name in "bc"] == ["to-b", "to-c"]
     assert world.way("d") == ""
+
+
+def test_a_second_node_in_the_same_namespace_is_refused(world: World) -> None:
+    world.plane.table(TABLE)
+    for domain, name in ((DOMAIN, "other"), (TrustDomain("other.org"), "a")):
+        with world.space:
+            second = Plane(domain, NodeName(name), None)
+            with pytest.raises(Conflict, match="X0-KRN-141"):
+                second.start(world.adjacent())
+        second.close()
+    assert [world.way(name) for name in "bcd"] == ["to-b", "to-c", "to-b"]
 
 
 def test_stopping_leaves_nothing(world: World) -> None:

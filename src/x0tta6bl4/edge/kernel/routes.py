@@ -22,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterable, Mapping
+from ipaddress import IPv6Address
 from itertools import pairwise
 from typing import Final, final
 
@@ -29,6 +30,7 @@ from x0tta6bl4.core.machine import Value
 from x0tta6bl4.core.routing.alternates import Way
 from x0tta6bl4.edge.kernel import rtnetlink as rt
 from x0tta6bl4.edge.kernel.netlink import Netlink, Refusal, Request
+from x0tta6bl4.wire.errors import Conflict
 from x0tta6bl4.wire.ids import NodeName, TrustDomain
 from x0tta6bl4.wire.mesh_address import link_address, mesh_address
 
@@ -119,8 +121,10 @@ class KernelRoutes:
         Returns:
             How many routes were found.
         Raises:
+            Conflict: X0-KRN-141 another node's routes are here.
             Unavailable: the kernel refuses (X0-KRN-103) or does not answer.
         """
+        self._be_alone()
         self.look()
         loopback = next((n for n, link in self._links.items() if link.name == _LOOPBACK), 1)
         unreachable = rt.Route(self._prefix, 48, METRIC, 0, rt.RouteKind.UNREACHABLE, b"", PROTOCOL)
@@ -129,6 +133,25 @@ class KernelRoutes:
             [rt.put_address(rt.Address(loopback, self._own, 128)), rt.put_route(unreachable)],
         )
         return len(self._routes)
+
+    def _be_alone(self) -> None:
+        """Two nodes in one network namespace would take each other's routes for their own."""
+        others = set()
+        for said in self._netlink.dump("addresses", rt.GET_ADDRESS, rt.addresses()):
+            address = rt.read_address(said)
+            if address is not None and address.address[:8] == self._prefix[:8]:
+                others.add(address.address)
+        for said in self._netlink.dump("routes", rt.GET_ROUTE, rt.routes(PROTOCOL)):
+            route = rt.read_route(said)
+            if route is not None and route.protocol == PROTOCOL and route.prefix == 48:
+                others.add(route.target)
+        others -= {self._own, self._prefix}
+        if others:
+            raise Conflict(
+                "X0-KRN-141",
+                f"routes of another node are here: {IPv6Address(min(others))}",
+                "stop it (`x0 node stop`), or give each node a network namespace",
+            )
 
     def look(self) -> None:
         """Read anew what the kernel has: links, next hops and routes of ours."""
