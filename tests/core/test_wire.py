@@ -19,6 +19,7 @@ from x0tta6bl4.wire.messages import (
     CallerItem,
     ClockItem,
     Delta,
+    DirectItem,
     Flood,
     Full,
     Intro,
@@ -63,6 +64,7 @@ ITEMS: tuple[messages.Item, ...] = (
     BundleItem("mesh.test", (b"ca",)),
     NeighbourItem("b", 7, ("127.0.0.1:1",), 3, 100_000, b"1", b"2", b"3", b"4", udp=False),
     PathsItem("c", (("a", "b", "c"), ("a", "d", "c"))),
+    DirectItem("n3", "fd00::1"),
     AuthorityPathItem((("a", "b"),)),
     ReplicasItem("spiffe://mesh.test/web", (("c", 4),)),
     ServiceItem("spiffe://mesh.test/web", "unix:/run/web", ("unix:uid:1",), True),
@@ -167,7 +169,13 @@ def test_an_incomplete_frame_waits() -> None:
 def test_defaults_are_not_sent() -> None:
     intro = Intro(1, "a", 2, 3, (), 100_000, 5)
     assert b"area" not in codec.encode(intro)
+    assert b"kernel" not in codec.encode(intro)
     assert list(codec.link_reader().feed(codec.encode(intro))) == [intro]
+    offer = messages.KernelOffer(3, b"l" * 16, b"m" * 6, 1500, -1)
+    later = msgspec.to_builtins(msgspec.structs.replace(intro, kernel=offer))
+    later["kernel"]["more"] = later["later"] = 1  # What a later version may add is no mistake.
+    said = msgspec.msgpack.encode(later)
+    assert msgspec.msgpack.decode(said, type=Intro).kernel == offer
 
 
 # ------------------------------------------------------------------ records

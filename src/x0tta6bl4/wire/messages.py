@@ -29,7 +29,29 @@ class Message(
 
 # ------------------------------------------------------------------ agent to agent, over a link
 @final
-class Intro(Message, frozen=True):
+class KernelOffer(Message, frozen=True, forbid_unknown_fields=False):
+    """That the kernel of the sender forwards over the interface which this connection uses.
+
+    With one from both ends, both watch the link in the kernel.  Keys are exported from the
+    connection and go into one of two slots, the one that is not in use; who has put them there
+    says so (`ready`), and only then sends the other end under them.
+    """
+
+    link: int
+    """Number of the link at the sender, 0..255."""
+    local: bytes
+    """Link-local IPv6 address of its interface."""
+    mac: bytes
+    """Hardware address of its interface."""
+    mtu: int
+    slot: int
+    """Of the keys in use when the connection began; -1: none."""
+    ready: bool = False
+    """It takes hellos under the keys of this connection."""
+
+
+@final
+class Intro(Message, frozen=True, forbid_unknown_fields=False):
     """First message on a link from each side, and again whenever the proxy has started anew."""
 
     version: int
@@ -42,6 +64,8 @@ class Intro(Message, frozen=True):
     hello_us: int
     unix_us: int
     area: int = 0
+    kernel: KernelOffer | None = None
+    """Left out by nodes whose data goes through user space."""
 
 
 @final
@@ -150,6 +174,15 @@ class PathsItem(Message, frozen=True):
 
 
 @final
+class DirectItem(Message, frozen=True):
+    """A node that the kernel's routes lead to: circuits go there in one TCP connection."""
+
+    node: str
+    address: str
+    """Its mesh address."""
+
+
+@final
 class AuthorityPathItem(Message, frozen=True):
     """Paths towards nodes that can reach the authority, best first."""
 
@@ -237,6 +270,7 @@ Item = (
     | BundleItem
     | NeighbourItem
     | PathsItem
+    | DirectItem
     | AuthorityPathItem
     | ReplicasItem
     | ServiceItem
@@ -258,7 +292,7 @@ def item_key(item: Item) -> str:
         return f"{kind}/{item.id}/{','.join(item.selectors)}"
     if type(item) is BundleItem:
         return f"{kind}/{item.trust_domain}"
-    if type(item) is NeighbourItem or type(item) is PathsItem:
+    if type(item) is NeighbourItem or type(item) is PathsItem or type(item) is DirectItem:
         return f"{kind}/{item.node}"
     if type(item) is ListenItem:
         return f"{kind}/{item.address}"

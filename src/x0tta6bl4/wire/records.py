@@ -62,6 +62,8 @@ class Adjacency(Word, frozen=True):
     """In 1/16 ms, >= 1: RTT/2 times ETX."""
     dials: bool
     """Whether the writer can dial this neighbour's proxy (else only the other way round)."""
+    kernel: bool = False
+    """Whether the writer's kernel forwards over it, watched by both ends."""
 
 
 @final

@@ -20,6 +20,7 @@ from x0tta6bl4.core.agent.members import Members
 from x0tta6bl4.core.agent.neighbours import Neighbours
 from x0tta6bl4.core.agent.own import Own
 from x0tta6bl4.core.agent.pace import Pace, Said
+from x0tta6bl4.core.agent.planes import Planes
 from x0tta6bl4.core.agent.snapshot import Snapshot
 from x0tta6bl4.core.agent.told import Sets
 from x0tta6bl4.core.identity.renewal import RenewWanted, SvidExpired, SvidRefused
@@ -41,7 +42,6 @@ from x0tta6bl4.core.records import words as said
 from x0tta6bl4.core.records.sets import SetChanged, SetGone
 from x0tta6bl4.core.records.store import Records
 from x0tta6bl4.core.routing import words as route
-from x0tta6bl4.core.routing.forwarding import Forwarding
 from x0tta6bl4.core.routing.routing import Routing
 from x0tta6bl4.wire.admin import Explanation
 from x0tta6bl4.wire.authority import Entry
@@ -118,10 +118,9 @@ class Agent:
             decode=decode,
         )
         self._routing = Routing(me)
-        self._forwarding = Forwarding(me) if forwards else None
+        self._planes = Planes(me, domain, self._snapshot, forwards=forwards)
         self._renewal = self._own.renewal
-        rooms = (self._records, self._routing, self._renewal, self._forwarding)
-        self._rooms = tuple(room for room in rooms if room is not None)
+        self._rooms = (self._records, self._routing, self._renewal, self._planes)
         self._directory = Directory(crypto.verify_endpoint)
         self._sets = Sets(self._snapshot)
         self._neighbours = Neighbours(self._records, self._routing, self._snapshot)
@@ -485,14 +484,14 @@ class Agent:
 
     # -------------------------------------------------------------------------- facts: routing
     def _on_adjacency(self, now: Instant, fact: route.AdjacencyWanted) -> Effects:
-        self._own.adjacency = fact.links
-        self._own.stale = True
-        return self._forwarding.handle(now, fact) if self._forwarding else NOTHING
+        return self._planes.publish(now, self._own, fact.links)
+
+    def _on_kernel_links(self, now: Instant, event: words.KernelLinks) -> Effects:
+        return self._planes.use(now, self._own, event.nodes)
 
     def _route(self, now: Instant, event: route.MemberChanged | route.MemberGone) -> Effects:
         """What a record says of links goes to both that compute with the map."""
-        effects = self._routing.handle(now, event)
-        return effects + self._forwarding.handle(now, event) if self._forwarding else effects
+        return self._routing.handle(now, event) + self._planes.handle(now, event)
 
     def _on_paths(self, now: Instant, fact: route.PathsChanged) -> Effects:
         if fact.paths:
@@ -568,6 +567,7 @@ class Agent:
         Received: _on_records,
         Tick: _on_tick,
         words.ProxySaid: _on_proxy,
+        words.KernelLinks: _on_kernel_links,
         words.NeighbourUp: _on_neighbour,
         words.NeighbourDown: _on_neighbour_down,
         words.AuthoritySaid: _on_authority,

@@ -95,6 +95,13 @@ class NeighbourDown(Value, frozen=True):
 
 
 @final
+class KernelLinks(Value, frozen=True):
+    """The kernel forwards over the links to these neighbours, all of them that it does."""
+
+    nodes: frozenset[str]
+
+
+@final
 class ProxySaid(Value, frozen=True):
     """A message from the proxy."""
 

@@ -55,6 +55,7 @@ from x0tta6bl4.wire.ids import NodeName, SpiffeId
 from x0tta6bl4.wire.messages import (
     ClockItem,
     Delta,
+    DirectItem,
     Full,
     Item,
     LinkState,
@@ -376,7 +377,7 @@ class Proxy:
             return True
         elif type(item) is SvidItem:
             self._on_svid(now, item)
-        elif type(item) is PathsItem:
+        elif type(item) is PathsItem or type(item) is DirectItem:
             self._on_paths(now, NodeName(item.node))
         elif type(item) is NeighbourItem:
             self._out += self.links.handle(
@@ -403,7 +404,7 @@ class Proxy:
         elif kind == "NeighbourItem":
             self._out += self.links.handle(now, NeighbourGone(name))
             self.routes.suspects.discard(name)
-        elif kind == "PathsItem":
+        elif kind == "PathsItem" or kind == "DirectItem":
             self._on_paths(now, NodeName(name))
         elif kind == "SvidItem":
             self._withdraw(now, SpiffeId(name))

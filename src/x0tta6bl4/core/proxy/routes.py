@@ -1,5 +1,6 @@
 """Where circuits go: paths to nodes, and the nodes where a workload can be reached.
 
+Where the kernel's routes lead to a node, the first path goes there without relays.
 A path whose first link is suspect or down is taken only when there is no other; a standby goes
 apart from the circuits that are there.  One over which the last dial failed comes after those
 where it did not, and of several such the one that failed longest ago: a member that attracts paths
@@ -39,8 +40,13 @@ class Routes:
         """Paths to a node, best first; to this node itself, itself."""
         if node == me:
             return ((me,),)
-        item = self._snapshot.items.get(f"PathsItem/{node}")
-        return item.paths if type(item) is PathsItem else ()
+        items = self._snapshot.items
+        item = items.get(f"PathsItem/{node}")
+        paths = item.paths if type(item) is PathsItem else ()
+        if f"DirectItem/{node}" not in items:
+            return paths
+        direct: Path = (me, node)
+        return (direct, *(path for path in paths if path != direct))
 
     def dial(
         self, token: int, me: NodeName, node: NodeName, avoid: tuple[Path, ...]

@@ -23,7 +23,7 @@ from x0tta6bl4.runtime.ports import TlsPeer
 from x0tta6bl4.wire import codec
 from x0tta6bl4.wire.errors import BadMessage
 from x0tta6bl4.wire.ids import NodeName, node_of
-from x0tta6bl4.wire.messages import LINK_VERSION, Alive, Intro, LinkMessage, Redial
+from x0tta6bl4.wire.messages import LINK_VERSION, Alive, Intro, KernelOffer, LinkMessage, Redial
 
 HANDSHAKE_S: Final = 5.0
 ALIVE_EVERY_S: Final = 1.0
@@ -46,6 +46,22 @@ class LinkKeys(msgspec.Struct, frozen=True, gc=False):
     rx_setup: bytes
 
 
+@final
+class Offers(msgspec.Struct, frozen=True, gc=False):
+    """What both ends of a connection have said of their kernels, and keys for these."""
+
+    index: int
+    """Of the interface here."""
+    mine: KernelOffer
+    """As the connection began."""
+    first: KernelOffer
+    """The neighbour's, as the connection began."""
+    theirs: KernelOffer
+    """The neighbour's, as it is now."""
+    secret: bytes
+    """32 bytes of this connection: the first half is for hellos of the lower name."""
+
+
 class LinkOwner(Protocol):
     """Who hears of links: the agent."""
 
@@ -62,10 +78,23 @@ class LinkOwner(Protocol):
         """A connection was refused or failed, for the events log."""
 
 
+class KernelSide(Protocol):
+    """Who forwards in the kernel: `app.kernel_plane`."""
+
+    def place(self, node: NodeName, here: str, there: str) -> tuple[int, KernelOffer] | None:
+        """What to offer on a connection between two addresses, and its interface."""
+
+    def offered(self, node: NodeName, offers: Offers) -> None:
+        """Both ends have made their offers, or the neighbour takes hellos under the new keys."""
+
+
 class _Connection:
     """One TLS connection to a neighbour."""
 
-    __slots__ = ("dialled", "heard_at", "intro", "node", "not_after", "tls", "writer")
+    __slots__ = (
+        "dialled", "first", "heard_at", "intro", "node", "not_after", "place", "ready", "tls",
+        "writer",
+    )  # fmt: skip
 
     def __init__(self, writer: asyncio.StreamWriter, dialled: bool) -> None:
         self.writer = writer
@@ -76,6 +105,10 @@ class _Connection:
             raise BadMessage("X0-LNK-001", f"{self.tls.peer_id} is no node")
         self.node = node
         self.intro: Intro | None = None
+        self.place: tuple[int, KernelOffer] | None = None
+        self.first: KernelOffer | None = None
+        self.ready = False
+        """The kernel takes hellos under the keys of this connection."""
         self.heard_at = 0.0
         self.not_after = min(self.tls.peer_not_after_unix_s, self.tls.own_not_after_unix_s)
 
@@ -101,6 +134,7 @@ class LinkConnections:
         server: TLS for accepting.
         unix_s: wall clock, seconds; used to end connections with their SVIDs.
         draw: random stream of this node, for back-off.
+        kernel: makes offers of the kernel; None: data goes through user space.
     """
 
     def __init__(
@@ -111,7 +145,9 @@ class LinkConnections:
         server: ssl.SSLContext,
         unix_s: Callable[[], float],
         draw: random.Random,
+        kernel: KernelSide | None = None,
     ) -> None:
+        self._kernel = kernel
         self._me = me
         self._owner = owner
         self._client = client
@@ -148,12 +184,22 @@ class LinkConnections:
             return
         self._intro = intro
         for connection in list(self._up.values()):
-            connection.send(self._stamped(intro))
+            connection.send(self._stamped(intro, connection))
             self._announce(connection)
 
-    def _stamped(self, intro: Intro) -> Intro:
-        """The greeting with the time of now: neighbours compare clocks by it."""
-        return msgspec.structs.replace(intro, unix_us=int(self._unix_s() * 1e6))
+    def _stamped(self, intro: Intro, connection: _Connection) -> Intro:
+        """The greeting with the time of now, by which neighbours compare clocks, and an offer."""
+        offer = connection.place[1] if connection.place else None
+        if offer is not None:
+            offer = msgspec.structs.replace(offer, ready=connection.ready)
+        return msgspec.structs.replace(intro, unix_us=int(self._unix_s() * 1e6), kernel=offer)
+
+    def ready(self, node: NodeName) -> None:
+        """Tell a neighbour that the kernel takes hellos under the keys of its connection."""
+        connection = self._up.get(node)
+        if connection is not None and self._intro is not None and not connection.ready:
+            connection.ready = True
+            connection.send(self._stamped(self._intro, connection))
 
     def redial(self) -> None:
         """The SVID has changed: replace every connection, keeping the old until the new is up."""
@@ -361,7 +407,10 @@ class LinkConnections:
             raise BadMessage("X0-LNK-003", f"{wanted} dialled, {connection.node} answered")
         if connection.node not in self._known:
             raise BadMessage("X0-LNK-004", f"{connection.node} is not configured as a neighbour")
-        connection.send(self._stamped(self._intro))
+        here, there = (_end_of(connection.writer, name) for name in ("sockname", "peername"))
+        if self._kernel is not None:
+            connection.place = self._kernel.place(connection.node, here, there)
+        connection.send(self._stamped(self._intro, connection))
         async with asyncio.timeout(HANDSHAKE_S):
             while connection.intro is None:
                 data = await reader.read(65536)
@@ -406,6 +455,8 @@ class LinkConnections:
                     f"clock of {intro.node} differs by {skew:.0f} s",
                     "set both clocks by NTP",
                 )
+            if connection.intro is None:
+                connection.first = intro.kernel
             connection.intro = intro
             if self._up.get(connection.node) is connection:
                 self._announce(connection)
@@ -435,6 +486,10 @@ class LinkConnections:
         if connection.intro is not None and self._intro is not None:
             keys = derive_keys(connection.tls, self._intro, connection.intro)
             self._owner.link_up(connection.node, connection.intro, keys)
+            place, first, theirs = connection.place, connection.first, connection.intro.kernel
+            if self._kernel is not None and place and first and theirs:
+                secret = connection.tls.exporter(b"EXPERIMENTAL x0 kernel hello", b"", 32)
+                self._kernel.offered(connection.node, Offers(*place, first, theirs, secret))
 
     def _lost(self, connection: _Connection, reason: str) -> None:
         if self._up.get(connection.node) is connection:
@@ -463,6 +518,12 @@ def derive_keys(tls: TlsPeer, mine: Intro, theirs: Intro) -> LinkKeys:
         tx_setup=key(b"EXPERIMENTAL x0 setup", mine.node),
         rx_setup=key(b"EXPERIMENTAL x0 setup", theirs.node),
     )
+
+
+def _end_of(writer: asyncio.StreamWriter, which: str) -> str:
+    """IP address of one end of a connection, without its zone."""
+    found = writer.get_extra_info(which)
+    return str(found[0]).partition("%")[0] if found else ""
 
 
 def _reason(error: BaseException) -> str:
