@@ -144,7 +144,7 @@ class Verdicts:
         if shown.rtt_us:
             quality.sample_rtt(shown.rtt_us)
         good = shown.run >= self._config.good_hellos
-        if not good or shown.run < link.run or link.good_since == NEVER:
+        if shown.run < link.run or link.good_since == NEVER:
             link.good_since = now if good else NEVER
         link.run = shown.run
         fact = LinkQuality(
