@@ -87,6 +87,17 @@ def test_what_it_is_told_becomes_routes(world: World) -> None:
     assert gone == ""
 
 
+def test_the_detector_gets_alternates_but_no_source_routes(world: World) -> None:
+    world.plane.table({**TABLE, "e": Way("b", "c", Guard.LINK, ("c", "e"))})
+    by = {one.node: one for one in world.adjacent()}
+    found = {
+        hop: {(one.destination.packed, one.ifindex, one.next_hop_mac) for one in alternates}
+        for hop, alternates in world.plane.alternates().items()
+    }
+    b, c = ((by[NodeName(name)].index, by[NodeName(name)].mac) for name in "bc")
+    assert found == {"b": {(address("d"), *c)}, "c": {(address("c"), *b)}}
+
+
 def test_an_interface_that_comes_and_goes_is_followed(world: World) -> None:
     world.plane.table(TABLE)
     world.space.run("ip", "link", "set", "to-b", "down")

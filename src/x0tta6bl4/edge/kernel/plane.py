@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable, Mapping
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Final, final
 
 from x0tta6bl4.core.machine import Value
 from x0tta6bl4.core.routing.alternates import Way
+from x0tta6bl4.edge.kernel.detector import Alternate
 from x0tta6bl4.edge.kernel.netlink import Monitor, Netlink, Refusal
 from x0tta6bl4.edge.kernel.routes import Course, Done, Exit, KernelRoutes, course_of
 from x0tta6bl4.edge.kernel.sysctl import Sysctls
@@ -128,6 +130,22 @@ class Plane:
         """A neighbour is out of reach, or in reach again; at once, before any table says so."""
         exit = self._exits.get(node)
         return self._note(self._routes.cut(exit.neighbour, off)) if exit else Done()
+
+    def alternates(self) -> dict[str, list[Alternate]]:
+        """For the detector: where data goes while the link to each neighbour is dead.
+
+        Those that are led by a source route are not among them: they are diverted by `cut`.  Before
+        `settle` what the detector has from an earlier process is better.
+        """
+        by_node = {one.node: one for one in self._adjacent}
+        found: dict[str, list[Alternate]] = {one.node: [] for one in self._adjacent}
+        for node, way in self._ways.items():
+            detour = way.detour(source_routes=self._source_routes)
+            if way.hop in found and len(detour) == 1 and detour[0] in by_node:
+                by = by_node[NodeName(detour[0])]
+                target = IPv6Address(self._address(node))
+                found[way.hop].append(Alternate(target, by.index, by.mac))
+        return found
 
     def ready(self) -> Done:
         """Something has changed in the kernel: follow it."""
