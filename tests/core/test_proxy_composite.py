@@ -30,6 +30,7 @@ from x0tta6bl4.wire.ids import NodeName, SpiffeId
 from x0tta6bl4.wire.messages import (
     ClockItem,
     Delta,
+    DirectItem,
     Full,
     Item,
     LinkState,
@@ -212,6 +213,21 @@ def test_a_path_that_comes_back_has_no_failures() -> None:
     rig.delta(PathsItem("b", tuple(p for p in paths if p != dial.path)))
     rig.delta(PathsItem("b", paths))
     assert rig.proxy.routes.route(A, B, ()) == dial.path
+
+
+def test_where_the_kernel_leads_the_first_path_has_no_relay_and_the_standby_takes_one() -> None:
+    rig = ready()
+    before = rig.proxy.routes.paths(A, B)
+    rig.delta(DirectItem("b", "fd00::b"))
+    direct = ("a", "b")
+    assert rig.proxy.routes.paths(A, B) == (direct, *before)
+    assert rig.proxy.routes.route(A, B, ()) == direct
+    assert rig.proxy.routes.route(A, B, (direct,)) == before[0]
+    rig.proxy.routes.suspects.add("b")  # Its link may be dead: the kernel knows another way.
+    assert rig.proxy.routes.route(A, B, ()) == direct
+    rig.proxy.routes.suspects.discard("b")
+    rig.delta(drops=("DirectItem/b",))
+    assert rig.proxy.routes.paths(A, B) == before
 
 
 def test_standby_goes_apart_from_active_and_around_suspects() -> None:

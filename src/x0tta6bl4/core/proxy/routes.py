@@ -95,7 +95,11 @@ class Routes:
 
     def through(self, neighbour: str) -> list[int]:
         """Dials under way whose first link leads to this neighbour."""
-        return [token for token, path in self._dialled.items() if path[1:2] == (neighbour,)]
+        return [token for token, path in self._dialled.items() if self._first(path) == neighbour]
+
+    def _first(self, path: Path) -> str:
+        """The neighbour that a path needs; none where the kernel leads."""
+        return path[1] if len(path) > 1 and not self._direct(path) else ""
 
     def forget(self, me: NodeName, node: NodeName) -> None:
         """The paths to a node have changed: what is gone has no failures, should it return."""
@@ -119,4 +123,8 @@ class Routes:
         return tuple(NodeName(node) for _, _, node in sorted(found))
 
     def _doubtful(self, path: Path) -> bool:
-        return len(path) > 1 and path[1] in self.suspects
+        return len(path) > 1 and path[1] in self.suspects and not self._direct(path)
+
+    def _direct(self, path: Path) -> bool:
+        """Whether the kernel's routes lead along it, by whatever links are alive."""
+        return len(path) == 2 and f"DirectItem/{path[1]}" in self._snapshot.items
