@@ -233,6 +233,7 @@ def test_an_unknown_session_is_gone_and_new_may_create_it() -> None:
     held = rig.accept()
     rig.join(held, rig.body(held, session=b"?" * 16))
     assert facts.SendFrame(held.number, frames.frame(0, frames.GONE)) in rig.said
+    held.circuit.feed(memoryview(frames.frame(1, frames.FIN)))  # It was on its way, too.
     again = rig.accept()
     rig.join(again, rig.body(again, epoch=9, session=b"?" * 16, secret=SECRET))
     assert len(rig.server.sessions) == 2

@@ -237,7 +237,7 @@ class Server:
             return
         session = self._by_key.get((held.source, held.target, join.session))
         if session is None and not join.secret:
-            self._effects.append(SendFrame(held.number, frames.frame(0, frames.GONE)))
+            self._dismiss(now, held)
             return
         secret = join.secret if session is None else session.secret
         label, exporter = frames.LABEL_CLIENT, held.up.exporter
@@ -249,8 +249,7 @@ class Server:
                 self._close(now, held, "protocol")
                 return
             if join.received or join.start:
-                # It has heard from a proxy that is no more.
-                self._effects.append(SendFrame(held.number, frames.frame(0, frames.GONE)))
+                self._dismiss(now, held)  # It has heard from a proxy that is no more.
                 return
             session = self._create(held, join)
             if session is None:
@@ -381,6 +380,13 @@ class Server:
     def _close(self, now: Instant, held: Held, reason: str) -> None:
         self._effects.append(CloseCircuit(held.number, reason))
         self._forget(now, held)
+
+    def _dismiss(self, now: Instant, held: Held) -> None:
+        """Say that its session is no more; frames may come right behind JOIN and mean nothing."""
+        held.circuit.closed = True
+        self._effects.append(SendFrame(held.number, frames.frame(0, frames.GONE)))
+        held.lame_until = now + self._limits.lame_max
+        self._push(held.lame_until, _LAME, held.number)
 
     def _forget(self, now: Instant, held: Held) -> None:
         if self.circuits.pop(held.number, None) is None:

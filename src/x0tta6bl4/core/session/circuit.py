@@ -52,6 +52,7 @@ class Circuit:
         bytes_in: decrypted bytes that came in; not growing means silence.
         bytes_out: plaintext bytes that went out.
         control: frames that are not numbered and wait to leave.
+        closed: what still comes is not looked at.
         more: `pending` may have something behind what it gave last.
     """
 
