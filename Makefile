@@ -5,7 +5,7 @@ UV := uv==0.13.9
 LOCK := pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-header --no-emit-index-url --no-emit-find-links
 
-.PHONY: help setup check lint form types floors tidy format test night attacks fuzz bench bench-pair coverage lock wheel bpf bare clean
+.PHONY: help setup check lint form types floors tidy format test night attacks fuzz bench bench-pair coverage lock wheel bpf kernels bare clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -75,6 +75,9 @@ wheel: setup  ## dist/*.whl, the same bytes for the same commit
 
 bpf:  ## the kernel's half of a node (clang-19, llvm-19): the same bytes for the same sources
 	@bpf/build.sh
+
+kernels: setup  ## boot four kernels and try the programs on each (ARGS="--only 6.12", --write, --broken)
+	$(PY) -m tests.kernels $(ARGS)
 
 bare:  ## clone into a bare Debian 12 and run CMD there ("./x0 test"), as root and as a user
 	tests/bare/run.sh $(CMD)

@@ -98,6 +98,7 @@ class World:
     """Programs in the namespace that the test is in, without clock and timers."""
 
     def __init__(self, pins: Path) -> None:
+        self.pins = pins
         self.programs = Programs.open(Libbpf(), pins)
 
     def put(self, name: str, key: int, data: bytes) -> None:
@@ -110,19 +111,15 @@ class World:
 
     def lease(self, age_s: float = 0) -> None:
         """Settings as the detector writes them, with a lease of this age."""
-        self.put(
-            "x0_settings",
-            0,
-            layout.SETTINGS.pack(
-                renewed_ns=time.monotonic_ns() - int(age_s * SECOND),
-                agent_ns=3 * SECOND,
-                stand_down_ns=60 * SECOND,
-                period_ns=2_500_000,
-                layout=layout.LAYOUT,
-                clock_ifindex=LO,
-                generation=77,
-            ),
-        )
+        values = layout.SETTINGS.unpack(self.get("x0_settings", 0)) | {
+            "renewed_ns": time.monotonic_ns() - int(age_s * SECOND),
+            "agent_ns": 3 * SECOND,
+            "stand_down_ns": 60 * SECOND,
+            "period_ns": 2_500_000,
+            "clock_ifindex": LO,
+            "generation": 77,
+        }
+        self.put("x0_settings", 0, layout.SETTINGS.pack(**values))
 
     def link(self, number: int = 7, **fields: Any) -> None:
         """A link on the loopback interface."""

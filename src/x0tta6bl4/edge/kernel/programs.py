@@ -44,7 +44,7 @@ VERDICTS: Final = "x0_arm"
 """The program that only kernels with `bpf_timer` take (Linux 5.15)."""
 _INGRESS, _ARRIVE, _GENERIC = "x0_ingress", "x0_arrive", "x0_generic"
 _LEAVE, _TURN, START = "x0_leave", "x0_turn", "x0_start"
-_PROGRAMS: Final = (_INGRESS, _ARRIVE, _GENERIC, _LEAVE, _TURN, START, VERDICTS)
+PROGRAMS: Final = (_INGRESS, _ARRIVE, _GENERIC, _LEAVE, _TURN, START, VERDICTS)
 _ZERO: Final = bytes(4)
 _GETTFILTER: Final = 46
 _SIDES: Final = (0xFFFFFFF2, 0xFFFFFFF3)
@@ -125,7 +125,7 @@ class Programs:
             found = library.unpin(path)
             if found is None:
                 continue
-            if path.name in _PROGRAMS:
+            if path.name in PROGRAMS:
                 programs[path.name] = found
             else:
                 maps[path.name] = Map(library, found)

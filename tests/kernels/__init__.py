@@ -1,0 +1,1 @@
+"""The programs of `bpf/` on other kernels: `make kernels` boots each under qemu and tries them."""
