@@ -457,3 +457,26 @@ def test_what_was_diverted_once_is_not_diverted_again(
         until(lambda: len(probes.sent) > 20)
     assert not probes.lost()
     assert a.report(dead).sent >= 20
+
+
+@pytest.mark.parametrize("side", ["a", "b"])
+def test_an_interface_goes_down_and_comes_back(
+    triangle: Triangle, nodes: dict[str, Node], side: str
+) -> None:
+    a, device = nodes["a"], "ab" if side == "a" else "ba"
+    space = triangle.spaces[side]
+    if side == "b":
+        with triangle.probes("a", "b") as probes:
+            until(lambda: len(probes.came) > 20)
+            space.run("ip", "link", "set", device, "down")
+            _after(lambda: a.detector.report(AB).diverted, 20)
+        assert probes.outage_ms() < 100
+    else:
+        space.run("ip", "link", "set", device, "down")
+    until(lambda: a.told(AB, EventKind.DOWN))
+    space.run("ip", "link", "set", device, "up")
+    space.run("ip", "link", "set", device, "mtu", "1400")
+    until(lambda: a.told(AB, EventKind.GOOD))
+    a.revive(AB)
+    with a.space:
+        assert a.space.index("ab") in a.programs.attached()
