@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The programs in the kernel: nanoseconds per packet, a cut, a flood of bad hellos.
 
-    .venv/bin/python -m bench.bpf --part packets --part cut --part flood
+    .venv/bin/python -m bench.bpf --part packets --part cut --part calm --part flood
 
 Packets are measured by PROG_TEST_RUN, which runs a program a million times on one frame; what that
 itself takes is the time of a frame of no interest.  The cut and the flood are real: three network
@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import socket
 import statistics
+import subprocess
 import sys
 import threading
 import time
@@ -31,7 +32,7 @@ from x0tta6bl4.edge.kernel.detector import Pace
 from x0tta6bl4.edge.kernel.filter import Filter, Member
 from x0tta6bl4.edge.kernel.layout import EventKind, Kind, Reason
 
-PARTS = ("packets", "cut", "flood")
+PARTS = ("packets", "cut", "calm", "flood")
 MESH = IPv6Network("fd12:3456:789a::/48")
 ME = MESH[1]
 DROP_NS_MAX = 100
@@ -183,6 +184,63 @@ def _cuts(
         outcome.check("no gap when the link is used again", max(gaps) == 0, f"{max(gaps):g} ms")
 
 
+# ------------------------------------------------------------------ nothing happens
+def calm(outcome: Outcome, root: Path, options: argparse.Namespace) -> None:
+    """No fault at all, without and with processes that take all of the CPU."""
+    for hogs in (0, 4):
+        with Triangle() as triangle, _nodes(triangle, root, Pace()) as nodes:
+            a = nodes["a"].detector
+            start = [a.report(number) for number in (AB, AC)]
+            before = _spent(nodes["a"])
+            others = [
+                subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(hogs)
+            ]
+            try:
+                with _statistics(), triangle.probes("a", "b") as probes:
+                    time.sleep(options.calm)
+            finally:
+                for one in others:
+                    one.kill()
+                    one.wait()
+            end = [a.report(number) for number in (AB, AC)]
+            spent = _spent(nodes["a"]) - before
+        grown = {
+            name: sum(getattr(y, name) - getattr(x, name) for x, y in zip(start, end, strict=True))
+            for name in ("asked", "answers", "suspicions", "downs", "late")
+        }
+        lost = len(probes.lost())
+        outcome.figure(
+            f"{options.calm} s without a fault, {hogs} hogs",
+            {
+                **grown,
+                "lost": lost,
+                "programs of a node with two links: % of a core": round(
+                    spent / options.calm / 1e7, 2
+                ),
+            },
+        )
+        outcome.check(f"no false verdict with {hogs} hogs", not grown["downs"], grown["downs"])
+        outcome.check(f"no packet lost with {hogs} hogs", not lost, lost)
+
+
+@contextlib.contextmanager
+def _statistics() -> Iterator[None]:
+    """Let the kernel count what programs take; what it was set to before comes back."""
+    switch = Path("/proc/sys/kernel/bpf_stats_enabled")
+    before = switch.read_text()
+    switch.write_text("1")
+    try:
+        yield
+    finally:
+        switch.write_text(before)
+
+
+def _spent(node: Node) -> int:
+    """Nanoseconds in all of a node's programs; the timer's are not counted by the kernel."""
+    programs = node.programs
+    return sum(programs.library.spent(one)[0] for one in programs.programs.values())
+
+
 # ------------------------------------------------------------------ a flood
 def flood(outcome: Outcome, root: Path, options: argparse.Namespace) -> None:
     """Bad hellos at a rate, from the far end of the cable, while the link works."""
@@ -291,7 +349,7 @@ def measure(outcome: Outcome, root: Path, options: argparse.Namespace) -> None:
     """The parts that were asked for."""
     root.mkdir(mode=0o700)
     for part in options.part or PARTS:
-        {"packets": packets, "cut": cut, "flood": flood}[part](outcome, root, options)
+        {"packets": packets, "cut": cut, "calm": calm, "flood": flood}[part](outcome, root, options)
 
 
 def main() -> int:
@@ -300,6 +358,7 @@ def main() -> int:
     parser.add_argument("--part", action="append", choices=PARTS)
     parser.add_argument("--repeat", type=int, default=1_000_000)
     parser.add_argument("--cuts", type=int, default=20)
+    parser.add_argument("--calm", type=int, default=20, help="seconds without a fault")
     parser.add_argument("--seconds", type=int, default=60, help="of the flood")
     parser.add_argument("--rate", type=int, default=100_000, help="bad hellos per second")
     return run("bpf", measure, parser)

@@ -107,6 +107,21 @@ def test_pins_get_a_file_system_of_their_own(tmp_path: Path) -> None:
     assert not pins.exists()
 
 
+def test_what_programs_take_is_counted_when_the_kernel_is_told_to(tmp_path: Path) -> None:
+    programs = Programs.open(Libbpf(), tmp_path / "pins")
+    switch = Path("/proc/sys/kernel/bpf_stats_enabled")
+    before = switch.read_text()
+    switch.write_text("1")
+    try:
+        programs.run("x0_ingress", bytes(64), repeat=10)
+    finally:
+        switch.write_text(before)
+    spent_ns, runs = programs.library.spent(programs.programs["x0_ingress"])
+    assert runs == 10
+    assert 0 < spent_ns < 10_000_000
+    programs.remove()
+
+
 def test_which_interfaces_are_veth() -> None:
     assert not is_veth(1)
     assert not is_veth(1 << 20)

@@ -286,11 +286,21 @@ class Libbpf:
 
     def name_and_id(self, program: int) -> tuple[str, int]:
         """Name and number of a program."""
+        info = self._info(program)
+        return info[64:80].rstrip(b"\0").decode(), struct.unpack_from("I", info, 4)[0]
+
+    def spent(self, program: int) -> tuple[int, int]:
+        """Nanoseconds and runs of a program, while `kernel.bpf_stats_enabled` is 1."""
+        nanoseconds, runs = struct.unpack_from("2Q", self._info(program), 192)
+        return nanoseconds, runs
+
+    def _info(self, program: int) -> bytes:
+        """`struct bpf_prog_info`."""
         info = ctypes.create_string_buffer(232)
         size = ctypes.c_uint32(len(info))
         if self._call.bpf_obj_get_info_by_fd(program, info, ctypes.byref(size)):
             raise _refused("X0-KRN-005", "the kernel does not tell about a program")
-        return info.raw[64:80].rstrip(b"\0").decode(), struct.unpack_from("I", info, 4)[0]
+        return info.raw
 
     def name_of_id(self, number: int) -> str:
         """Name of a loaded program, empty if it is gone."""
