@@ -22,7 +22,7 @@ from x0tta6bl4.edge.tls.judge import Judge, allow_all
 from x0tta6bl4.runtime.clocks import unix_us
 from x0tta6bl4.wire import admin
 from x0tta6bl4.wire.authority import BundleRotate, Issued, NodeEvict, Wanted
-from x0tta6bl4.wire.errors import NotFound, Unavailable
+from x0tta6bl4.wire.errors import NotFound, Unavailable, X0Error
 from x0tta6bl4.wire.ids import SpiffeId
 from x0tta6bl4.wire.messages import ListenState, Notice, SessionGone
 
@@ -231,7 +231,7 @@ def test_a_renewal_waits_for_the_next_connection(tmp_path: Path) -> None:
 class Client:
     """In the place of a client: keeps who asks, or answers less than it was asked for."""
 
-    def __init__(self, answers: tuple[Issued, ...] | None) -> None:
+    def __init__(self, answers: tuple[Issued, ...] | X0Error | None) -> None:
         self.answers = answers
         self.asked = asyncio.Event()
 
@@ -239,11 +239,23 @@ class Client:
         self.asked.set()
         if self.answers is None:
             await asyncio.Event().wait()
+        if isinstance(self.answers, X0Error):
+            raise self.answers
         return self.answers or ()
 
 
-@pytest.mark.parametrize("answers", [None, ()])
-def test_every_token_is_answered(tmp_path: Path, answers: tuple[Issued, ...] | None) -> None:
+@pytest.mark.parametrize(
+    ("answers", "kept"),
+    [
+        (None, True),
+        ((), False),
+        (Unavailable("X0-AUT-008", "the authority closed the connection", ""), True),
+        (Unavailable("X0-AUT-006", "the authority does not answer", ""), False),
+    ],
+)
+def test_every_token_is_answered(
+    tmp_path: Path, answers: tuple[Issued, ...] | X0Error | None, kept: bool
+) -> None:
     """Also when the connection is lost in the midst of it, or the answer is too short."""
 
     async def story(here: World) -> None:
@@ -261,7 +273,7 @@ def test_every_token_is_answered(tmp_path: Path, answers: tuple[Issued, ...] | N
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             link._lost("hung up")
-            assert refused == ([] if answers is None else [7])
+            assert refused == ([] if kept else [7])
             link._lost("gone")
             assert refused == [7]
 

@@ -29,6 +29,10 @@ RETRY_FIRST_S: Final = 0.1
 RETRY_LAST_S: Final = 5.0
 SILENT: Final = "X0-AUT-006"
 """What the client raises when nobody answers in time."""
+ENDED: Final = ("X0-AUT-007", "X0-AUT-008")
+"""What it raises when its connection has ended."""
+ENDED_S: Final = 1.0
+"""How soon the watch notices that, too."""
 ASK_EVERY_S: Final = 30.0
 """Least time between two attestations of a node whose SVID is not taken."""
 OFFSETS: Final = 5
@@ -220,14 +224,17 @@ class AuthorityLink:
         if not wanted:
             return
         try:
-            answers = await client.issue(tuple(wanted))
+            try:
+                answers = await client.issue(tuple(wanted))
+            except X0Error as error:
+                if error.id in ENDED:
+                    await asyncio.sleep(ENDED_S)  # Who asks is cancelled meanwhile.
+                for token, id in batch.items():
+                    agent.not_renewed(token, id, str(error))
+                return
         except asyncio.CancelledError:
             self._waiting = {**batch, **self._waiting}  # For the next connection.
             raise
-        except X0Error as error:
-            for token, id in batch.items():
-                agent.not_renewed(token, id, str(error))
-            return
         for (token, id), issued in itertools.zip_longest(batch.items(), answers[: len(batch)]):
             if issued is None:
                 agent.not_renewed(token, id, "the authority left it out of its answer")
