@@ -34,7 +34,7 @@ def triangle() -> Iterator[Triangle]:
 
 
 @pytest.fixture
-def nodes(triangle: Triangle, tmp_path: Path) -> Iterator[dict[str, Node]]:
+def nodes(triangle: Triangle, tmp_path: Path) -> dict[str, Node]:
     """a watches both its links, b and c answer; all revived."""
     try:
         made = {name: Node(triangle, name, tmp_path / name, Pace()) for name in "abc"}
@@ -47,10 +47,7 @@ def nodes(triangle: Triangle, tmp_path: Path) -> Iterator[dict[str, Node]]:
         for number in numbers:
             made[name].revive(number)
     made["a"].detector.set_alternates(AB, [triangle.alternate("ac", "b")])
-    yield made
-    for node in made.values():
-        if node.programs.programs:
-            node.remove()
+    return made
 
 
 def _after(counted: Callable[[], int], more: int) -> None:
@@ -167,7 +164,6 @@ def test_a_dead_peer_is_told_from_a_restarted_one(
     b.watch(triangle, "a")
     until(lambda: a.told(AB, EventKind.RESTARTED) and a.told(AB, EventKind.GOOD))
     a.revive(AB)
-    b.remove()
 
 
 def test_what_user_space_declares_dead_stays_so_until_it_is_revived(
@@ -251,8 +247,6 @@ def test_without_its_agent_a_node_stands_down(triangle: Triangle, tmp_path: Path
         a.detector.renew()
         a.detector.renew()  # sees that the clock stands
     b.revive(BA)
-    a.remove()
-    b.remove()
 
 
 def test_nothing_is_left(triangle: Triangle, tmp_path: Path) -> None:
@@ -360,7 +354,6 @@ def test_forty_links_get_their_hellos_evenly(triangle: Triangle, tmp_path: Path)
     with a.space:
         a.detector.remove_link(138)
     assert 138 not in a.detector.links()
-    a.remove()
 
 
 def test_what_can_not_be_a_link_is_refused(triangle: Triangle, nodes: dict[str, Node]) -> None:
@@ -400,7 +393,6 @@ def test_somebody_elses_xdp_program_is_left_alone(triangle: Triangle, tmp_path: 
         assert a.programs.attach(index, Mode.GENERIC) is Mode.GENERIC
         a.programs.detach(index)
         assert Libbpf().name_of_id(Libbpf().xdp_on(index)) == "cut"
-    a.remove()
 
 
 def test_native_mode_where_both_ends_have_it(triangle: Triangle, tmp_path: Path) -> None:
@@ -413,8 +405,6 @@ def test_native_mode_where_both_ends_have_it(triangle: Triangle, tmp_path: Path)
         assert a.programs.attached() == {a.space.index("ab"): Mode.NATIVE}
         a.programs.attach(a.space.index("ab"), Mode.GENERIC)
         assert a.programs.attached() == {a.space.index("ab"): Mode.GENERIC}
-    a.remove()
-    b.remove()
 
 
 def test_no_verdict_while_our_own_clock_stands(triangle: Triangle, nodes: dict[str, Node]) -> None:

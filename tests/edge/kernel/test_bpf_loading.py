@@ -37,6 +37,9 @@ def test_what_the_verifier_refuses_is_said_in_its_words(tmp_path: Path) -> None:
     path.write_bytes(elf)
     with pytest.raises(KernelRefused, match="X0-KRN-003.*x0_ingress.*R9 !read_ok"):
         Libbpf().load(path)
+    with pytest.raises(KernelRefused, match="X0-KRN-003"):
+        Programs.open(Libbpf(), tmp_path / "pins", path)
+    assert not (tmp_path / "pins").exists(), "nothing is left of it"
     loaded, maps = Libbpf().load(path, without=["x0_ingress"])
     assert "x0_ingress" not in loaded
     assert {one.name for one in maps} > {"x0_links", "x0_states"}

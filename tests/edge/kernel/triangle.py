@@ -42,6 +42,7 @@ class Node:
         with self.space:
             self.programs = Programs.open(Libbpf(), pins)
             self.detector = Detector(self.programs, pace)
+        triangle.callback(self.remove)
 
     def watch(self, triangle: Triangle, other: str, mode: Mode | None = None) -> int:
         """Watch the link to another node."""
@@ -83,10 +84,11 @@ class Node:
         self.seen.clear()
 
     def remove(self) -> None:
-        """Leave nothing."""
-        with self.space:
-            self.detector.remove()
-            self.programs.remove()
+        """Leave nothing; also at the end of a test that failed, and then once more for nothing."""
+        if self.programs.programs:
+            with self.space:
+                self.detector.remove()
+                self.programs.remove()
 
 
 class Triangle(Spaces):
@@ -108,7 +110,7 @@ class Triangle(Spaces):
                     f"route add {MESH[other]}/128 via {hop} dev {device} src {MESH[name]}",
                 ]
             space.ip(*lines)
-        self._drop = _drop_program()
+        self._drop = drop_program()
         return self
 
     def alternate(self, by: str, target: str) -> Alternate:
@@ -195,7 +197,7 @@ class Probes:
         return (self.sent[lost[-1]] - self.sent[lost[0]]) * 1000 + 1 if lost else 0.0
 
 
-def _drop_program() -> int:
+def drop_program() -> int:
     """An XDP program that drops everything: mov r0, 1; exit."""
     library = ctypes.CDLL("libbpf.so.1", use_errno=True)
     code = struct.pack("<BBhiBBhi", 0xB7, 0, 0, 1, 0x95, 0, 0, 0)

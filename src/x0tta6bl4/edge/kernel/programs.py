@@ -99,8 +99,17 @@ class Programs:
             raise KernelRefused(
                 "X0-KRN-006", f"{pins} can't be made: {error.strerror}", "run as root"
             ) from None
-        if not is_bpffs(pins):
-            mount_bpffs(pins)
+        try:
+            if not is_bpffs(pins):
+                mount_bpffs(pins)
+            return cls._adopted_or_loaded(library, pins, path)
+        except KernelRefused:
+            if not _ours(pins):
+                _leave(pins)
+            raise
+
+    @classmethod
+    def _adopted_or_loaded(cls, library: Libbpf, pins: Path, path: Path) -> Programs:
         build = struct.unpack_from("I", hashlib.sha256(path.read_bytes()).digest())[0]
         old = cls._pinned(library, pins)
         if old is not None and old._settled("layout") == layout.LAYOUT:
@@ -290,9 +299,7 @@ class Programs:
             self.detach(ifindex)
         self.close()
         _unpin_all(self._pins)
-        unmount(self._pins)
-        with contextlib.suppress(OSError):
-            self._pins.rmdir()
+        _leave(self._pins)
 
 
 def _ours(pins: Path) -> list[Path]:
@@ -303,6 +310,12 @@ def _ours(pins: Path) -> list[Path]:
 def _unpin_all(pins: Path) -> None:
     for path in _ours(pins):
         path.unlink()
+
+
+def _leave(pins: Path) -> None:
+    unmount(pins)
+    with contextlib.suppress(OSError):
+        pins.rmdir()
 
 
 def is_veth(ifindex: int) -> bool:
