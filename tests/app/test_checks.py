@@ -12,8 +12,10 @@ from tests.fakes.node_admin import UNIX_S, a_status
 from x0tta6bl4.app.checks import CHECKS, FileFact, HostFacts, findings, host_facts
 from x0tta6bl4.wire.admin import (
     AuthorityView,
+    Finding,
     LinkView,
     PathView,
+    PlaneView,
     ServiceView,
     Status,
     SvidView,
@@ -109,6 +111,14 @@ STATUS: dict[str, tuple[dict[str, object], list[tuple[str, str]]]] = {
         [("X0-CHK-021", "warning")],
     ),
     "two nodes of one name": ({"duplicate_name": True}, [("X0-CHK-016", "error")]),
+    "no kernel": (
+        {
+            "plane": PlaneView(
+                "userspace", "userspace, because", (Finding("X0-KRN-143", "warning", "no", "run"),)
+            )
+        },
+        [("X0-KRN-143", "warning")],
+    ),
     "no proxy": ({"state": "alone"}, [("X0-CHK-017", "error")]),
     "draining": ({"state": "draining"}, [("X0-CHK-023", "notice")]),
 }

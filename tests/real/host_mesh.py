@@ -125,6 +125,14 @@ class HostMesh:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
+    def end(self, name: str, seconds: float = 10.0) -> None:
+        """SIGTERM to a node or the authority, and wait until all of it has ended."""
+        pids = self.pids(name)
+        for pid in pids[:1]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        wait_for(lambda: not self.pids(name), f"{name} to end", seconds)
+
     def status(self, node: str) -> admin.Status:
         """Status of a node."""
         with AdminClient(self.state(node)) as client:

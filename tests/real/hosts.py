@@ -112,11 +112,17 @@ class Hosts:
         self, name: str, *command: str, log: Path | None = None, **more: Any
     ) -> subprocess.Popen[bytes]:
         """Start a process in a host; it ends with the context at the latest."""
+        return self.start_as(("ip", "netns", "exec", self.space(name), *command), log, **more)
+
+    def start_as(
+        self, command: tuple[str, ...], log: Path | None, **more: Any
+    ) -> subprocess.Popen[bytes]:
+        """Start a process; it ends with the context at the latest."""
         out = open(log, "ab") if log else subprocess.DEVNULL  # noqa: SIM115
         more.setdefault("stdout", out)
         more.setdefault("stderr", out)
         child: subprocess.Popen[bytes] = subprocess.Popen(
-            ["ip", "netns", "exec", self.space(name), *command],
+            command,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
             **more,

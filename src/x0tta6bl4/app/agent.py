@@ -26,6 +26,7 @@ from x0tta6bl4.app.admin import AdminServer
 from x0tta6bl4.app.admission import Admission, Admitted
 from x0tta6bl4.app.authority_link import AuthorityLink
 from x0tta6bl4.app.desk import Desk
+from x0tta6bl4.app.kernel_plane import KernelPlane, open_plane
 from x0tta6bl4.app.resolver import Resolver
 from x0tta6bl4.app.trust import Trusts
 from x0tta6bl4.app.wallet import Wallet, private_dir, read_private, write_private
@@ -36,6 +37,7 @@ from x0tta6bl4.core.identity.renewal import RenewWanted, SvidExpired
 from x0tta6bl4.core.machine import Denied, Done, Effect, Failed, Received, Send
 from x0tta6bl4.core.records.sets import SetChanged, SetGone
 from x0tta6bl4.core.records.words import Held, Restore, Trust
+from x0tta6bl4.core.routing.forwarding import WaysChanged
 from x0tta6bl4.edge.tls.x509 import Svid
 from x0tta6bl4.runtime.aio.driver import Driver, tidy_for_ever
 from x0tta6bl4.runtime.aio.links import LinkConnections, LinkKeys
@@ -43,8 +45,8 @@ from x0tta6bl4.runtime.aio.proxy_port import ProxyPort
 from x0tta6bl4.runtime.clocks import unix_us
 from x0tta6bl4.runtime.secrecy import keep_secrets
 from x0tta6bl4.telemetry import log
-from x0tta6bl4.telemetry.metrics import MetricsServer, render
 from x0tta6bl4.wire.address import split_address
+from x0tta6bl4.wire.admin import PlaneView
 from x0tta6bl4.wire.errors import BadMessage, Refused, Unavailable, X0Error
 from x0tta6bl4.wire.ids import NodeName, SpiffeId, TrustDomain, node_id
 from x0tta6bl4.wire.messages import (
@@ -113,6 +115,7 @@ class AgentProcess:
         await admin.start()
         (self.state_dir / "agent.pid").write_text(f"{os.getpid()}\n")
         try:
+            self.kernel, self.plane = open_plane(self.settings, self.desk.event)
             self._start_machine()
             self._spawn(self.resolver.run())
             self._spawn(self._keep_proxy())
@@ -130,6 +133,7 @@ class AgentProcess:
             self.domain,
             crypto=self.trusts.crypto(),
             seed=os.urandom(16).hex(),
+            forwards=self.kernel is not None,
         )
         self.driver = Driver(self.machine, self._carry_out)
         self.workload_api = WorkloadApi(self)
@@ -237,7 +241,10 @@ class AgentProcess:
             self.trusts.link_server(self.desk.refused),
             lambda: unix_us() / 1e6,
             random.Random(os.urandom(8)),
+            self.kernel,
         )
+        if self.kernel is not None:
+            self.kernel.run(self.links, self.driver.post, lambda: self.machine.sets.banned)
         self.trusts.on_new_svid = self.links.redial
         listen = [split_address(s.control.listen)] if s.control.listen else []
         neighbours = {NodeName(link.node): link.address for link in s.link}
@@ -247,7 +254,7 @@ class AgentProcess:
             self._recall()
             self._spawn(self.authority.watch())
             self._spawn(self.authority.knock())
-            await self._serve_metrics()
+            self.metrics_port = await self.desk.serve_metrics()
             await self._greeted_or_stopping()
             async with self.links.running(listen, neighbours) as ports:
                 self.desk.control_ports = ports
@@ -278,21 +285,6 @@ class AgentProcess:
             self.desk.event("svid", f"{count} kept on the disk, left out: {reason}")
         self.driver.post(words.Workloads(kept.entries, tuple(good)))
 
-    async def _serve_metrics(self) -> None:
-        """Metrics of agent and proxy, for as long as the agent runs."""
-        address = self.settings.metrics.listen
-        if not address:
-            return
-        server = MetricsServer(address, lambda: render(self.desk.status()))
-        try:
-            self.metrics_port = await server.start()
-        except OSError as error:
-            raise Unavailable(
-                "X0-RUN-041",
-                f"can't serve metrics at {address}: {error.strerror}",
-                "set metrics.listen to a free address",
-            ) from None
-
     async def _greeted_or_stopping(self) -> None:
         """Wait for the proxy: neighbours are told its port and incarnation first of all."""
         waits = [asyncio.create_task(event.wait()) for event in (self._greeted, self.stopping)]
@@ -308,6 +300,8 @@ class AgentProcess:
                 task.cancel()
             await asyncio.wait(list(self._tasks), timeout=0.1)
         self._end_proxy()
+        if self.kernel is not None:
+            self.kernel.end(for_good=self.stopping.is_set() or self.trusts.svid is None)
         self.proxy.hang_up()
         if hasattr(self, "driver"):
             self.driver.close()
@@ -342,6 +336,8 @@ class AgentProcess:
         task.add_done_callback(self._tasks.discard)
 
     failure: BaseException | None = None
+    kernel: KernelPlane | None = None
+    plane = PlaneView()
     metrics_port = 0
 
     async def _stops_within(self, seconds: float) -> bool:
@@ -404,7 +400,8 @@ class AgentProcess:
             self.ready = fact
             self._greet()
         self.desk.proxy_said(fact)
-        self.driver.post(words.ProxySaid(fact))
+        if self.kernel is None or self.kernel.admits(fact):
+            self.driver.post(words.ProxySaid(fact))
 
     def _greet(self) -> None:
         """Tell neighbours what this node's proxy is, once there is one and an SVID."""
@@ -508,6 +505,10 @@ class AgentProcess:
     def _workloads_changed(self, _effect: words.WorkloadsChanged) -> None:
         self.workload_api.identities.changed()
 
+    def _ways_changed(self, effect: WaysChanged) -> None:
+        if self.kernel is not None:
+            self.kernel.ways(effect)
+
     def _noticed(self, effect: words.Noticed) -> None:
         self.desk.event(effect.kind, effect.text)
 
@@ -531,6 +532,7 @@ class AgentProcess:
         SetChanged: _set_changed,
         SetGone: _set_gone,
         words.WorkloadsChanged: _workloads_changed,
+        WaysChanged: _ways_changed,
         words.Noticed: _noticed,
         words.PersistWanted: _persist,
         words.KeepWanted: _keep_workloads,

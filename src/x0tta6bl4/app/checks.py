@@ -178,6 +178,11 @@ def duplicate(status: Status, _: HostFacts) -> Found:
 
 
 # ------------------------------------------------------------------ links and paths
+def plane(status: Status, _: HostFacts) -> Found:
+    """X0-KRN-130 and further: what the kernel's plane finds."""
+    yield from status.plane.findings
+
+
 def links(status: Status, _: HostFacts) -> Found:
     """X0-CHK-005, X0-CHK-006, X0-CHK-007 and X0-CHK-019."""
     for link in status.links:
@@ -355,6 +360,7 @@ CHECKS: Final[tuple[Callable[[Status, HostFacts], Found], ...]] = (
     svids,
     duplicate,
     links,
+    plane,
     paths,
     groups,
     services,

@@ -157,6 +157,7 @@ class Desk:
             events=tuple(self._events),
             counters=self.counters(),
             records=view.records,
+            plane=agent.kernel.view() if agent.kernel else agent.plane,
             duplicate_name=self.duplicate_name,
         )
 
@@ -246,6 +247,7 @@ class Desk:
             "svid_renewal_failures_total": self.renewal_failures,
         }
         own |= self._agent.workload_api.statistics()
+        own |= self._agent.kernel.counters() if self._agent.kernel else {}
         for group, count in (links.groups if links else {}).items():
             key = f"handshake_groups_total|{group}"
             own[key] = count + self._counters.get(key, 0)
@@ -280,9 +282,32 @@ class Desk:
 
     async def check(self) -> admin.CheckAnswer:
         """Findings about this node."""
+        if self._agent.kernel is not None:
+            self._agent.kernel.look()
         return admin.CheckAnswer(
             checks.findings(self.status(), checks.host_facts(self._agent.state_dir))
         )
+
+    async def serve_metrics(self) -> int:
+        """Serve metrics of agent and proxy where node.toml says so.
+
+        Returns:
+            The port; 0: nowhere.
+        Raises:
+            Unavailable: the address is taken.
+        """
+        address = self._agent.settings.metrics.listen
+        if not address:
+            return 0
+        server = metrics.MetricsServer(address, lambda: metrics.render(self.status()))
+        try:
+            return await server.start()
+        except OSError as error:
+            raise Unavailable(
+                "X0-RUN-041",
+                f"can't serve metrics at {address}: {error.strerror}",
+                "set metrics.listen to a free address",
+            ) from None
 
     async def metrics(self) -> admin.Text:
         """Prometheus text."""

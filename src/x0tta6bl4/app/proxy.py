@@ -56,6 +56,7 @@ from x0tta6bl4.wire.address import split_address
 from x0tta6bl4.wire.errors import BadConfig, BadInput, BadMessage, Unavailable
 from x0tta6bl4.wire.hello import Hello
 from x0tta6bl4.wire.ids import NodeName, SpiffeId, TrustDomain, node_id, node_of
+from x0tta6bl4.wire.mesh_address import mesh_address
 from x0tta6bl4.wire.messages import (
     PROXY_VERSION,
     AgentOrder,
@@ -64,6 +65,7 @@ from x0tta6bl4.wire.messages import (
     CallerItem,
     ClockItem,
     Counters,
+    DirectItem,
     Item,
     ListenItem,
     ListenState,
@@ -314,6 +316,8 @@ class ProxyProcess:
         kind, _, rest = key.partition("/")
         if kind == "NeighbourItem":
             self.hops.neighbour_gone(NodeName(rest))
+        elif kind == "DirectItem":
+            self.hops.direct.gone(NodeName(rest))
         elif kind == "ListenItem":
             self.ingress.gone(rest)
         elif kind == "SvidItem":
@@ -333,6 +337,16 @@ class ProxyProcess:
             self.hops.neighbour_set(item)
         except BadMessage as error:
             self._notice("neighbours", str(error))
+
+    def _put_direct(self, item: DirectItem) -> None:
+        self.hops.direct.set(item)
+        node = self.endpoint.proxy.snapshot.items.get("NodeItem")
+        if type(node) is NodeItem:
+            own = mesh_address(TrustDomain(node.trust_domain), NodeName(node.node))
+            try:
+                self.hops.direct.listen(str(own))
+            except OSError as error:
+                self._notice("accept", f"can't listen at {own}: {error.strerror}")
 
     def _put_listener(self, item: ListenItem) -> None:
         problem = ""
@@ -367,6 +381,7 @@ class ProxyProcess:
         NodeItem: _put_node,
         AuthorityPathItem: lambda self, item: self.hops.authority_paths(item),
         NeighbourItem: _put_neighbour,
+        DirectItem: _put_direct,
         ListenItem: _put_listener,
         RevokedItem: _put_revoked,
         SvidItem: lambda self, item: self.contexts.forget(item.id),
@@ -384,7 +399,8 @@ class ProxyProcess:
         for node in (previous, following):
             if node == self.hops.me:
                 continue
-            if not proxy.links.is_up(node):
+            ends = following == self.hops.me and self.hops.direct.knows(node)
+            if not (ends or proxy.links.is_up(node)):
                 return Denied(f"no link to {node}")
             verdict = proxy.check(node_id(domain, node), 1 << 60, None)
             if type(verdict) is Denied:

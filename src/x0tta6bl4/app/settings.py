@@ -63,6 +63,9 @@ class Data(Section, frozen=True):
     """Empty: dial out only, as behind a NAT."""
     advertise: tuple[str, ...] = ()
     """`host:port` at which neighbours reach it; empty: they can't, this node dials them."""
+    plane: Literal["userspace", "kernel", "auto"] = "userspace"
+    """Who passes data on between nodes: proxies, without any privilege; or the kernel, as root, to
+    neighbours on the same interface that do so, too.  `auto`: the kernel where it can."""
     udp: bool = True
     """Whether hellos may go by UDP; false: over a TCP connection of the proxies."""
 

@@ -131,6 +131,51 @@ NODE: Final = (
         "Connections of agents, by what became of them.",
         "what",
     ),
+    # --- the kernel's data plane, where it is in force
+    _g("kernel_link_up", "edge/kernel", "1 while the kernel forwards over a link.", "peer"),
+    _g(
+        "kernel_link_rtt_seconds",
+        "edge/kernel",
+        "Round-trip time of the kernel's hellos, smoothed.",
+        "peer",
+        per=1_000_000,
+    ),
+    _c("kernel_hellos_total", "edge/kernel", "Hellos asked, and answered.", "peer", "what"),
+    _c(
+        "kernel_verdicts_total",
+        "edge/kernel",
+        "Verdicts on a link: suspect, down, or late, which were not given because the fault may "
+        "have been ours.",
+        "peer",
+        "what",
+    ),
+    _c(
+        "kernel_packets_total",
+        "edge/kernel",
+        "Data packets of a link: sent, received, lost (as both ends count), diverted from it while "
+        "it is dead, duplicated while it is suspect, undeliverable for want of an alternate.",
+        "peer",
+        "what",
+    ),
+    _c(
+        "kernel_tcp_segments_total",
+        "edge/kernel",
+        "TCP segments with data on a link: sent, and sent again.",
+        "peer",
+        "what",
+    ),
+    _c(
+        "kernel_dropped_total",
+        "edge/kernel",
+        "Packets and hellos that were dropped, and data without an alternate, by reason.",
+        "reason",
+    ),
+    _c(
+        "direct_circuits_total",
+        "runtime/loop",
+        "Circuits over mesh addresses: dialled, accepted, or from strangers and refused.",
+        "how",
+    ),
     # --- records and routes
     _g("records", "records", "Records held."),
     _g("records_bytes", "records", "Bytes of records held."),

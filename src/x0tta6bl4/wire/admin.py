@@ -253,6 +253,30 @@ class EventView(Message, frozen=True):
 
 # ------------------------------------------------------------------ answers
 @final
+class Finding(Message, frozen=True):
+    """One thing that is wrong or worth knowing."""
+
+    id: str
+    """Stable: `X0-CHK-nnn`, or `X0-DEN-nnn` of `x0 explain denied`."""
+    level: str
+    """`error`: something does not work; `warning`: it will not, or is weaker than it looks;
+    `notice`: worth knowing."""
+    what: str
+    hint: str
+
+
+@final
+class PlaneView(Message, frozen=True):
+    """How data of other nodes is passed on."""
+
+    kind: str = "userspace"
+    """`kernel` or `userspace`."""
+    text: str = "userspace"
+    """In words, with the reason."""
+    findings: tuple[Finding, ...] = ()
+
+
+@final
 class Status(Message, frozen=True):
     """A node at one moment."""
 
@@ -285,6 +309,7 @@ class Status(Message, frozen=True):
     counters: dict[str, int] = msgspec.field(default_factory=dict)
     """As `messages.Counters`: name, then label values after `|`; proxy and agent together."""
     records: int = 0
+    plane: PlaneView = PlaneView()
     duplicate_name: bool = False
     """Another node with another key writes under this node's name."""
 
@@ -299,19 +324,6 @@ class PathAnswer(Message, frozen=True):
     paths: tuple[tuple[str, ...], ...]
     costs: tuple[int, ...] = ()
     disjoint: bool = True
-
-
-@final
-class Finding(Message, frozen=True):
-    """One thing that is wrong or worth knowing."""
-
-    id: str
-    """Stable: `X0-CHK-nnn`, or `X0-DEN-nnn` of `x0 explain denied`."""
-    level: str
-    """`error`: something does not work; `warning`: it will not, or is weaker than it looks;
-    `notice`: worth knowing."""
-    what: str
-    hint: str
 
 
 @final

@@ -3,9 +3,10 @@
     setup frame = b"X0" | version u8 | kind u8 | link u32 | counter u64 | length u16 | body
     refusal     = b"X0" | version u8 | 0x80    | length u16 | reason
 
-All numbers are little-endian.  Bodies are sealed by `edge/hop/setup.py` (`enrol` has none).  A
-refusal may stand before the first spliced byte and travels back through every relay unread, so
-whoever dialled meets it where the first TLS record should be; a record never starts with `X`.
+All numbers are little-endian.  Bodies are sealed by `edge/hop/setup.py` (`enrol` has none, that of
+`direct` is no secret).  A refusal may stand before the first spliced byte and travels back through
+every relay unread, so whoever dialled meets it where the first TLS record should be; a record never
+starts with `X`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ DIALBACK: Final = 3
 """You asked for this connection; use it as if you had dialled it."""
 ENROL: Final = 4
 """Carry what follows to the authority; unkeyed, for a node that has no identity yet."""
+DIRECT: Final = 5
+"""A circuit over mesh addresses; unkeyed, its body is the called workload's SPIFFE ID."""
 REFUSAL: Final = 0x80
 
 WELCOME: Final = 0
@@ -61,7 +64,7 @@ class Header(msgspec.Struct, frozen=True, gc=False):
 
     kind: int
     link: int
-    """Key id of the link whose keys seal the body; 0 for `ENROL`."""
+    """Key id of the link whose keys seal the body; 0 for `ENROL` and `DIRECT`."""
     counter: int
     """Nonce of the seal, never used twice under one key."""
     length: int
@@ -96,12 +99,14 @@ def unpack_header(data: bytes | bytearray | memoryview) -> Header:
         raise BadMessage("X0-HOP-001", "no setup frame")
     if version != VERSION:
         raise BadMessage("X0-HOP-002", f"setup frame of version {version}", f"we speak {VERSION}")
-    if not HOP <= kind <= ENROL:
+    if not HOP <= kind <= DIRECT:
         raise BadMessage("X0-HOP-003", f"setup frame of kind {kind}")
     if length > BODY_BYTES_MAX:
         raise BadMessage("X0-HOP-004", f"setup body of {length} bytes", "at most 4096")
     if kind == ENROL and (link or counter or length):
         raise BadMessage("X0-HOP-005", "enrol frame that is not empty")
+    if kind == DIRECT and (link or counter or not length):
+        raise BadMessage("X0-HOP-011", "direct frame with keys, or without a target")
     return Header(kind, link, counter, length)
 
 
@@ -150,6 +155,27 @@ def _check(hop: Hop) -> None:
             raise BadMessage("X0-HOP-009", "target that is not in normal form")
     except BadId as error:
         raise BadMessage("X0-HOP-009", f"hop with a bad name: {error.what}") from None
+
+
+def pack_direct(target: SpiffeId) -> bytes:
+    """Encode a whole `DIRECT` frame."""
+    body = target.encode()
+    return pack_header(Header(DIRECT, 0, 0, len(body))) + body
+
+
+def unpack_direct(body: bytes) -> SpiffeId:
+    """The called workload of a `DIRECT` frame.
+
+    Raises:
+        BadMessage: no SPIFFE ID, or not in normal form.
+    """
+    try:
+        text = body.decode("ascii")
+        if spiffe_id(text) != text:
+            raise BadMessage("X0-HOP-009", "target that is not in normal form")
+    except (BadId, UnicodeDecodeError):
+        raise BadMessage("X0-HOP-009", "target that is no SPIFFE ID") from None
+    return SpiffeId(text)
 
 
 def target_id(hop: Hop) -> SpiffeId | None:

@@ -26,6 +26,8 @@ from typing import Final
 from x0tta6bl4.wire.ids import NodeName, TrustDomain
 
 PREFIX_BYTES: Final = 6
+MESH_PORT: Final = 8464
+"""Where proxies take circuits at mesh addresses, by TCP; hellos of the kernel go to it by UDP."""
 _PREFIX_LABEL: Final = b"x0tta6bl4 mesh prefix 1\0"
 _HOST_LABEL: Final = b"x0tta6bl4 mesh host 1\0"
 _LINK_LABEL: Final = b"x0tta6bl4 mesh link 1\0"

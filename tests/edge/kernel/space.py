@@ -99,6 +99,14 @@ def link_local(mac: bytes) -> IPv6Address:
     )
 
 
+class Named(Space):
+    """A namespace that `ip netns` has made."""
+
+    def __init__(self, name: str) -> None:
+        self._fd = os.open(f"/run/netns/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        self._homes = []
+
+
 class Spaces(ExitStack):
     """Some namespaces, closed together."""
 

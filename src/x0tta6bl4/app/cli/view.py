@@ -74,6 +74,9 @@ class Screen:
         parts.append(_services(nodes, room))
         if len(nodes) == 1:
             parts.append(_paths(nodes[0], room))
+            room.left -= 1
+            line = f"data plane: {nodes[0].plane.text}"
+            parts.append(Text(line, no_wrap=True, overflow="ellipsis"))
             if nodes[0].workload_api:
                 room.left -= 1
                 line = f"Workload API at {nodes[0].workload_api}"

@@ -229,6 +229,10 @@ class Detector:
         assert slot in range(SLOTS)
         self._write(number, self._read(number) | {"send_slot": slot})
 
+    def slot(self, number: int) -> int:
+        """Under the keys of which slot hellos of a watched link are sent."""
+        return int(self._read(number)["send_slot"])
+
     def drop_slot(self, number: int, slot: int) -> None:
         """Forget the keys of a slot: nothing is accepted under them any more."""
         self.set_keys(number, slot, bytes(KEY_BYTES), bytes(KEY_BYTES))

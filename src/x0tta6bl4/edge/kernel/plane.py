@@ -76,6 +76,11 @@ class Plane:
         self._source_routes = True
         self._refused: list[Refusal] = []
 
+    @property
+    def netlink(self) -> Netlink:
+        """A socket for questions about interfaces."""
+        return self._netlink
+
     def fileno(self) -> int:
         """For a selector: when it is readable, call `ready`."""
         return self._monitor.fileno()

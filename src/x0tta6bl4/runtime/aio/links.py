@@ -87,6 +87,9 @@ class KernelSide(Protocol):
     def offered(self, node: NodeName, offers: Offers) -> None:
         """Both ends have made their offers, or the neighbour takes hellos under the new keys."""
 
+    def withdrawn(self, node: NodeName) -> None:
+        """One of the ends makes no offer."""
+
 
 class _Connection:
     """One TLS connection to a neighbour."""
@@ -487,9 +490,13 @@ class LinkConnections:
             keys = derive_keys(connection.tls, self._intro, connection.intro)
             self._owner.link_up(connection.node, connection.intro, keys)
             place, first, theirs = connection.place, connection.first, connection.intro.kernel
-            if self._kernel is not None and place and first and theirs:
-                secret = connection.tls.exporter(b"EXPERIMENTAL x0 kernel hello", b"", 32)
-                self._kernel.offered(connection.node, Offers(*place, first, theirs, secret))
+            if self._kernel is None:
+                return
+            if not (place and first and theirs):
+                self._kernel.withdrawn(connection.node)
+                return
+            secret = connection.tls.exporter(b"EXPERIMENTAL x0 kernel hello", b"", 32)
+            self._kernel.offered(connection.node, Offers(*place, first, theirs, secret))
 
     def _lost(self, connection: _Connection, reason: str) -> None:
         if self._up.get(connection.node) is connection:

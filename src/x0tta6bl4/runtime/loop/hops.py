@@ -27,6 +27,7 @@ from x0tta6bl4.runtime.loop.authority import AuthorityWays, HopLimits
 from x0tta6bl4.runtime.loop.carry import Cancellable, Way
 from x0tta6bl4.runtime.loop.channel import Channels
 from x0tta6bl4.runtime.loop.connect import Connecting, OnConnected, tune
+from x0tta6bl4.runtime.loop.direct import DirectWays
 from x0tta6bl4.runtime.loop.held import Held, HopSocket
 from x0tta6bl4.runtime.loop.legs import Leg, Legs
 from x0tta6bl4.runtime.loop.neighbours import Neighbours
@@ -125,6 +126,7 @@ class Hops:
         "_relays",
         "authority",
         "channels",
+        "direct",
         "me",
         "neighbours",
         "on_hello",
@@ -169,6 +171,16 @@ class Hops:
             lambda one, two, over, bytes_max: self._relay(one, two, (), over, bytes_max),
         )
         """Ways to the authority; `authority.listen(path)` opens this node's own socket to it."""
+        self.direct = DirectWays(
+            loop,
+            limits,
+            self._held,
+            self._notices,
+            lambda node: admit(node, me),
+            lambda sock, node, target: on_circuit(sock, node, target, b""),
+            lambda sock, why: self._refuse(sock, f"{me}: {why}"),
+        )
+        """Circuits over mesh addresses."""
         self._accepted = self._relayed = self._relayed_bytes = self._refused = 0
         self._hostile = self._evicted = 0
         self._acceptor = Acceptor(
@@ -244,6 +256,8 @@ class Hops:
         node = path[1]
         if not self._held.room(node):
             return _Later(self._loop, on_done, None, f"too many hops to {node}")
+        if len(path) == 2 and target != AUTHORITY and self.direct.knows(node):
+            return self.direct.dial(node, SpiffeId(target), on_done)
         hop = Hop(tuple(path[1:]), target)
 
         def reached(sock: socket.socket | None, why: str) -> None:
@@ -447,6 +461,7 @@ class Hops:
     def close(self) -> None:
         """Stop accepting and reset every hop; sockets handed out see their end."""
         self._acceptor.close()
+        self.direct.close()
         self.authority.close()
         for neighbour in self.neighbours:
             self.neighbour_gone(neighbour.node)
