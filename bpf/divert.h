@@ -28,7 +28,7 @@ INLINE int is_hello(const struct data_frame *frame, const void *end)
 	const struct udp *udp = (const void *)(ipv6 + 1);
 
 	return ipv6->next == NEXT_UDP && (const void *)(udp + 1) <= end &&
-	       udp->target == HTONS(X0_PORT);
+	       udp->target == HTONS(X0_PORT) && is_link_local(&ipv6->target);
 }
 
 /* A segment with data below the highest sequence number of its flow was sent before. */

@@ -91,6 +91,11 @@ struct ipv6 {
 	struct address source, target;
 } PACKED(8);
 
+INLINE int is_link_local(const struct address *address)
+{
+	return (address->high & 0xc0ff) == 0x80fe; /* fe80::/10 */
+}
+
 struct udp {
 	__u16 source, target, length, checksum;
 } PACKED(2);

@@ -37,7 +37,8 @@ INLINE int enter(__u32 ifindex, void *data, void *end)
 	if (frame->ethernet.type != HTONS(TYPE_IPV6) || (void *)(ipv6 + 1) > end)
 		return XDP_PASS;
 	if (ipv6->next == NEXT_UDP && (void *)(&frame->udp + 1) <= end &&
-	    frame->udp.target == HTONS(X0_PORT) && frame->udp.source == HTONS(X0_PORT))
+	    frame->udp.target == HTONS(X0_PORT) && frame->udp.source == HTONS(X0_PORT) &&
+	    is_link_local(&ipv6->target))
 		return hear(ifindex, frame, end);
 	return admit(ifindex, &frame->ethernet, ipv6);
 }

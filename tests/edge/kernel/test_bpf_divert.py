@@ -118,8 +118,10 @@ def test_without_the_agent_diversion_ends_after_its_time(node: World) -> None:
 def test_hellos_and_strangers_are_never_diverted(node: World) -> None:
     node.state(**DEAD)
     asked = kw.ethernet(
-        kw.ipv6(kw.udp(kw.hello()), kw.LOCAL, THERE), target=kw.PEER, source=kw.MINE
+        kw.ipv6(kw.udp(kw.hello()), kw.LOCAL, kw.REMOTE), target=kw.PEER, source=kw.MINE
     )
+    route = layout.ROUTE.pack(prefix=160, link=7, target=kw.REMOTE.packed)
+    node.programs.maps["x0_alternates"].put(route, layout.ALTERNATE.pack(link=(8, 9)))
     assert node.run("x0_leave", asked).verdict == kw.OK
     stranger = bytes.fromhex("020000000077") + data()[6:]
     assert node.run("x0_leave", stranger).data == stranger

@@ -171,13 +171,14 @@ def test_other_traffic_passes(world: World) -> None:
     for frame in (
         kw.ethernet(kw.ipv6(kw.udp(bytes(56), port=53), kw.REMOTE, kw.LOCAL)),
         kw.ethernet(kw.ipv6(bytes(64), kw.REMOTE, kw.LOCAL, next=58)),
+        kw.ethernet(kw.ipv6(kw.udp(hello()), IPv6Address("fd00::1"), IPv6Address("fd00::2"))),
         kw.MINE + kw.PEER + b"\x08\x06" + bytes(46),
         kw.MINE + kw.PEER + b"\x08\x00" + bytes(46),
     ):
         assert world.run("x0_ingress", frame).verdict == kw.PASS
         assert world.run("x0_generic", frame).verdict == kw.OK
     assert world.counted() == {}
-    assert world.state()["received"] == 2
+    assert world.state()["received"] == 3
 
 
 def test_the_tenth_good_answer_of_a_dead_link_is_told(world: World) -> None:
