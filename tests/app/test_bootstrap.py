@@ -46,6 +46,7 @@ _APT = """#!/bin/sh
 case "$*" in
 *update*) echo "apt update" >>"$PRETEND/log"; : >"$PRETEND/lists" ;;
 *) [ -e "$PRETEND/lists" ] || { echo "E: Unable to locate package" >&2; exit 100; }
+   for each; do [ ! -e "$PRETEND/no-$each" ] || { echo "E: no $each" >&2; exit 100; }; done
    for each; do case $each in -*|*=*|install) ;; *) echo "apt $each" >>"$PRETEND/log" ;; esac; done
    echo good >"$PRETEND/python" ;;
 esac
@@ -250,6 +251,18 @@ def test_root_gets_the_system_packages_of_the_tests(machine: Machine) -> None:
     assert status == 0, err
     assert "x0: installing curl (an unmodified client through the mesh)" in err
     assert "apt curl" in machine.log
+
+
+def test_a_package_that_this_release_lacks_costs_no_other(machine: Machine) -> None:
+    machine.python()
+    machine.is_root(True)
+    machine.program("apt-get", _APT)
+    (machine.home / "no-nftables").touch()
+    status, _, err = machine.x0("test")
+    assert status == 0, err
+    assert "x0: could not install nftables: tests that need it are skipped by name" in err
+    assert "apt curl" in machine.log
+    assert "apt nftables" not in machine.log
 
 
 def test_without_root_one_line_says_what_to_install(machine: Machine) -> None:
