@@ -223,6 +223,8 @@ def test_where_the_kernel_leads_the_first_path_has_no_relay_and_the_standby_take
     assert rig.proxy.routes.paths(A, B) == (direct, *before)
     assert rig.proxy.routes.route(A, B, ()) == direct
     assert rig.proxy.routes.route(A, B, (direct,)) == before[0]
+    rig.delta(DirectItem("b", "fd00::b", before[0][1]))  # The kernel goes by that one, too.
+    assert rig.proxy.routes.route(A, B, (direct,)) == before[1]
     rig.proxy.routes.suspects.add("b")  # Its link may be dead: the kernel knows another way.
     assert rig.proxy.routes.route(A, B, ()) == direct
     rig.proxy.routes.suspects.discard("b")

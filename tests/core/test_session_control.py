@@ -359,6 +359,27 @@ def test_a_standby_over_the_same_relay_is_replaced_once_it_need_not_be_there() -
     assert pair.client.moves == moves
 
 
+def test_a_session_goes_to_a_path_without_relays_once_and_keeps_a_standby() -> None:
+    pair = running()
+    direct: facts.Path = ("a", "b")
+    pair.paths = (direct, R, S)
+    moves = pair.client.moves
+    pair.a.give(facts.PathsChanged(pair.client.number, pair.paths))
+    pair.run(4 * SECOND)
+    assert pair.client.moves == moves  # A path without relays that nothing mends is no better.
+    pair.a.give(facts.PathsChanged(pair.client.number, pair.paths, direct=True))
+    pair.run(6 * SECOND)
+    assert pair.client.active is not None
+    assert pair.client.active.path == direct
+    assert pair.client.standby is not None
+    assert pair.client.standby.path in (R, S)
+    assert pair.client.moves == moves + 1
+    assert all(join.reason == "moved" for join in joins(pair))
+    pair.a.give(facts.PathsChanged(pair.client.number, pair.paths, direct=True))
+    pair.run(4 * SECOND)
+    assert pair.client.moves == moves + 1
+
+
 def test_to_ourselves_one_circuit_is_enough() -> None:
     pair = Pair(paths=(("a",),))
     pair.a.give(facts.PathsChanged(pair.client.number, (("a",),)))

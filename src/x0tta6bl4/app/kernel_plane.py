@@ -502,6 +502,7 @@ class KernelPlane:
         node = link.node
         return {
             f"kernel_link_up|{node}": int(link.alive),
+            f"kernel_link_slot|{node}": self.detector.slot(link.number),
             f"kernel_link_rtt_seconds|{node}": int(report.rtt_us),
             f"kernel_hellos_total|{node}|asked": report.asked,
             f"kernel_hellos_total|{node}|answered": report.answers,

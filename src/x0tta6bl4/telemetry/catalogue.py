@@ -140,6 +140,7 @@ NODE: Final = (
         "peer",
         per=1_000_000,
     ),
+    _g("kernel_link_slot", "edge/kernel", "Key slot in use; it turns with each new key.", "peer"),
     _c("kernel_hellos_total", "edge/kernel", "Hellos asked, and answered.", "peer", "what"),
     _c(
         "kernel_verdicts_total",

@@ -180,6 +180,8 @@ class DirectItem(Message, frozen=True):
     node: str
     address: str
     """Its mesh address."""
+    via: str = ""
+    """The neighbour that the kernel's routes lead to first: a standby goes by another."""
 
 
 @final

@@ -91,7 +91,7 @@ class Planes:
                 self._snapshot.drop(f"DirectItem/{node}")
             elif direct < DIRECT_MAX:
                 address = mesh_address(self._domain, NodeName(node))
-                self._snapshot.put(DirectItem(node, str(address)))
+                self._snapshot.put(DirectItem(node, str(address), way.hop))
                 direct += 1
 
 

@@ -425,7 +425,9 @@ class Proxy:
         self._out += map(facts.CancelDial, self.routes.astray(self.me, node))
         for client in self.clients.values():
             if client.node == node:
-                event = facts.PathsChanged(client.machine.number, self.routes.paths(self.me, node))
+                number, direct = client.machine.number, self.routes.direct(self.me, node)
+                paths = self.routes.paths(self.me, node)
+                event = facts.PathsChanged(number, paths, direct)
                 self._run(now, client, event)
 
     def _on_clock(self, now: Instant, event: ClockSet) -> None:

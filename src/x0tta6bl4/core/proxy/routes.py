@@ -13,7 +13,7 @@ from __future__ import annotations
 from x0tta6bl4.core.proxy.snapshot import Snapshot
 from x0tta6bl4.core.session.facts import Path
 from x0tta6bl4.wire.ids import NodeName, SpiffeId
-from x0tta6bl4.wire.messages import PathsItem, ReplicasItem
+from x0tta6bl4.wire.messages import DirectItem, PathsItem, ReplicasItem
 
 _DOUBTFUL_COST = 100
 _FAILED_MAX = 1024
@@ -48,6 +48,10 @@ class Routes:
         direct: Path = (me, node)
         return (direct, *(path for path in paths if path != direct))
 
+    def direct(self, me: NodeName, node: NodeName) -> bool:
+        """Whether the kernel's routes lead to a node."""
+        return self._direct((me, node))
+
     def dial(
         self, token: int, me: NodeName, node: NodeName, avoid: tuple[Path, ...]
     ) -> Path | None:
@@ -74,11 +78,11 @@ class Routes:
         paths = self.paths(me, node)
         if not paths:
             return None
-        inner = {name for path in avoid for name in path[1:-1]}
+        inner = {name for path in avoid for name in self._inner(path)}
 
         def rank(index: int) -> tuple[bool, bool, int, int, int]:
             path = paths[index]
-            shared = len(inner.intersection(path[1:-1]))
+            shared = len(inner.intersection(self._inner(path)))
             failed = self._failed.get(path, 0)
             return self._doubtful(path), path in avoid, failed, shared, index
 
@@ -96,6 +100,12 @@ class Routes:
     def through(self, neighbour: str) -> list[int]:
         """Dials under way whose first link leads to this neighbour."""
         return [token for token, path in self._dialled.items() if self._first(path) == neighbour]
+
+    def _inner(self, path: Path) -> Path:
+        """Who passes on what goes along it, as far as is known."""
+        item = self._snapshot.items.get(f"DirectItem/{path[-1]}") if len(path) == 2 else None
+        via = item.via if type(item) is DirectItem else ""
+        return (via,) if via and via != path[-1] else path[1:-1]
 
     def _first(self, path: Path) -> str:
         """The neighbour that a path needs; none where the kernel leads."""

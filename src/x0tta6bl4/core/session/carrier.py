@@ -10,7 +10,7 @@ from typing import Final
 from x0tta6bl4.core.machine import NEVER, Instant
 from x0tta6bl4.core.session import frames
 from x0tta6bl4.core.session.circuit import Circuit
-from x0tta6bl4.core.session.facts import Limits, Path, SendFrame, Up
+from x0tta6bl4.core.session.facts import Limits, Path, PathsChanged, SendFrame, Up
 
 MARKS_MAX: Final = 8
 
@@ -167,6 +167,21 @@ def crowded(carrier: Carrier, active: Carrier | None, paths: tuple[Path, ...]) -
     if active is None or carrier is active or not _meet(carrier.path, active.path):
         return False
     return not all(_meet(path, active.path) for path in paths)
+
+
+def leaves(
+    carrier: Carrier, active: Carrier | None, standby: Carrier | None, event: PathsChanged
+) -> bool:
+    """Whether a circuit is to be replaced because of what the paths are now."""
+    if carrier.path not in event.paths or crowded(carrier, active, event.paths):
+        return True
+    if not event.direct or len(carrier.path) == 2:
+        return False
+    return carrier is active or active is None or 2 not in map(len, _paths_of(active, standby))
+
+
+def _paths_of(*carriers: Carrier | None) -> list[Path]:
+    return [carrier.path for carrier in carriers if carrier is not None]
 
 
 def spread(active: Carrier | None, now: Instant, limits: Limits) -> int:

@@ -35,7 +35,7 @@ from x0tta6bl4.core.machine import (
     Tick,
 )
 from x0tta6bl4.core.session import facts, frames
-from x0tta6bl4.core.session.carrier import Carrier, Marks, Quiet, crowded, spread
+from x0tta6bl4.core.session.carrier import Carrier, Marks, Quiet, leaves, spread
 from x0tta6bl4.core.session.facts import LIMITS, Limits, Path, Token, Up
 from x0tta6bl4.core.session.frames import Join, Mac
 from x0tta6bl4.core.session.pipe import Pipe
@@ -150,7 +150,7 @@ class Client:
             self._forgive(now)
             self._standby_at = now + self._jitter(spread(self.active, now, self._limits))
         elif type(event) is facts.PathsChanged:
-            self._on_paths(now, event.paths)
+            self._on_paths(now, event)
         elif type(event) is ClockSet:
             self._clock_us = event.unix_us - now
             for carrier in self._carriers():
@@ -270,17 +270,17 @@ class Client:
         self._lame = []
         self._effects.append(facts.Joined(self.number, carrier.number, carrier.path, took, reason))
 
-    def _on_paths(self, now: Instant, paths: tuple[Path, ...]) -> None:
+    def _on_paths(self, now: Instant, event: facts.PathsChanged) -> None:
         """Leave, one after the other and without haste, what is no longer a path of ours."""
-        if paths != self._paths:
+        if event.paths != self._paths:
             self._forgive(now)
-        self._paths = paths
-        if not paths:
+        self._paths = event.paths
+        if not event.paths:
             return
         for carrier in (self.active, self.standby):
             if carrier is None:
                 continue
-            left = carrier.path not in paths or crowded(carrier, self.active, paths)
+            left = leaves(carrier, self.active, self.standby, event)
             if left and not carrier.off_path:
                 self._standby_at = now + self._jitter()
             carrier.off_path = left

@@ -106,6 +106,8 @@ class PathsChanged(Value, frozen=True):
 
     session: int
     paths: tuple[Path, ...]
+    direct: bool = False
+    """The first has no relay, and dead links under it are mended: who uses others goes there."""
 
 
 @final
