@@ -9,8 +9,10 @@ a     d
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
+import struct
 import subprocess
 import threading
 import time
@@ -18,7 +20,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tests.edge.kernel.space import Named
-from tests.edge.kernel.triangle import drop_program
 from tests.real.host_mesh import AUTHORITY, CONTROL, DATA, HostMesh, join
 from tests.real.hosts import Hosts
 from tests.real.lab import ServerProcess, get_page
@@ -113,9 +114,9 @@ class KernelRing:
         """To move this thread into a host."""
         return Named(self.hosts.space(name))
 
-    def cut(self, one: str, other: str) -> None:
-        """Drop silently what comes over a cable, both ways: nobody's carrier goes."""
-        drop = drop_program()
+    def cut(self, one: str, other: str, *, one_in: int = 1) -> None:
+        """Drop silently what comes over a cable, or some of it, both ways."""
+        drop = lossy_program(one_in)
         for here, there in ((one, other), (other, one)):
             with self.space(here):
                 Libbpf().attach_xdp(socket.if_nametoindex(f"to-{there}"), drop)
@@ -151,6 +152,21 @@ class KernelRing:
         names = ["net.ipv6.conf.all.forwarding", "net.ipv6.conf.all.seg6_enabled",
                  "net.ipv4.nexthop_compat_mode"]  # fmt: skip
         return self.hosts.run(name, "sysctl", *names).stdout.splitlines()
+
+
+def lossy_program(one_in: int) -> int:
+    """An XDP program that drops one packet in so many, at random: r0 = prandom % one_in; ..."""
+    library = ctypes.CDLL("libbpf.so.1", use_errno=True)
+    lines = (
+        (0x85, 0, 0, 7), (0x97, 0, 0, one_in), (0x55, 0, 2, 0), (0xB7, 0, 0, 1), (0x95, 0, 0, 0),
+        (0xB7, 0, 0, 2), (0x95, 0, 0, 0),
+    )  # fmt: skip
+    code = b"".join(struct.pack("<BBhi", *line) for line in lines)
+    program: int = library.bpf_prog_load(
+        6, b"lossy", b"GPL", code, ctypes.c_size_t(len(lines)), None
+    )
+    assert program >= 0, ctypes.get_errno()
+    return program
 
 
 class Requests:

@@ -117,6 +117,19 @@ def link(ring: KernelRing, node: str, other: str) -> str:
     return next(x.state for x in ring.mesh.status(node).links if x.node == other)
 
 
+def test_a_link_that_loses_a_twentieth_is_seen_and_left(ring: KernelRing) -> None:
+    by = way_of(ring)
+    other = "c" if by == "b" else "b"
+    ring.cut("a", by, one_in=20)
+    began = time.monotonic()
+    wait_for(lambda: ring.counter("a", f"kernel_link_gray|{by}") == 1, "a to see it", 10)
+    print(f"5 % loss seen after {time.monotonic() - began:.2f} s")
+    wait_for(lambda: ring.counter("a", "kernel_link_up|" + by) == 1, "the link to be up", 10)
+    wait_for(lambda: way_of(ring) == other, "data to go the other way", 10)
+    ring.heal("a", by)
+    wait_for(lambda: ring.counter("a", f"kernel_link_gray|{by}") == 0, "it to be good again", 20)
+
+
 def test_who_is_no_member_is_dropped_and_counted(ring: KernelRing) -> None:
     to = mesh_address(TrustDomain("hosts.mesh"), NodeName("d"))
     stranger = IPv6Address(int(to) + 1)

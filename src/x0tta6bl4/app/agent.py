@@ -46,7 +46,6 @@ from x0tta6bl4.runtime.clocks import unix_us
 from x0tta6bl4.runtime.secrecy import keep_secrets
 from x0tta6bl4.telemetry import log
 from x0tta6bl4.wire.address import split_address
-from x0tta6bl4.wire.admin import PlaneView
 from x0tta6bl4.wire.errors import BadMessage, Refused, Unavailable, X0Error
 from x0tta6bl4.wire.ids import NodeName, SpiffeId, TrustDomain, node_id
 from x0tta6bl4.wire.messages import (
@@ -337,7 +336,6 @@ class AgentProcess:
 
     failure: BaseException | None = None
     kernel: KernelPlane | None = None
-    plane = PlaneView()
     metrics_port = 0
 
     async def _stops_within(self, seconds: float) -> bool:
@@ -400,8 +398,9 @@ class AgentProcess:
             self.ready = fact
             self._greet()
         self.desk.proxy_said(fact)
-        if self.kernel is None or self.kernel.admits(fact):
-            self.driver.post(words.ProxySaid(fact))
+        told = self.kernel.heard(fact) if self.kernel else fact
+        if told is not None:
+            self.driver.post(words.ProxySaid(told))
 
     def _greet(self) -> None:
         """Tell neighbours what this node's proxy is, once there is one and an SVID."""

@@ -16,6 +16,7 @@ from typing import Final, final
 import msgspec
 
 from x0tta6bl4.app.wallet import read_private, write_private
+from x0tta6bl4.core.links.quality import Loss
 from x0tta6bl4.edge.kernel import rtnetlink as rt
 from x0tta6bl4.edge.kernel.layout import LINKS_MAX
 from x0tta6bl4.edge.kernel.netlink import Netlink, attribute, attributes
@@ -70,12 +71,13 @@ class KernelLink:
         said: what the proxy said last.
         secret: of the connection whose keys are in `slot`.
         used: hellos are sent under them.
+        into, out: what is lost of what comes and goes, packets and hellos.
         lost: packets and hellos that were lost on it, both directions.
     """
 
     __slots__ = (
-        "alive", "down_at", "kept", "lost", "node", "number", "proven", "said", "secret", "slot",
-        "used",
+        "alive", "down_at", "into", "kept", "lost", "node", "number", "out", "proven", "said",
+        "secret", "slot", "used",
     )  # fmt: skip
 
     def __init__(self, node: NodeName, number: int) -> None:
@@ -85,9 +87,15 @@ class KernelLink:
         self.proven = self.alive = self.used = False
         self.down_at = 0.0
         self.lost = 0
+        self.into, self.out = Loss(), Loss()
         self.said: LinkState | None = None
         self.secret = b""
         self.slot = -1
+
+    @property
+    def gray(self) -> bool:
+        """Whether it loses too much to be trusted."""
+        return self.into.gray or self.out.gray
 
     @property
     def adjacent(self) -> Adjacent | None:

@@ -21,13 +21,16 @@ from ipaddress import IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Final, final
 
+import msgspec
+
 from x0tta6bl4.app.kernel_links import KEPT, Kept, KernelLink, Links, towards
 from x0tta6bl4.app.settings import NodeSettings
 from x0tta6bl4.core.agent.words import KernelLinks, ProxySaid
+from x0tta6bl4.core.links.quality import Loss
 from x0tta6bl4.core.machine import Event
 from x0tta6bl4.core.routing.alternates import Way
 from x0tta6bl4.core.routing.forwarding import WaysChanged
-from x0tta6bl4.edge.kernel.detector import Alternate, Detector, Link, LinkReport, keys_of
+from x0tta6bl4.edge.kernel.detector import Alternate, Detector, Link, LinkReport, Traffic, keys_of
 from x0tta6bl4.edge.kernel.filter import MEMBERS_MAX, Filter, Member
 from x0tta6bl4.edge.kernel.layout import GOOD, EventKind, Reason
 from x0tta6bl4.edge.kernel.libbpf import Libbpf
@@ -41,7 +44,7 @@ from x0tta6bl4.wire.ids import NodeName, SpiffeId, TrustDomain, node_of
 from x0tta6bl4.wire.mesh_address import mesh_address, mesh_prefix
 from x0tta6bl4.wire.messages import KernelOffer, LinkState, ProxyFact, Ready
 
-TICK_S: Final = 0.25
+TICK_S: Final = 0.1
 LEASE_S: Final = 1.0
 REVIVE_S: Final = 2.0
 SETTLE_S: Final = 15.0
@@ -357,10 +360,29 @@ class KernelPlane:
         if link.alive:
             if report.dead:
                 self._down(link, report.silent_us)
+            else:
+                self._grade(link, moved)
             return
         rested = time.monotonic() - link.down_at >= REVIVE_S or not link.proven
         if rested and report.good >= GOOD and report.silent_us < FRESH_US:
             self._revive(link)
+
+    def _grade(self, link: KernelLink, moved: Traffic) -> None:
+        """A link that loses some of what it carries, either way, counts four times (CUSUM)."""
+        was = link.gray
+        link.into.count(moved.came_in, moved.lost_in)
+        link.out.count(moved.came_out, moved.lost_out)
+        if link.gray == was:
+            return
+        self._say("link", f"{link.node} loses packets" + ("" if link.gray else " no more"))
+        if link.said is not None:
+            self._post(ProxySaid(self._graded(link, link.said)))
+
+    def _graded(self, link: KernelLink, said: LinkState) -> LinkState:
+        if not link.gray or said.state != "up":
+            return said
+        loss = max(said.loss_ppm, link.into.ppm, link.out.ppm)
+        return msgspec.structs.replace(said, gray=True, loss_ppm=loss)
 
     def _down(self, link: KernelLink, silent_us: int) -> None:
         """The verdict: routes at once, then the mesh."""
@@ -376,6 +398,7 @@ class KernelPlane:
         first = not link.proven
         self.detector.revive(link.number)
         link.proven = link.alive = True
+        link.into, link.out = Loss(), Loss()
         self.routes.cut(link.node, False)
         if first:
             self._post(KernelLinks(self._forwarding()))
@@ -383,22 +406,20 @@ class KernelPlane:
             self._post(ProxySaid(link.said))
         self._say("link", f"{link.node} answers the kernel" + ("" if first else " again"))
 
-    def admits(self, fact: ProxyFact) -> bool:
-        """Whether a fact of the proxy counts: not that a link is up which is dead here."""
+    def heard(self, fact: ProxyFact) -> ProxyFact | None:
+        """What a fact of the proxy comes to: nothing where a link is up that is dead here."""
         if type(fact) is Ready:
             for link in self._links:
                 link.said = None
-        if type(fact) is not LinkState:
-            return True
-        found = self._links.get(fact.node)
-        if found is None:
-            return True
+        found = self._links.get(fact.node) if type(fact) is LinkState else None
+        if found is None or type(fact) is not LinkState:
+            return fact
         found.said = fact
         if fact.state == "down":
             if self.programs.without_verdicts and found.kept is not None:
                 self._guarded(self.detector.declare_dead, found.number)
-            return True
-        return found.alive or not found.proven
+            return fact
+        return self._graded(found, fact) if found.alive or not found.proven else None
 
     # ------------------------------------------------------------------ routes and members
     def ways(self, fact: WaysChanged) -> None:
@@ -502,6 +523,7 @@ class KernelPlane:
         node = link.node
         return {
             f"kernel_link_up|{node}": int(link.alive),
+            f"kernel_link_gray|{node}": int(link.gray),
             f"kernel_link_slot|{node}": self.detector.slot(link.number),
             f"kernel_link_rtt_seconds|{node}": int(report.rtt_us),
             f"kernel_hellos_total|{node}|asked": report.asked,

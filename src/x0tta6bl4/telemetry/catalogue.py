@@ -140,6 +140,12 @@ NODE: Final = (
         "peer",
         per=1_000_000,
     ),
+    _g(
+        "kernel_link_gray",
+        "edge/kernel",
+        "1 while a link loses too much to be trusted: its cost counts four times.",
+        "peer",
+    ),
     _g("kernel_link_slot", "edge/kernel", "Key slot in use; it turns with each new key.", "peer"),
     _c("kernel_hellos_total", "edge/kernel", "Hellos asked, and answered.", "peer", "what"),
     _c(
