@@ -5,7 +5,7 @@ UV := uv==0.13.9
 LOCK := pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-header --no-emit-index-url --no-emit-find-links
 
-.PHONY: help setup check lint form types floors tidy format test night attacks fuzz bench bench-pair coverage lock wheel bpf kernels bare clean
+.PHONY: help setup check lint form types floors tidy format test night attacks fuzz bench bench-pair bench-failover coverage lock wheel bpf kernels bare clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -56,6 +56,10 @@ bench: setup  ## all measurements, about an hour (BENCH=rotations ARGS="--ttl 30
 
 bench-pair: setup  ## beside haproxy, stunnel and nginx, in the harness that X0_PROXY_BENCH names
 	$(PY) -m bench.proxies $(ARGS)
+	$(PY) -m bench.report
+
+bench-failover: setup  ## beside babeld, BIRD and FRR, in the harness that X0_FAILOVER_BENCH names; root
+	$(PY) -m bench.failover $(ARGS)
 	$(PY) -m bench.report
 
 coverage: setup  ## statement coverage of core and wire, at least 95 %

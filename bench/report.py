@@ -29,6 +29,7 @@ TITLES = {
     "revocation": "How long access lasts after it was taken away",
     "outages": "Agents and authority gone",
     "failover_tcp": "A TCP request stream when the network breaks",
+    "failover": "Packets when the network breaks, beside routing daemons",
     "footprint": "What a node takes",
     "proxies": "Beside other pairs of mutual-TLS proxies",
     "identity": "How soon an identity is there, and gone",
