@@ -114,7 +114,7 @@ class AgentProcess:
         await admin.start()
         (self.state_dir / "agent.pid").write_text(f"{os.getpid()}\n")
         try:
-            self.kernel, self.plane = open_plane(self.settings, self.desk.event)
+            self.kernel, self.desk.plane = open_plane(self.settings, self.desk.event)
             self._start_machine()
             self._spawn(self.resolver.run())
             self._spawn(self._keep_proxy())

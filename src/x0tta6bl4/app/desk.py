@@ -62,6 +62,8 @@ class Desk:
         self.control_ports: list[int] = []
         self.authority_error = ""
         self.draining = False
+        self.plane = admin.PlaneView()
+        """What passes data on where the kernel does not, and why."""
         self._heard_full = False
 
     # -------------------------------------------------------------- what happens
@@ -157,7 +159,7 @@ class Desk:
             events=tuple(self._events),
             counters=self.counters(),
             records=view.records,
-            plane=agent.kernel.view() if agent.kernel else agent.plane,
+            plane=agent.kernel.view() if agent.kernel else self.plane,
             duplicate_name=self.duplicate_name,
         )
 
