@@ -106,6 +106,7 @@ def test_a_token_is_spent_once(tmp_path: Path) -> None:
             done = await asyncio.gather(*tries, return_exceptions=True)
             assert sorted(type(one).__name__ for one in done) == ["Admitted", "Refused"]
             assert "X0-AUT-040" in str(next(one for one in done if isinstance(one, X0Error)))
+        assert sum(here.process.statistics()["superseded"] for here in (a, b)) > 0
 
     play(tmp_path, story)
 

@@ -61,6 +61,15 @@ STILL = {
         [x.name for x in catalogue.NODE if x.name.startswith(("kernel_", "direct_"))],
         "needs a kernel of its own; tests/real/test_kernel_plane.py",
     ),
+    **dict.fromkeys(
+        (
+            "authority_others",
+            "authority_behind",
+            "authority_learnt_total",
+            "authority_superseded_total",
+        ),
+        "needs two authorities; tests/edge/test_authority_pair.py",
+    ),
     "authority_ocsp_answered_total": "needs a responder; tests/edge/test_ocsp.py",
 }
 """Metrics that may rest at zero here, and where they are moved."""
