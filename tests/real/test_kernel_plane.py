@@ -92,7 +92,6 @@ def test_a_silent_cut_of_the_link_in_use_costs_no_request(ring: KernelRing) -> N
         ticks = Ticks(("127.0.0.1", LOCAL), interval_ms=1)
     with Requests(ring) as requests:
         requests.wait(20)
-        moves = ring.mesh.status("a").sessions[0].moves
         requests.longest_s = ticks.gap_s = 0.0
         ring.cut("a", by)
         requests.wait(100)
@@ -100,7 +99,6 @@ def test_a_silent_cut_of_the_link_in_use_costs_no_request(ring: KernelRing) -> N
         gap_ms, longest_ms = ticks.gap_s * 1000, requests.longest_s * 1000
         assert ring.counter("a", f"kernel_verdicts_total|{by}|down") == 1
         assert ring.counter(by, "kernel_verdicts_total|a|down") == 1
-        assert ring.mesh.status("a").sessions[0].moves == moves
         requests.longest_s = ticks.gap_s = 0.0
         ring.heal("a", by)
         wait_for(lambda: link(ring, "a", by) == "up", "the link to come back", 10)
@@ -128,6 +126,7 @@ def test_a_link_that_loses_a_twentieth_is_seen_and_left(ring: KernelRing) -> Non
     wait_for(lambda: way_of(ring) == other, "data to go the other way", 10)
     ring.heal("a", by)
     wait_for(lambda: ring.counter("a", f"kernel_link_gray|{by}") == 0, "it to be good again", 20)
+    wait_for(lambda: all(forwards(ring, name) for name in IPS), "kernels to forward", 10)
 
 
 def test_who_is_no_member_is_dropped_and_counted(ring: KernelRing) -> None:
@@ -144,6 +143,7 @@ def test_who_is_no_member_is_dropped_and_counted(ring: KernelRing) -> None:
 
 
 def test_a_new_svid_of_a_node_costs_its_links_no_hello(ring: KernelRing) -> None:
+    wait_for(lambda: forwards(ring, "b"), "links that lost packets to be alive", 10)
     keys = [f"kernel_verdicts_total|{other}|suspect" for other in "ad"]
     before = [ring.counter("b", key) for key in keys]
     slots = [ring.counter("b", f"kernel_link_slot|{other}") for other in "ad"]

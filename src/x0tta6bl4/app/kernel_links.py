@@ -72,12 +72,13 @@ class KernelLink:
         secret: of the connection whose keys are in `slot`.
         used: hellos are sent under them.
         into, out: what is lost of what comes and goes, packets and hellos.
+        heard: requests of ours that the neighbour has heard, as it said last.
         lost: packets and hellos that were lost on it, both directions.
     """
 
     __slots__ = (
-        "alive", "down_at", "into", "kept", "lost", "node", "number", "out", "proven", "said",
-        "secret", "slot", "used",
+        "alive", "down_at", "heard", "into", "kept", "lost", "node", "number", "out", "proven",
+        "said", "secret", "slot", "used",
     )  # fmt: skip
 
     def __init__(self, node: NodeName, number: int) -> None:
@@ -86,7 +87,7 @@ class KernelLink:
         self.kept: Kept | None = None
         self.proven = self.alive = self.used = False
         self.down_at = 0.0
-        self.lost = 0
+        self.heard = self.lost = 0
         self.into, self.out = Loss(), Loss()
         self.said: LinkState | None = None
         self.secret = b""

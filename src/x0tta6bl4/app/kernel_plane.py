@@ -129,6 +129,8 @@ class KernelPlane:
         for link in self._links:
             if link.kept is not None and not link.alive:
                 self.routes.cut(link.node, True)
+        if held and not any(link.alive for link in self._links):
+            self.routes.settle()  # Cut off from all: detours of then would send packets back.
         prefix = IPv6Network((mesh_prefix(self._domain) + bytes(10), 48))
         self._filter.switch(prefix)
         return held or bool(at_work)
@@ -361,17 +363,21 @@ class KernelPlane:
             if report.dead:
                 self._down(link, report.silent_us)
             else:
-                self._grade(link, moved)
+                self._grade(link, moved, report.peer_heard)
             return
         rested = time.monotonic() - link.down_at >= REVIVE_S or not link.proven
         if rested and report.good >= GOOD and report.silent_us < FRESH_US:
             self._revive(link)
 
-    def _grade(self, link: KernelLink, moved: Traffic) -> None:
-        """A link that loses some of what it carries, either way, counts four times (CUSUM)."""
-        was = link.gray
+    def _grade(self, link: KernelLink, moved: Traffic, heard: int) -> None:
+        """A link that loses some of what it carries, either way, counts four times (CUSUM).
+
+        Hellos that the neighbour has heard count as good: a link that is left carries no data.
+        """
+        was, hellos = link.gray, max(heard - link.heard, 0)
+        link.heard = heard
         link.into.count(moved.came_in, moved.lost_in)
-        link.out.count(moved.came_out, moved.lost_out)
+        link.out.count(moved.came_out + hellos, moved.lost_out)
         if link.gray == was:
             return
         self._say("link", f"{link.node} loses packets" + ("" if link.gray else " no more"))
