@@ -29,6 +29,7 @@ from x0tta6bl4.core.authority.rows import (
     Persisted,
     Refusal,
     Row,
+    SetRow,
     Superseded,
 )
 from x0tta6bl4.core.authority.state import State
@@ -166,7 +167,7 @@ class Authority:
             effects = self._on_asked(now, event)
         elif type(event) is Tick:
             effects = self._on_tick(now) if now >= self.deadline else NOTHING
-            if not self.state.mark():  # Nothing that waits to be written or to be undone.
+            if not effects and not self.state.mark():  # Nothing waits to be written or undone.
                 self._settled = self._plans()
         elif type(event) is Persisted:
             self.state.settle()
@@ -175,11 +176,18 @@ class Authority:
             self.state.undo()
             self._dirty = set(self._settled[0])
             self._publish_at = Instant(now + RETRY_US)
+            self._settled = (*self._settled[:5], self.state.sets.get(life.HEARTBEAT))
             self._asked["undone"] += 1
         elif type(event) is Superseded:
             self.state.undo()
-            dirty, suspect, self._chores_at, self._heartbeat_at, self._floor_at = self._settled
+            dirty, suspect, self._chores_at, self._heartbeat_at, self._floor_at, told = (
+                self._settled
+            )
             self._dirty, self._suspect = set(dirty), set(suspect)
+            if told is None:  # A heartbeat that nobody has heard may have another's number.
+                self.state.sets.pop(life.HEARTBEAT, None)
+            else:
+                self.state.sets[life.HEARTBEAT] = told
         elif type(event) is Learnt:
             effects = sharing.learn(self.state, event.changes, event.whole)
             self._suspect |= sharing.signed_with(event.changes)
@@ -214,10 +222,13 @@ class Authority:
         return dict(self._asked)
 
     # -------------------------------------------------------------- several authorities
-    def _plans(self) -> tuple[frozenset[str], frozenset[str], Instant, Instant, Instant]:
-        """What a decision moves on that is no row."""
+    def _plans(
+        self,
+    ) -> tuple[frozenset[str], frozenset[str], Instant, Instant, Instant, SetRow | None]:
+        """What a decision moves on and `undo` does not take back."""
         times = (self._chores_at, self._heartbeat_at, self._floor_at)
-        return (frozenset(self._dirty), frozenset(self._suspect), *times)
+        heartbeat = self.state.sets.get(life.HEARTBEAT)
+        return (frozenset(self._dirty), frozenset(self._suspect), *times, heartbeat)
 
     def _lead(self, now: Instant, on: bool) -> None:
         if on and not self._leads:
