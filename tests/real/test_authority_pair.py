@@ -262,6 +262,12 @@ async def same(pair: Pair, ledger: Ledger) -> None:
     await eventually(are, ENOUGH_S)
 
 
+async def _have_left() -> bool:
+    """Whether our ends of the last connections have noticed."""
+    transports = asyncio.get_running_loop()._transports  # type: ignore[attr-defined]
+    return all(transport._sock is None for transport in transports.values())
+
+
 def killed(root: Path, rounds: int) -> Ledger:
     draw, ledger, pair = Random("authority/pair"), Ledger(), Pair(root)
     victims = []
@@ -284,7 +290,7 @@ def killed(root: Path, rounds: int) -> Ledger:
             await same(pair, ledger)
         for name in NAMES:
             await asyncio.to_thread(pair.kill, name)
-        await asyncio.sleep(0.1)  # Our ends of the last connections notice.
+        await eventually(_have_left, ENOUGH_S)
 
     try:
         asyncio.run(story())
