@@ -177,7 +177,7 @@ class Traffic:
                     f" {shown(call.opened_at)}, has neither ended nor been reset at"
                     f" {shown(self.fleet.world.now)}"
                 )
-            if not ends[1]:
+            if not all(ends):
                 continue  # What a proxy that died had not delivered is lost, as with TCP.
             other = self.fleet.mesh.served.get(call.name)
             if app.end == "done" and (other is None or other.got != len(app.script)):
