@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import threading
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,7 +43,7 @@ class FakeProxy:
         self.agents: list[bool] = []
         self.port = AgentPort(self.loop, str(path), self._order, self._greeting, self.agents.append)
         self._wake, self._woken = socket.socketpair()
-        self._calls: list[ProxyFact] = []
+        self._calls: deque[ProxyFact | None] = deque()  # None: stop.
         self.loop.add(self._woken.fileno(), 1, self._run_calls)
         self.thread = threading.Thread(target=self.loop.run)
         self.thread.start()
@@ -62,17 +63,20 @@ class FakeProxy:
 
     def _run_calls(self, _mask: int) -> None:
         self._woken.recv(100)
-        if not self._calls:
-            self.loop.stop()
         while self._calls:
-            self.port.tell(self._calls.pop(0))
+            call = self._calls.popleft()
+            if call is None:
+                self.loop.stop()
+            else:
+                self.port.tell(call)
 
-    def tell(self, fact: ProxyFact) -> None:
-        self._calls.append(fact)
+    def tell(self, *facts: ProxyFact | None) -> None:
+        """In one turn of the loop, so that nobody reads between two of them."""
+        self._calls.extend(facts)
         self._wake.send(b"x")
 
     def close(self) -> None:
-        self._wake.send(b"x")
+        self.tell(None)
         self.thread.join(5)
         self.port.close()
         self.loop.close()
@@ -155,10 +159,9 @@ def test_an_agent_that_does_not_read_is_cut_off_at_the_bound(
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(10)
         sock.connect(str(tmp_path / "proxy.sock"))
+        got = len(sock.recv(1 << 20))  # The greeting: the proxy has taken the connection.
         big = Full(1, (PathsItem("b", (("n" * 63,) * 100,) * 100),))
-        for _ in range(40):
-            proxy.tell(big)
-        got = 0
+        proxy.tell(*(big for _ in range(40)))
         while data := sock.recv(1 << 20):
             got += len(data)
     assert 0 < got < 20 * len(codec.encode(big))
