@@ -82,6 +82,21 @@ def established(sock: socket.socket) -> bool:
     return True
 
 
+def begin(sock: socket.socket, frame: bytes) -> str:
+    """Send a setup frame, in one segment with what follows at once.
+
+    Returns:
+        "", or why it was not sent; the socket is closed then.
+    """
+    try:
+        if sock.send(frame, socket.MSG_MORE) < len(frame):
+            raise BlockingIOError  # An empty send buffer takes 4 KiB, or is no good.
+    except OSError as error:
+        sock.close()
+        return f"setup frame not sent: {error.strerror}"
+    return ""
+
+
 def reset(sock: socket.socket) -> None:
     """Close so that the other end sees a reset and not an orderly end."""
     try:

@@ -27,11 +27,11 @@ from typing import Final, final
 from x0tta6bl4.core.machine import Denied, Verdict
 from x0tta6bl4.runtime.loop.accept import Acceptor
 from x0tta6bl4.runtime.loop.authority import HopLimits
-from x0tta6bl4.runtime.loop.connect import Connecting, OnConnected, tune
+from x0tta6bl4.runtime.loop.connect import Connecting, OnConnected, begin, tune
 from x0tta6bl4.runtime.loop.held import Held, HopSocket
 from x0tta6bl4.runtime.loop.notices import Notices
 from x0tta6bl4.runtime.loop.poll import Loop
-from x0tta6bl4.runtime.loop.setup import Setup
+from x0tta6bl4.runtime.loop.setup import Setup, Setups
 from x0tta6bl4.wire.errors import BadMessage
 from x0tta6bl4.wire.hop import DIRECT, Header, pack_direct, unpack_direct
 from x0tta6bl4.wire.ids import NodeName, SpiffeId
@@ -60,8 +60,8 @@ class DirectWays:
     """
 
     __slots__ = (
-        "_acceptor", "_admit", "_by_address", "_by_node", "_held", "_limits", "_loop", "_notices",
-        "_on_circuit", "_pending", "_refuse", "accepted", "dialled", "strangers",
+        "_acceptor", "_admit", "_by_address", "_by_node", "_held", "_loop", "_notices",
+        "_on_circuit", "_refuse", "accepted", "dialled", "setups", "strangers",
     )  # fmt: skip
 
     def __init__(
@@ -74,12 +74,19 @@ class DirectWays:
         on_circuit: Callable[[HopSocket, NodeName, SpiffeId], None],
         refuse: Callable[[socket.socket, str], None],
     ) -> None:
-        self._loop, self._limits, self._held, self._notices = loop, limits, held, notices
+        self._loop, self._held, self._notices = loop, held, notices
         self._admit, self._on_circuit, self._refuse = admit, on_circuit, refuse
         self._by_node: dict[NodeName, str] = {}
         """Mesh addresses; as bounded as the snapshot."""
         self._by_address: dict[str, NodeName] = {}
-        self._pending: dict[Setup, NodeName] = {}
+        self.setups = Setups(
+            loop,
+            limits.pending_max,
+            limits.setup_us,
+            self._complete,
+            lambda why: notices.say("setup", why),
+        )
+        """Connections that have not said yet whom they call."""
         self._acceptor: Acceptor | None = None
         self.dialled = self.accepted = 0
         self.strangers = 0
@@ -137,14 +144,8 @@ class DirectWays:
         def reached(sock: socket.socket | None, why: str) -> None:
             if sock is not None:
                 _hurry(sock)
-                try:
-                    # In one segment with what follows at once.
-                    if sock.send(frame, socket.MSG_MORE) < len(frame):
-                        raise BlockingIOError  # An empty send buffer takes it, or is no good.
-                except OSError as error:
-                    sock.close()
-                    sock, why = None, f"setup frame not sent: {error.strerror}"
-            on_done(None if sock is None else self._held.own(sock, node), why)
+                why = begin(sock, frame)
+            on_done(None if sock is None or why else self._held.own(sock, node), why)
 
         return Connecting(self._loop, (f"[{self._by_node[node]}]:{MESH_PORT}",), reached)
 
@@ -160,19 +161,11 @@ class DirectWays:
             return
         tune(sock)
         _hurry(sock)
-        if len(self._pending) >= self._limits.pending_max:
-            next(iter(self._pending)).close("")
-        setup = Setup(self._loop, sock, node, self._limits.setup_us, self._complete, self._broken)
-        self._pending[setup] = node
-        setup.read()  # Accepting is deferred until there is something.
-
-    def _broken(self, setup: Setup, reason: str) -> None:
-        del self._pending[setup]
-        if reason:
-            self._notices.say("setup", reason)
+        self.setups.expect(sock, node)
 
     def _complete(self, setup: Setup, sock: socket.socket, header: Header) -> None:
-        node = self._pending.pop(setup)
+        node = setup.node
+        assert node is not None
         if header.kind != DIRECT:
             return self._refuse(sock, "only circuits are taken here")
         try:
@@ -191,8 +184,7 @@ class DirectWays:
         """Stop accepting."""
         if self._acceptor is not None:
             self._acceptor.close()
-        for setup in tuple(self._pending):
-            setup.close("")
+        self.setups.close()
 
 
 def _hurry(sock: socket.socket) -> None:

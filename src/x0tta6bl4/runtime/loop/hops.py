@@ -35,7 +35,7 @@ from x0tta6bl4.runtime.loop.notices import Notices
 from x0tta6bl4.runtime.loop.parting import Partings
 from x0tta6bl4.runtime.loop.poll import Loop
 from x0tta6bl4.runtime.loop.relay import Pipes, Relay
-from x0tta6bl4.runtime.loop.setup import Setup
+from x0tta6bl4.runtime.loop.setup import Setup, Setups
 from x0tta6bl4.runtime.ports import SealMaker
 from x0tta6bl4.wire.errors import BadMessage
 from x0tta6bl4.wire.hop import (
@@ -109,7 +109,6 @@ class Hops:
         "_acceptor",
         "_admit",
         "_dialbacks",
-        "_evicted",
         "_held",
         "_hostile",
         "_legs",
@@ -118,12 +117,12 @@ class Hops:
         "_notices",
         "_on_circuit",
         "_partings",
-        "_pending",
         "_pipes",
         "_refused",
         "_relayed",
         "_relayed_bytes",
         "_relays",
+        "_setups",
         "authority",
         "channels",
         "direct",
@@ -160,7 +159,13 @@ class Hops:
         self._held = Held(limits.per_neighbour_max)
         self._pipes = Pipes()
         self._relays: dict[Relay, tuple[NodeName, ...]] = {}
-        self._pending: dict[Setup, None] = {}
+        self._setups = Setups(
+            loop,
+            limits.pending_max,
+            limits.setup_us,
+            self._complete,
+            lambda why: self._notices.say("setup", why),
+        )
         self._partings = Partings(loop)
         self._dialbacks: set[Cancellable] = set()
         self.authority = AuthorityWays(
@@ -182,7 +187,8 @@ class Hops:
         )
         """Circuits over mesh addresses."""
         self._accepted = self._relayed = self._relayed_bytes = self._refused = 0
-        self._hostile = self._evicted = 0
+        self._hostile = 0
+        """Frames that did not open."""
         self._acceptor = Acceptor(
             loop, listener, self._accept, lambda why: self._notices.say("accept", why)
         )
@@ -286,27 +292,10 @@ class Hops:
     def _accept(self, sock: socket.socket) -> None:
         self._accepted += 1
         tune(sock)
-        self._expect(sock, None)
-
-    def _expect(self, sock: socket.socket, node: NodeName | None) -> None:
-        """Wait for a setup frame; of this neighbour only, if one is named."""
-        if len(self._pending) >= self._limits.pending_max:
-            self._evicted += 1
-            next(iter(self._pending)).close("")
-        setup = Setup(self._loop, sock, node, self._limits.setup_us, self._complete, self._broken)
-        self._pending[setup] = None
-        setup.read()  # Accepting is deferred until there is something.
-
-    def _broken(self, setup: Setup, reason: str) -> None:
-        """A connection that ended, or was no setup frame, or took too long."""
-        del self._pending[setup]
-        if reason:
-            self._hostile += 1
-            self._notices.say("setup", reason)
+        self._setups.expect(sock, None)
 
     def _complete(self, setup: Setup, sock: socket.socket, header: Header) -> None:
         """A whole frame is there: open it and do what it says."""
-        del self._pending[setup]
         if header.kind == ENROL:
             if self.authority.enrol(sock):
                 return None
@@ -435,7 +424,7 @@ class Hops:
             except OSError:
                 sock.close()
             else:
-                self._expect(sock, node)
+                self._setups.expect(sock, node)
 
         connecting = Connecting(self._loop, neighbour.item.endpoints, reached)
         self._dialbacks.add(connecting)
@@ -444,7 +433,7 @@ class Hops:
     def statistics(self) -> HopStatistics:
         """Snapshot for metrics."""
         return HopStatistics(
-            pending=len(self._pending),
+            pending=len(self._setups) + len(self.direct.setups),
             relays=len(self._relays),
             circuits=self._held.sockets,
             channels=sum(self.channels.has(n.node) for n in self.neighbours),
@@ -452,8 +441,8 @@ class Hops:
             relayed=self._relayed,
             bytes_relayed=self._relayed_bytes + sum(r.bytes_moved for r in self._relays),
             refused=self._refused,
-            hostile=self._hostile,
-            evicted=self._evicted,
+            hostile=self._hostile + self._setups.broken + self.direct.setups.broken,
+            evicted=self._setups.evicted + self.direct.setups.evicted,
             asked=self._legs.asks,
             enrols=self.authority.enrols,
         )
@@ -468,8 +457,7 @@ class Hops:
         self.cut(self.me, "proxy stops")
         for relay in tuple(self._relays):
             relay.reset("proxy stops")
-        for setup in tuple(self._pending):
-            setup.close("")
+        self._setups.close()
         for dialling in tuple(self._dialbacks):
             dialling.cancel()
         self._partings.close()

@@ -8,7 +8,7 @@ from typing import Final, final
 
 from x0tta6bl4.core.machine import SECOND, Instant
 from x0tta6bl4.runtime.loop.channel import Channels
-from x0tta6bl4.runtime.loop.connect import Connecting, OnConnected
+from x0tta6bl4.runtime.loop.connect import Connecting, OnConnected, begin
 from x0tta6bl4.runtime.loop.neighbours import Neighbour, Neighbours
 from x0tta6bl4.runtime.loop.poll import Loop, Timer
 from x0tta6bl4.wire.hop import DIAL_BACK, HOP, TOKEN_BYTES, Hop, pack_hop
@@ -121,14 +121,9 @@ class Leg:
         if neighbour is None:
             sock.close()
             return
-        frame = neighbour.seal.seal(HOP, pack_hop(self._hop))
-        try:
-            # In one segment with what follows at once.
-            if sock.send(frame, socket.MSG_MORE) < len(frame):
-                raise BlockingIOError  # An empty send buffer takes 4 KiB, or is no good.
-        except OSError as error:
-            sock.close()
-            return self.fail(f"setup frame not sent: {error.strerror}")
+        wrong = begin(sock, neighbour.seal.seal(HOP, pack_hop(self._hop)))
+        if wrong:
+            return self.fail(wrong)
         call, self._on_done = self._on_done, None
         assert call is not None
         call(sock, "")

@@ -1,4 +1,4 @@
-"""A connection until its setup frame is complete."""
+"""Connections until their setup frame is complete."""
 
 from __future__ import annotations
 
@@ -30,17 +30,9 @@ class Setup:
     """
 
     __slots__ = (
-        "_buffer",
-        "_fields",
-        "_loop",
-        "_on_broken",
-        "_on_complete",
-        "_sock",
-        "_timer",
-        "body",
-        "header",
-        "node",
-    )
+        "_buffer", "_fields", "_loop", "_on_broken", "_on_complete", "_sock", "_timer", "body",
+        "header", "node",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -104,3 +96,71 @@ class Setup:
         sock = self._leave()
         assert sock is not None
         return self._on_complete(self, sock, self._fields)
+
+
+@final
+class Setups:
+    """Those of one port; at the bound the oldest makes room for the newest.
+
+    Args:
+        loop: the proxy's loop.
+        pending_max: how many at once.
+        deadline_us: for each whole frame.
+        on_complete: takes a setup that is done, its socket and the header.
+        on_broken: takes the reason why one came to nothing, if anybody is to blame.
+
+    Attributes:
+        evicted: how many had to make room.
+        broken: how many came to nothing by somebody's fault.
+    """
+
+    __slots__ = (
+        "_deadline_us", "_loop", "_on_broken", "_on_complete", "_pending", "_pending_max",
+        "broken", "evicted",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        loop: Loop,
+        pending_max: int,
+        deadline_us: int,
+        on_complete: Callable[[Setup, socket.socket, Header], None],
+        on_broken: Callable[[str], None],
+    ) -> None:
+        self._loop = loop
+        self._pending_max, self._deadline_us = pending_max, deadline_us
+        self._on_complete, self._on_broken = on_complete, on_broken
+        self._pending: dict[Setup, None] = {}
+        self.evicted = self.broken = 0
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def expect(self, sock: socket.socket, node: NodeName | None) -> None:
+        """Wait for a setup frame on a connection, which is owned until it is there.
+
+        Args:
+            sock: non-blocking.
+            node: see `Setup`.
+        """
+        if len(self._pending) >= self._pending_max:
+            self.evicted += 1
+            next(iter(self._pending)).close("")
+        setup = Setup(self._loop, sock, node, self._deadline_us, self._complete, self._broken)
+        self._pending[setup] = None
+        setup.read()  # Accepting is deferred until there is something.
+
+    def _complete(self, setup: Setup, sock: socket.socket, header: Header) -> None:
+        del self._pending[setup]
+        self._on_complete(setup, sock, header)
+
+    def _broken(self, setup: Setup, reason: str) -> None:
+        del self._pending[setup]
+        if reason:
+            self.broken += 1
+            self._on_broken(reason)
+
+    def close(self) -> None:
+        """Close them all."""
+        for setup in tuple(self._pending):
+            setup.close("")
