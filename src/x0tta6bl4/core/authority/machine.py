@@ -12,7 +12,9 @@ another one changed rows is Superseded and asked again.  One of them is Leading.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Any, Final, final
+
+from msgspec.structs import replace
 
 from x0tta6bl4.core.authority import federating, issuing, life, minting, operating, sharing
 from x0tta6bl4.core.authority.desk import AuthorityConfig, Desk
@@ -43,6 +45,7 @@ from x0tta6bl4.core.machine import (
     Event,
     Instant,
     Tick,
+    Value,
 )
 from x0tta6bl4.wire import authority as words
 from x0tta6bl4.wire.errors import NotFound, Refused, Unavailable, X0Error
@@ -133,6 +136,19 @@ _OWN: Final[dict[str, _Handler]] = {
 }
 
 
+@final
+class _Plans(Value, frozen=True):
+    """What a decision moves on and `State.undo` does not take back."""
+
+    dirty: frozenset[str]
+    suspect: frozenset[str]
+    chores_at: Instant
+    heartbeat_at: Instant
+    floor_at: Instant
+    told: SetRow | None
+    """The heartbeat that watches were told."""
+
+
 class Authority:
     """The machine of an authority.
 
@@ -174,20 +190,13 @@ class Authority:
             self._settled = self._plans()
         elif type(event) is NotPersisted:
             self.state.undo()
-            self._dirty = set(self._settled[0])
+            self._dirty = set(self._settled.dirty)
             self._publish_at = Instant(now + RETRY_US)
-            self._settled = (*self._settled[:5], self.state.sets.get(life.HEARTBEAT))
+            self._settled = replace(self._settled, told=self.state.sets.get(life.HEARTBEAT))
             self._asked["undone"] += 1
         elif type(event) is Superseded:
             self.state.undo()
-            dirty, suspect, self._chores_at, self._heartbeat_at, self._floor_at, told = (
-                self._settled
-            )
-            self._dirty, self._suspect = set(dirty), set(suspect)
-            if told is None:  # A heartbeat that nobody has heard may have another's number.
-                self.state.sets.pop(life.HEARTBEAT, None)
-            else:
-                self.state.sets[life.HEARTBEAT] = told
+            self._go_back(self._settled)
         elif type(event) is Learnt:
             effects = sharing.learn(self.state, event.changes, event.whole)
             self._suspect |= sharing.signed_with(event.changes)
@@ -222,13 +231,24 @@ class Authority:
         return dict(self._asked)
 
     # -------------------------------------------------------------- several authorities
-    def _plans(
-        self,
-    ) -> tuple[frozenset[str], frozenset[str], Instant, Instant, Instant, SetRow | None]:
-        """What a decision moves on and `undo` does not take back."""
-        times = (self._chores_at, self._heartbeat_at, self._floor_at)
-        heartbeat = self.state.sets.get(life.HEARTBEAT)
-        return (frozenset(self._dirty), frozenset(self._suspect), *times, heartbeat)
+    def _plans(self) -> _Plans:
+        return _Plans(
+            dirty=frozenset(self._dirty),
+            suspect=frozenset(self._suspect),
+            chores_at=self._chores_at,
+            heartbeat_at=self._heartbeat_at,
+            floor_at=self._floor_at,
+            told=self.state.sets.get(life.HEARTBEAT),
+        )
+
+    def _go_back(self, plans: _Plans) -> None:
+        self._dirty, self._suspect = set(plans.dirty), set(plans.suspect)
+        self._chores_at, self._heartbeat_at = plans.chores_at, plans.heartbeat_at
+        self._floor_at = plans.floor_at
+        if plans.told is None:  # A heartbeat that nobody has heard may have another's number.
+            self.state.sets.pop(life.HEARTBEAT, None)
+        else:
+            self.state.sets[life.HEARTBEAT] = plans.told
 
     def _lead(self, now: Instant, on: bool) -> None:
         if on and not self._leads:
