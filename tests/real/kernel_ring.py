@@ -55,48 +55,50 @@ class KernelRing:
         planes: of nodes that are not in kernel mode.
     """
 
+    ips, cables, server_at = IPS, CABLES, "d"
+
     def __init__(self, hosts: Hosts, root: Path, page: Path, **planes: Plane) -> None:
         self.hosts, self.page = hosts, page
-        for one, other in CABLES:
-            join(hosts, one, IPS[one], other, IPS[other])
+        for one, other in self.cables:
+            join(hosts, one, self.ips[one], other, self.ips[other])
         self.untouched = self.switches("c")
         self.mesh = HostMesh(hosts, root)
         self.server = ServerProcess(
-            page, 1, ("ip", "netns", "exec", hosts.space("d")), ("--port", str(SERVICE))
+            page, 1, ("ip", "netns", "exec", hosts.space(self.server_at)), ("--port", str(SERVICE))
         )
         self.mesh.authority("a", f"{IPS['a']}:{AUTHORITY}")
         uid = (f"unix:uid:{os.getuid()}",)
         web, reader = "spiffe://hosts.mesh/web", "spiffe://hosts.mesh/reader"
         self.mesh.operator.create_entries(
             [
-                Entry(id=web, node="d", selectors=uid, address=f"127.0.0.1:{SERVICE}"),
+                Entry(id=web, node=self.server_at, selectors=uid, address=f"127.0.0.1:{SERVICE}"),
                 Entry(id=reader, node="a", selectors=uid),
             ]
         )
         self.mesh.operator.create_name(Name("web", web, (reader,)))
-        for name in IPS:
+        for name in self.ips:
             self.mesh.node(name, self.settings(name, planes.get(name, "kernel")))
-        self.mesh.wait_ready(*IPS)
+        self.mesh.wait_ready(*self.ips)
         wait_for(self.serves, "the service", 10)
 
     def settings(self, name: str, plane: Plane) -> cfg.NodeSettings:
         """The file of a node."""
-        near = [other for cable in CABLES for other in cable if name in cable and other != name]
+        near = [other for cable in self.cables for other in cable if name in cable and other != name]
         direct = name == "a" or "a" in near
-        through = () if direct else tuple(f"{IPS[other]}:{DATA}" for other in near)
+        through = () if direct else tuple(f"{self.ips[other]}:{DATA}" for other in near)
         return cfg.NodeSettings(
             trust_domain="",
             node=name,
             state_dir="",
             authority=cfg.AuthorityAt(
-                address=f"{IPS['a']}:{AUTHORITY}" if direct else "", through=through
+                address=f"{self.ips['a']}:{AUTHORITY}" if direct else "", through=through
             ),
             data=cfg.Data(
-                listen=f"0.0.0.0:{DATA}", advertise=(f"{IPS[name]}:{DATA}",), plane=plane
+                listen=f"0.0.0.0:{DATA}", advertise=(f"{self.ips[name]}:{DATA}",), plane=plane
             ),
             control=cfg.Control(listen=f"0.0.0.0:{CONTROL}"),
             link=tuple(
-                cfg.Link(node=other, address=f"{IPS[other]}:{CONTROL}" if other > name else "")
+                cfg.Link(node=other, address=f"{self.ips[other]}:{CONTROL}" if other > name else "")
                 for other in near
             ),
             listen=(cfg.Listen(address=f"127.0.0.1:{LOCAL}", kind="plain", name="web"),)
@@ -141,7 +143,7 @@ class KernelRing:
         ):  # fmt: skip
             lines = self.hosts.run(name, *command.split()).stdout.splitlines()
             found += [line for line in lines if "to-" not in line or "proto" in command]
-        for other in IPS:
+        for other in self.ips:
             shown = self.hosts.run(name, "tc", "filter", "show", "dev", f"to-{other}", "ingress",
                                    check=False).stdout  # fmt: skip
             found += shown.splitlines()
