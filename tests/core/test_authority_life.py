@@ -269,28 +269,7 @@ def _story(seed: int) -> str:
     desk = AuthorityDesk(AuthorityConfig(ca_ttl_s=CA, set_ttl_s=5000), seed=str(seed))
     draw = Random(seed)
     for _ in range(60):
-        desk.wait(draw.choice((0, 1, 20, 500, 3000)))
-        node = draw.choice(("alpha", "beta", "gamma"))
-        entry = draw.choice(sorted(desk.machine.state.entries) or ["none"])
-        match draw.randrange(8):
-            case 0:
-                desk.enrol(node, desk.token(""))
-            case 1:
-                desk.entry(node, draw.choice(("web", "db")))
-            case 2:
-                desk.issue(node, "", entry)
-            case 3:
-                desk.ask(
-                    "Revoke", words.Revoke("spiffe://example.org/web", ban=draw.random() < 0.5)
-                )
-            case 4:
-                desk.ask("Unban", words.Key("spiffe://example.org/web"))
-            case 5:
-                desk.ask("NodeEvict", words.NodeEvict(node))
-            case 6:
-                desk.ask("EntryDelete", words.Key(entry))
-            case _:
-                desk.attest(node)
+        desk.act(draw)
     return digest(repr((desk.changes, desk.facts)).encode()).hex()
 
 

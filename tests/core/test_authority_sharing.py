@@ -225,26 +225,7 @@ def test_who_has_learnt_everything_has_the_same_tables(seed: int, whole: bool) -
     desk = AuthorityDesk(AuthorityConfig(ca_ttl_s=36_000, set_ttl_s=5000), seed=str(seed))
     follower, draw = Follower(desk), Random(seed)
     for _ in range(25):
-        desk.wait(draw.choice((0, 1, 20, 500, 3000)))
-        node = draw.choice(("alpha", "beta"))
-        entry = draw.choice(sorted(desk.machine.state.entries) or ["none"])
-        match draw.randrange(8):
-            case 0:
-                desk.enrol(node, desk.token(""))
-            case 1:
-                desk.entry(node, draw.choice(("web", "db")))
-            case 2:
-                desk.issue(node, "", entry)
-            case 3:
-                desk.ask("Revoke", words.Revoke(WEB, ban=draw.random() < 0.5))
-            case 4:
-                desk.ask("Unban", words.Key(WEB))
-            case 5:
-                desk.ask("NodeEvict", words.NodeEvict(node))
-            case 6:
-                desk.ask("EntryDelete", words.Key(entry))
-            case _:
-                desk.ask("NodeDelete", words.Key(node))
+        desk.act(draw)
         if not whole and draw.random() < 0.5:
             follower.hear()
     if whole:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from random import Random
 from typing import Any
 
 from tests.fakes.authority_keys import FakeKeys, point, sign
@@ -133,6 +134,32 @@ class AuthorityDesk:
     def node(self, name: str, not_before_unix_s: int | None = None) -> Caller:
         start = self.unix_s if not_before_unix_s is None else not_before_unix_s
         return Caller(node=NodeName(name), not_before_unix_s=start)
+
+    def act(self, draw: Random) -> None:
+        """Some time passes, and an operator or a node does something, be it possible or not."""
+        self.wait(draw.choice((0, 1, 20, 500, 3000)))
+        web = "spiffe://example.org/web"
+        node = draw.choice(("alpha", "beta", "gamma"))
+        entry = draw.choice(sorted(self.machine.state.entries) or ["none"])
+        match draw.randrange(9):
+            case 0:
+                self.enrol(node, self.token(""))
+            case 1:
+                self.entry(node, draw.choice(("web", "db")))
+            case 2:
+                self.issue(node, "", entry)
+            case 3:
+                self.ask("Revoke", words.Revoke(web, ban=draw.random() < 0.5))
+            case 4:
+                self.ask("Unban", words.Key(web))
+            case 5:
+                self.ask("NodeEvict", words.NodeEvict(node))
+            case 6:
+                self.ask("EntryDelete", words.Key(entry))
+            case 7:
+                self.ask("NodeDelete", words.Key(node))
+            case _:
+                self.attest(node)
 
     def entry(self, node: str, id: str = "web", **options: Any) -> Any:
         entry = words.Entry(

@@ -67,6 +67,14 @@ async def operator(root: Path) -> AsyncIterator[AdminClient]:
         yield admin
 
 
+def kept_serials(store: Path) -> set[str]:
+    """Serials of all SVIDs in an authority's store, which is whole."""
+    with contextlib.closing(sqlite3.connect(store / FILE)) as raw:
+        assert raw.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert raw.execute("PRAGMA foreign_key_check").fetchall() == []
+        return {serial for (serial,) in raw.execute("SELECT serial FROM issued")}
+
+
 # ------------------------------------------------------------------ kill -9
 class Ledger:
     """What was acknowledged, and what may or may not have happened when the lights went out."""
@@ -231,11 +239,7 @@ def killed(root: Path, rounds: int) -> Ledger:
             children.start()
         asyncio.run(until_killed(root, settings.listen, me, ledger, children, draw, rounds))
         children.wait()
-    with contextlib.closing(sqlite3.connect(root / "authority" / FILE)) as raw:
-        kept = {serial for (serial,) in raw.execute("SELECT serial FROM issued")}
-        assert raw.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        assert raw.execute("PRAGMA foreign_key_check").fetchall() == []
-    assert ledger.serials <= kept
+    assert ledger.serials <= kept_serials(root / "authority")
     print(
         f"killed {rounds + 1} times: {ledger.acknowledged} rounds of work and "
         f"{len(ledger.serials)} SVIDs acknowledged, 0 lost; newest sets {ledger.newest}"

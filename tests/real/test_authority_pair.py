@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import sqlite3
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from random import Random
@@ -21,14 +20,13 @@ from cryptography.x509 import load_der_x509_certificate
 
 from tests.fakes.authority_forks import Forks
 from tests.fakes.authority_world import DOMAIN, client, eventually, wanted
-from tests.real.test_authority import SELECTORS, all_entries, all_names
+from tests.real.test_authority import SELECTORS, all_entries, all_names, kept_serials
 from x0tta6bl4.app import settings as cfg
 from x0tta6bl4.app.admission import Admission, Admitted
 from x0tta6bl4.app.authority import ADMIN_SOCKET
 from x0tta6bl4.app.mesh import free_ports
 from x0tta6bl4.app.wallet import Wallet
 from x0tta6bl4.edge.authority_api.client import AdminClient
-from x0tta6bl4.edge.store.store import FILE
 from x0tta6bl4.wire import authority as words
 from x0tta6bl4.wire.errors import Unavailable
 from x0tta6bl4.wire.ids import NodeName
@@ -296,11 +294,7 @@ def killed(root: Path, rounds: int) -> Ledger:
         asyncio.run(story())
     finally:
         pair.close()
-    with contextlib.closing(sqlite3.connect(pair.store / FILE)) as raw:
-        kept = {serial for (serial,) in raw.execute("SELECT serial FROM issued")}
-        assert raw.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        assert raw.execute("PRAGMA foreign_key_check").fetchall() == []
-    assert ledger.serials <= kept
+    assert ledger.serials <= kept_serials(pair.store)
     print(
         f"killed {victims.count('a')} and {victims.count('b')} times: {ledger.done}, "
         f"{len(ledger.serials)} SVIDs of the node, {len(ledger.published)} records, 0 lost"

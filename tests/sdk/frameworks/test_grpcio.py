@@ -71,6 +71,22 @@ async def fronted(
 
 
 @asynccontextmanager
+async def answering(
+    served: WorkloadApi, clock: FakeClock | None = None
+) -> AsyncIterator[tuple[X509Source, Any]]:
+    """A server's source, and a call on a channel to it that has been answered."""
+    async with (
+        source_of(served, clock) as ours,
+        source_of(served) as theirs,
+        fronted(ours, exact(CLIENT), id=WEB) as front,
+        grpcio.channel(f"127.0.0.1:{front.port}", theirs, authorize=anyone, id=CLIENT) as channel,
+    ):
+        call = channel.unary_unary("/t/Get")
+        assert await call(b"", timeout=DEADLINE_S) == CLIENT.encode()
+        yield ours, call
+
+
+@asynccontextmanager
 async def serve(
     source: X509Source, authorize: Authorizer, id: str | None = None
 ) -> AsyncIterator[int]:
@@ -218,16 +234,7 @@ def test_the_interceptor_judges_again(served: WorkloadApi) -> None:
 
     async def story() -> None:
         served.issue("/client")
-        async with (
-            source_of(served) as ours,
-            source_of(served) as theirs,
-            fronted(ours, exact(CLIENT), id=WEB) as front,
-            grpcio.channel(
-                f"127.0.0.1:{front.port}", theirs, authorize=anyone, id=CLIENT
-            ) as channel,
-        ):
-            call = channel.unary_unary("/t/Get")
-            assert await call(b"", timeout=DEADLINE_S) == CLIENT.encode()
+        async with answering(served) as (ours, call):
             for live in ours.connections:
                 ours.connections.remove(live)  # The registry forgets it, so nobody ends it.
             version = ours.version
@@ -246,16 +253,7 @@ def test_the_interceptor_looks_at_the_clock(served: WorkloadApi) -> None:
 
     async def story() -> None:
         served.issue("/client", life_s=1800)
-        async with (
-            source_of(served, clock) as ours,
-            source_of(served) as theirs,
-            fronted(ours, exact(CLIENT), id=WEB) as front,
-            grpcio.channel(
-                f"127.0.0.1:{front.port}", theirs, authorize=anyone, id=CLIENT
-            ) as channel,
-        ):
-            call = channel.unary_unary("/t/Get")
-            assert await call(b"", timeout=DEADLINE_S) == CLIENT.encode()
+        async with answering(served, clock) as (ours, call):
             (live,) = ours.connections
             ours.connections.remove(live)
             clock.unix_us = live.not_after_unix_s * SECOND
