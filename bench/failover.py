@@ -34,7 +34,7 @@ from typing import Any, Final
 
 from bench.outcome import Outcome, run
 from tests.real.host_mesh import AUTHORITY, CONTROL, DATA, HostMesh
-from tests.real.kernel_ring import OwnMounts
+from tests.real.kernel_mesh import OwnMounts
 from tests.real.lab import cpu_s, rss_kb
 from x0tta6bl4.app import settings as cfg
 from x0tta6bl4.wire.errors import Unavailable, X0Error

@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 _SETS = itertools.count()
 """Two sets of hosts of one process have namespaces of their own."""
@@ -30,7 +30,15 @@ class Hosts:
         self.names = names
         self._children: list[subprocess.Popen[bytes]] = []
 
-    def __enter__(self) -> Hosts:
+    def __enter__(self) -> Self:
+        try:
+            self._make()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _make(self) -> None:
         for name in self.names:
             _run("ip", "netns", "add", self.space(name))
             _run("ip", "-n", self.space(name), "link", "set", "lo", "up")
@@ -40,7 +48,6 @@ class Hosts:
                 )
                 if done.returncode == 0:
                     break
-        return self
 
     def __exit__(self, *_: object) -> None:
         for child in self._children:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.real.hosts import Hosts
-from tests.real.kernel_ring import IPS, LOCAL, KernelRing, OwnMounts, Requests
+from tests.real.kernel_mesh import LOCAL, OwnMounts
+from tests.real.kernel_ring import IPS, KernelRing, Requests
 from tests.real.lab import PAGE_BYTES, Ticks, scratch
 from x0tta6bl4.app import settings as cfg
 from x0tta6bl4.app.admin import AdminClient
@@ -28,7 +28,7 @@ from x0tta6bl4.wire.mesh_address import mesh_address
 pytestmark = pytest.mark.netns
 
 
-def ring_of(root: Path, hosts: Hosts, **planes: str) -> KernelRing:
+def ring_of(root: Path, hosts: OwnMounts, **planes: str) -> KernelRing:
     root.mkdir(mode=0o700)
     page = root / "page"
     page.write_bytes(os.urandom(PAGE_BYTES))
