@@ -24,13 +24,14 @@ from typing import Final, final
 import msgspec
 
 from x0tta6bl4.app.kernel_links import KEPT, Kept, KernelLink, Links, towards
+from x0tta6bl4.app.kernel_views import counters, findings
 from x0tta6bl4.app.settings import NodeSettings
 from x0tta6bl4.core.agent.words import KernelLinks, ProxySaid
 from x0tta6bl4.core.links.quality import Loss
 from x0tta6bl4.core.machine import Event
 from x0tta6bl4.core.routing.alternates import Way
 from x0tta6bl4.core.routing.forwarding import WaysChanged
-from x0tta6bl4.edge.kernel.detector import Alternate, Detector, Link, LinkReport, Traffic, keys_of
+from x0tta6bl4.edge.kernel.detector import Alternate, Detector, Link, Traffic, keys_of
 from x0tta6bl4.edge.kernel.filter import MEMBERS_MAX, Filter, Member
 from x0tta6bl4.edge.kernel.layout import GOOD, EventKind, Reason
 from x0tta6bl4.edge.kernel.libbpf import Libbpf
@@ -115,22 +116,28 @@ class KernelPlane:
         for number in self._links.gone:
             if number in at_work:
                 self.detector.remove_link(number)
-        for link in self._links:
-            if link.number in at_work and self.programs.adopted and link.kept is not None:
-                link.proven, link.alive = True, not self.detector.report(link.number).dead
-                link.slot = self.detector.slot(link.number)
-                link.used = True
-            else:
-                link.kept = None
-        held = self.routes.start(self._adjacent())
         for ifindex, mode in self.programs.attached().items():
             with contextlib.suppress(OSError):
                 self._modes[ifindex] = socket.if_indextoname(ifindex), mode
+        judged = [link for link in self._links if link.number in at_work and link.kept is not None]
         for link in self._links:
-            if link.kept is not None and not link.alive:
+            if link in judged:
+                link.proven, link.alive = True, not self.detector.report(link.number).dead
+                link.slot = self.detector.slot(link.number)
+                link.used = True
+            elif link.kept is not None and link.kept.index in self._modes:
+                self._set_link(link, link.kept)  # The maps are new, what was agreed on is not.
+                link.proven = True
+            else:
+                link.kept = None
+        held = self.routes.start(self._adjacent())
+        for link in judged:
+            if not link.alive:
                 self.routes.cut(link.node, True)
-        if held and not any(link.alive for link in self._links):
+        if held and judged and not any(link.alive for link in judged):
             self.routes.settle()  # Cut off from all: detours of then would send packets back.
+        if held and not judged:
+            self._filter.set_members(dict.fromkeys(map(IPv6Address, self.routes.targets), Member()))
         prefix = IPv6Network((mesh_prefix(self._domain) + bytes(10), 48))
         self._filter.switch(prefix)
         return held or bool(at_work)
@@ -306,6 +313,14 @@ class KernelPlane:
 
     def _watch(self, link: KernelLink, kept: Kept) -> None:
         new = link.kept is None
+        self._set_link(link, kept)
+        link.kept = kept
+        if new:
+            link.proven = link.alive = False
+        self._changed()
+        self._links.save()
+
+    def _set_link(self, link: KernelLink, kept: Kept) -> None:
         self.detector.set_link(
             Link(
                 number=link.number,
@@ -319,11 +334,6 @@ class KernelPlane:
                 mtu=kept.mtu,
             )
         )
-        link.kept = kept
-        if new:
-            link.proven = link.alive = False
-        self._changed()
-        self._links.save()
 
     def _drop_old(self, link: KernelLink, secret: bytes) -> None:
         if link.secret == secret and self._tasks:
@@ -489,63 +499,26 @@ class KernelPlane:
         text = "kernel" + (f" ({on})" if on else " (no neighbour is adjacent yet)")
         if self.programs.without_verdicts:
             text += f"; {self.programs.without_verdicts}"
-        return PlaneView("kernel", text, self._findings + tuple(self._of_links()))
+        return PlaneView(
+            "kernel", text, self._findings + tuple(findings(self._links, self._refused))
+        )
 
     def _named(self) -> list[tuple[str, Mode]]:
         used = {link.kept.index for link in self._links if link.kept is not None}
         return [self._modes[index] for index in used if index in self._modes]
-
-    def _of_links(self) -> Iterable[Finding]:
-        for link in self._links:
-            why = self._refused.get(link.node)
-            if link.kept is None and why:
-                yield Finding(
-                    "X0-KRN-141",
-                    "notice",
-                    f"the link to {link.node} goes through user space: {why}",
-                    "the kernel forwards between nodes on one interface that both ask for it",
-                )
-            elif link.kept is not None and not link.proven:
-                yield Finding(
-                    "X0-KRN-142",
-                    "warning",
-                    f"{link.node} does not answer the kernel's hellos",
-                    "does anything between the two drop UDP of port 8464 over IPv6?",
-                )
 
     def counters(self) -> dict[str, int]:
         """Sums by `name|labels`, see `telemetry.catalogue`."""
         found: dict[str, int] = {}
         for link in self._links:
             if link.kept is not None:
-                found |= self._of_link(link, self.detector.report(link.number))
+                slot = self.detector.slot(link.number)
+                found |= counters(link, self.detector.report(link.number), slot)
         for reason, count in self.programs.counters().items():
             name = reason.name.lower()
             if reason not in _FINE:
                 found[f"kernel_dropped_total|{name}"] = count
         return found
-
-    def _of_link(self, link: KernelLink, report: LinkReport) -> dict[str, int]:
-        node = link.node
-        return {
-            f"kernel_link_up|{node}": int(link.alive),
-            f"kernel_link_gray|{node}": int(link.gray),
-            f"kernel_link_slot|{node}": self.detector.slot(link.number),
-            f"kernel_link_rtt_seconds|{node}": int(report.rtt_us),
-            f"kernel_hellos_total|{node}|asked": report.asked,
-            f"kernel_hellos_total|{node}|answered": report.answers,
-            f"kernel_verdicts_total|{node}|suspect": report.suspicions,
-            f"kernel_verdicts_total|{node}|down": max(report.downs - 1, 0),
-            f"kernel_verdicts_total|{node}|late": report.late,
-            f"kernel_packets_total|{node}|sent": report.sent,
-            f"kernel_packets_total|{node}|received": report.received,
-            f"kernel_packets_total|{node}|lost": link.lost,
-            f"kernel_packets_total|{node}|diverted": report.diverted,
-            f"kernel_packets_total|{node}|duplicated": report.duplicated,
-            f"kernel_packets_total|{node}|undeliverable": report.undeliverable,
-            f"kernel_tcp_segments_total|{node}|sent": report.tcp,
-            f"kernel_tcp_segments_total|{node}|retransmitted": report.retransmitted,
-        }
 
 
 _FINE: Final = (Reason.HELLO_ANSWERED, Reason.HELLO_ACCEPTED, Reason.FILTER_PASSED)

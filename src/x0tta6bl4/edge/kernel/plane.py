@@ -81,6 +81,11 @@ class Plane:
         """A socket for questions about interfaces."""
         return self._netlink
 
+    @property
+    def targets(self) -> Iterable[bytes]:
+        """Mesh addresses to which there is a route."""
+        return self._routes.targets
+
     def fileno(self) -> int:
         """For a selector: when it is readable, call `ready`."""
         return self._monitor.fileno()
