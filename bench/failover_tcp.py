@@ -307,7 +307,8 @@ def outage(net: Net, root: Path, fault: str, way: tuple[str, str, int]) -> tuple
     kind, address, port = way
     root.mkdir(parents=True, exist_ok=True)
     file = root / "times"
-    (root / "why.txt").unlink(missing_ok=True)
+    broken = file.with_name("times.why")
+    broken.unlink(missing_ok=True)
     sender = net.hosts.start(
         SOURCE, sys.executable, str(STREAM), "send", kind, address, str(port), str(file),
         log=root / "send.log",
@@ -324,7 +325,7 @@ def outage(net: Net, root: Path, fault: str, way: tuple[str, str, int]) -> tuple
     times = array.array("d")
     times.frombytes(file.read_bytes())
     answered = sorted(t for t in times[1::2] if begin <= t <= end)
-    why = (root / "why.txt").read_text() if (root / "why.txt").exists() else ""
+    why = broken.read_text() if broken.exists() else ""
     gaps = [b - a for a, b in itertools.pairwise([begin, *answered, end])]
     return round(max(gaps) * 1e3, 1), why
 
