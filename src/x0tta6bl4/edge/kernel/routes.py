@@ -39,12 +39,15 @@ PROTOCOL: Final = 120
 METRIC: Final = 64
 SECOND: Final = 65
 """Metric of the route that takes over when the first is gone."""
+RTO_MIN_MS: Final = 5
+"""What a cut swallows before the kernel diverts is sent again so soon (`rt.recovery`)."""
 TARGETS_MAX: Final = 65_536
 NEXT_HOPS_MAX: Final = 4096
 """From here on a change tidies up by itself."""
 _FIRST_ID: Final = 0x78 << 24
 _ID_MASK: Final = 0xFFFFFF
 _LOOPBACK: Final = "lo"
+_RECOVERY: Final = rt.recovery(RTO_MIN_MS)
 
 
 @final
@@ -94,7 +97,7 @@ class KernelRoutes:
 
     __slots__ = (
         "_cut", "_hops", "_ids", "_led", "_links", "_netlink", "_own", "_owners", "_prefix",
-        "_routes", "_vias", "_wanted",
+        "_routes", "_stale", "_vias", "_wanted",
     )  # fmt: skip
 
     def __init__(self, netlink: Netlink, prefix: bytes, own: bytes) -> None:
@@ -109,6 +112,8 @@ class KernelRoutes:
         self._hops: dict[int, rt.NextHop] = {}
         self._routes: dict[tuple[bytes, int], int] = {}
         """What the kernel has, as far as we know."""
+        self._stale: set[_Key] = set()
+        """Those of them that another version has written; they are written again."""
         self._wanted: dict[bytes, Course] = {}
         self._led: dict[bytes, Course] = {}
         """Targets that are addresses of links, not of nodes: of ours, and first segments."""
@@ -157,12 +162,14 @@ class KernelRoutes:
         """Read anew what the kernel has: links, next hops and routes of ours."""
         self.look_at_links()
         asked = self._netlink.dump("routes", rt.GET_ROUTE, rt.routes(PROTOCOL))
-        routes = (rt.read_route(said) for said in asked)
-        self._routes = {
-            (route.target, route.metric): route.next_hop
-            for route in routes
-            if route is not None and route.next_hop and route.protocol == PROTOCOL
-        }
+        self._routes, self._stale = {}, set()
+        for said in asked:
+            route = rt.read_route(said)
+            if route is not None and route.next_hop and route.protocol == PROTOCOL:
+                key = route.target, route.metric
+                self._routes[key] = route.next_hop
+                if route.rto_min_ms != RTO_MIN_MS:
+                    self._stale.add(key)
 
     def look_at_links(self) -> None:
         """Read links and next hops anew: with a link the kernel drops its next hops and routes."""
@@ -215,7 +222,7 @@ class KernelRoutes:
 
     def change(self, changes: Mapping[bytes, Course | None]) -> Done:
         """Bring these targets up to date; None: nothing leads there any more."""
-        wanted, routes = self._wanted, self._routes
+        wanted, routes, stale = self._wanted, self._routes, self._stale
         hops: dict[int, rt.NextHop] = {}
         moved: list[tuple[_Key, int]] = []
         changes = {**self._first_segments(changes.values()), **changes}
@@ -232,10 +239,9 @@ class KernelRoutes:
                 pair = self._next_hop(course, hops), self._next_hop(_second(course), hops)
                 seen[id(course)] = pair
             first, second = pair
-            if routes.get((target, METRIC), 0) != first:
-                moved.append(((target, METRIC), first))
-            if routes.get((target, SECOND), 0) != second:
-                moved.append(((target, SECOND), second))
+            for key, hop in (((target, METRIC), first), ((target, SECOND), second)):
+                if routes.get(key, 0) != hop or key in stale:
+                    moved.append((key, hop))
         return self._carry_out(hops, moved)
 
     def cut(self, neighbour: tuple[int, bytes], off: bool) -> Done:
@@ -405,7 +411,7 @@ class KernelRoutes:
         put = [one for one in moved if one[1]]
         drop = [key for key, id in moved if not id]
         requests = [rt.put_next_hop(hop) for hop in hops.values()]
-        requests += [rt.put_host(*key, id, own, PROTOCOL) for key, id in put]
+        requests += [rt.put_host(*key, id, own, PROTOCOL, _RECOVERY) for key, id in put]
         requests += [
             rt.drop_route(rt.Route(target, 128, metric, protocol=PROTOCOL))
             for target, metric in drop
@@ -419,6 +425,7 @@ class KernelRoutes:
             hops = {id: hop for at, (id, hop) in enumerate(hops.items()) if at not in bad}
         self._hops |= hops
         self._routes.update(put)
+        self._stale.difference_update(key for key, _ in moved)
         for key in drop:
             self._routes.pop(key, None)
         if len(self._owners) > NEXT_HOPS_MAX:

@@ -75,6 +75,8 @@ _USE: Final = 0x1
 _SEG6: Final = 5
 _SEG6_LOCAL: Final = 7
 _END_X: Final = 2
+_METRIC_LOCK, _METRIC_RTO_MIN, _METRIC_QUICK_ACK = 1, 13, 15
+"""RTAX_...: of these only a locked RTO_MIN counts."""
 
 
 class RouteKind(IntEnum):
@@ -155,6 +157,8 @@ class Route(Value, frozen=True):
     protocol: int = 0
     """Who has written it."""
     table: int = MAIN
+    rto_min_ms: int = 0
+    """`recovery` of TCP connections over it; 0: the kernel's own."""
 
 
 # ------------------------------------------------------------------ links
@@ -338,22 +342,41 @@ def routes(protocol: int = 0, table: int = MAIN) -> bytes:
     return body + attribute(15, _NUMBER.pack(table))
 
 
+def recovery(rto_min_ms: int) -> bytes:
+    """Metrics of a route: how soon TCP sends again what was not confirmed, and confirms itself.
+
+    Args:
+        rto_min_ms: least time before it is sent again, beyond the round trip (RFC 6298 section
+            2.4); the kernel rounds it up to its ticks.  Receivers wait for nothing before they
+            confirm, for theirs must be shorter than that.
+    """
+    return nested(
+        8,
+        attribute(_METRIC_LOCK, _NUMBER.pack(1 << _METRIC_RTO_MIN)),
+        attribute(_METRIC_RTO_MIN, _NUMBER.pack(rto_min_ms)),
+        attribute(_METRIC_QUICK_ACK, _NUMBER.pack(1)),
+    )
+
+
 def put_route(route: Route) -> Request:
     """Make a route, or put it in the place of that with the same target and metric."""
+    metrics = recovery(route.rto_min_ms) if route.rto_min_ms else b""
     if not route.next_hop:
         body = _ROUTE.pack(_V6, route.prefix, 0, 0, route.table, route.protocol, 0, route.kind, 0)
         body += attribute(1, route.target) + attribute(6, _NUMBER.pack(route.metric))
-        return NEW_ROUTE, CREATE | REPLACE, body
+        return NEW_ROUTE, CREATE | REPLACE, body + metrics
     body = _PUT_SOURCELESS.pack(
         _V6, route.prefix, 0, 0, route.table, route.protocol, 0, route.kind, 0,
         20, 1, route.target, 8, 6, route.metric, 8, 30, route.next_hop,
     )  # fmt: skip
     if route.source:
         body += attribute(7, route.source)
-    return NEW_ROUTE, CREATE | REPLACE, body
+    return NEW_ROUTE, CREATE | REPLACE, body + metrics
 
 
-def put_host(target: bytes, metric: int, next_hop: int, source: bytes, protocol: int) -> Request:
+def put_host(
+    target: bytes, metric: int, next_hop: int, source: bytes, protocol: int, metrics: bytes = b""
+) -> Request:
     """`put_route` for one address, in one go: there are thousands of them.
 
     Args:
@@ -362,6 +385,7 @@ def put_host(target: bytes, metric: int, next_hop: int, source: bytes, protocol:
         next_hop: id of its next-hop object.
         source: of what starts here.
         protocol: who writes it.
+        metrics: of `recovery`.
     """
     return (
         NEW_ROUTE,
@@ -369,7 +393,7 @@ def put_host(target: bytes, metric: int, next_hop: int, source: bytes, protocol:
         _PUT.pack(
             _V6, 128, 0, 0, MAIN, protocol, 0, 1, 0,
             20, 1, target, 8, 6, metric, 8, 30, next_hop, 20, 7, source,
-        ),
+        ) + metrics,
     )  # fmt: skip
 
 
@@ -424,7 +448,14 @@ def read_route(said: Said) -> Route | None:
         source if len(source) == 16 else b"",
         protocol,
         _number(found[15]) if 15 in found else table,
+        _read_recovery(found[8]) if 8 in found else 0,
     )
+
+
+def _read_recovery(metrics: bytes) -> int:
+    """What `recovery` was given; 0 if this is not of its making."""
+    rto_min_ms = _number(attributes(metrics).get(_METRIC_RTO_MIN, b""))
+    return rto_min_ms if metrics == attributes(recovery(rto_min_ms))[8] else 0
 
 
 _KINDS: Final = frozenset(RouteKind)
