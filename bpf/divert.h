@@ -1,8 +1,15 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /*
  * Data leaving on a link: counted; of a dead link by its destination's alternate, of a suspect link
- * by both. Only a live link is an alternate (RFC 5286 picks them; user space says so per
- * destination), and what was diverted once is never diverted again.
+ * by both. Only a live link is an alternate (user space says which per destination), and what was
+ * diverted once is never diverted again, nor is what came along a source route.
+ *
+ *   loop-free (RFC 5286)   other hardware addresses, nothing else
+ *   source route           within the headers that the kernel's route would have put around it
+ *                          (RFC 8754, encapsulation; linux/net/ipv6/seg6_iptunnel.c)
+ *
+ * These headers take 48 bytes and 16 for each segment. Segments of TCP that are still one are cut
+ * smaller by that; whatever else would not fit the link's MTU stays where it is, and is counted.
  */
 #pragma once
 #include "maps.h"
@@ -16,6 +23,11 @@ struct segment {
 	struct data_frame head;
 	struct tcp tcp;
 } PACKED(2);
+
+struct outer {
+	struct ipv6 ipv6;
+	struct routing routing;
+} PACKED(8);
 
 INLINE __u32 segments(const struct __sk_buff *skb)
 {
@@ -73,24 +85,104 @@ INLINE struct x0_link *live(__u32 number, __u32 failed)
 	return link;
 }
 
-INLINE struct x0_link *alternate(const struct data_frame *frame, __u32 failed)
+INLINE struct x0_alternate *alternate(const struct ipv6 *ipv6, __u32 failed)
 {
-	const struct ipv6 *ipv6 = &frame->ipv6;
 	struct x0_route route = { .prefix = 32 + 128, .link = failed, .target = ipv6->target };
-	struct x0_alternate *choice = map_lookup(&x0_alternates, &route);
-	struct x0_link *link;
 
-	if (!choice)
-		return NULL;
-	link = live(choice->link[0], failed);
-	return link ? link : live(choice->link[1], failed);
+	return ipv6->next == NEXT_ROUTING ? NULL : map_lookup(&x0_alternates, &route);
 }
 
-INLINE int too_big(const struct __sk_buff *skb, const struct x0_link *link)
+/* Bytes before the payload: of TCP and UDP, which alone are cut into pieces. */
+INLINE __u32 heads(const struct segment *segment, const void *end)
 {
-	__u32 size = skb->gso_size ? skb->gso_size + sizeof(struct segment) + 40 : skb->len;
+	if (segment->head.ipv6.next != NEXT_TCP)
+		return sizeof(struct data_frame) + sizeof(struct udp);
+	if ((const void *)(segment + 1) > end)
+		return sizeof(struct data_frame) + 60;
+	return sizeof(struct data_frame) + (segment->tcp.offset >> 4) * 4;
+}
 
-	return size > link->mtu + sizeof(struct ethernet);
+/* Flags of `adjust_room` with which it fits a link within headers of so many bytes; 0: it won't. */
+INLINE __u64 fit(const struct __sk_buff *skb, const struct x0_link *link, __u32 room,
+		 __u32 heads, int is_tcp)
+{
+	__u32 most = link->mtu + sizeof(struct ethernet), piece = skb->gso_size;
+	__u32 size = piece ? heads + piece : skb->len;
+
+	if (room && skb->len + room > 0xffff)
+		return 0;
+	if (size + room <= most)
+		return WITHIN_IPV6 | SAME_PIECES;
+	return is_tcp && size <= most && piece > 2 * room ? WITHIN_IPV6 : 0;
+}
+
+/* Puts the headers of a source route around a packet; what it is takes them over, as tunnels do. */
+INLINE long lead(struct __sk_buff *skb, const struct x0_alternate *way, struct ipv6 *inner,
+		 __u32 room, __u64 flags)
+{
+	__u32 first = (way->segments - 1) & (X0_SEGMENTS - 1);
+	struct outer outer = {
+		.ipv6.version_class_flow = inner->version_class_flow & 0xf0ff,
+		.ipv6.payload = HTONS(skb->len + room - sizeof(struct data_frame)),
+		.ipv6.next = NEXT_ROUTING,
+		.ipv6.hops = inner->hops,
+		.ipv6.source = way->source,
+		.ipv6.target = way->segment[first],
+		.routing.next = NEXT_IPV6,
+		.routing.length = 2 * (first + 1),
+		.routing.type = SEGMENT_ROUTING,
+		.routing.left = first,
+		.routing.last = first,
+	};
+	long failed = adjust_room(skb, room, BEHIND_ETHERNET, flags);
+
+	if (failed)
+		return failed;
+	skb_store(skb, sizeof(struct ethernet), &outer, sizeof(outer), 0);
+	return skb_store(skb, sizeof(struct ethernet) + sizeof(outer), way->segment,
+			 first * 16 + 16, 0);
+}
+
+/* Sends a packet of a link that is dead or suspect by its alternate, if it can. */
+INLINE int divert(struct __sk_buff *skb, struct ipv6 ipv6, __u32 heads, __u32 number,
+		  struct x0_state *state, int dead)
+{
+	struct x0_alternate *way = alternate(&ipv6, number);
+	struct x0_link *other = way ? live(way->link, number) : NULL;
+	__u32 pieces = segments(skb), room = 0;
+	enum x0_reason reason = X0_DIVERT_NO_ALTERNATE;
+	__u64 flags;
+
+	if (!other)
+		goto stays;
+	if (way->segments)
+		room = sizeof(struct outer) + 16 * way->segments;
+	flags = fit(skb, other, room, heads, ipv6.next == NEXT_TCP);
+	reason = X0_DIVERT_TOO_BIG;
+	if (!flags)
+		goto stays;
+	skb->tc_index = X0_DIVERTED;
+	if (!dead)
+		clone_redirect(skb, skb->ifindex, 0);
+	if (room && lead(skb, way, &ipv6, room, flags)) {
+		if (!dead)
+			return TC_SHOT;
+		reason = X0_DIVERT_REFUSED;
+		goto stays;
+	}
+	skb_store(skb, 0, other->peer_mac, 6, 0);
+	skb_store(skb, 6, other->local_mac, 6, 0);
+	if (room)
+		__sync_fetch_and_add(&state->repaired, pieces);
+	__sync_fetch_and_add(dead ? &state->diverted : &state->duplicated, pieces);
+	return redirect(other->ifindex, 0);
+stays:
+	count(reason);
+	skb->tc_index = 0;
+	__sync_fetch_and_add(&state->sent, pieces);
+	if (dead)
+		__sync_fetch_and_add(&state->lost, pieces);
+	return TC_OK;
 }
 
 INLINE int leave(struct __sk_buff *skb)
@@ -98,9 +190,8 @@ INLINE int leave(struct __sk_buff *skb)
 	struct data_frame *frame;
 	struct x0_settings *set;
 	struct x0_state *state;
-	struct x0_link *link, *other;
-	__u32 *at, number, dead, pieces = segments(skb), marked = skb->tc_index;
-	__u8 own[12];
+	struct x0_link *link;
+	__u32 *at, number, dead, marked = skb->tc_index == X0_DIVERTED;
 	void *end;
 
 	if (skb->protocol != HTONS(TYPE_IPV6))
@@ -124,35 +215,12 @@ INLINE int leave(struct __sk_buff *skb)
 	if (!link || !state || !set)
 		return TC_OK;
 	skb->tc_index = 0;
-	if (link->flags & X0_MEASURE_TCP)
+	if (link->flags & X0_MEASURE_TCP && !marked)
 		measure(state, (void *)frame, end);
 	dead = is_dead(link, state);
-	if ((!dead && !is_suspect(state)) || marked == X0_DIVERTED ||
-	    !leased(set, ktime(), set->stand_down_ns)) {
-		__sync_fetch_and_add(&state->sent, pieces);
-		return TC_OK;
-	}
-	other = alternate(frame, number);
-	if (!other || too_big(skb, other)) {
-		count(other ? X0_DIVERT_TOO_BIG : X0_DIVERT_NO_ALTERNATE);
-		__sync_fetch_and_add(&state->sent, pieces);
-		if (dead)
-			__sync_fetch_and_add(&state->lost, pieces);
-		return TC_OK;
-	}
-	__builtin_memcpy(own, &frame->ethernet, 12);
-	skb->tc_index = X0_DIVERTED;
-	skb_store(skb, 0, other->peer_mac, 6, 0);
-	skb_store(skb, 6, other->local_mac, 6, 0);
-	if (dead) {
-		__sync_fetch_and_add(&state->diverted, pieces);
-		return redirect(other->ifindex, 0);
-	}
-	clone_redirect(skb, other->ifindex, 0);
-	skb_store(skb, 0, own, 12, 0);
-	skb->tc_index = 0;
-	__sync_fetch_and_add(&state->duplicated, pieces);
-	__sync_fetch_and_add(&state->sent, pieces);
+	if (!marked && (dead || is_suspect(state)) && leased(set, ktime(), set->stand_down_ns))
+		return divert(skb, frame->ipv6, heads((void *)frame, end), number, state, dead);
+	__sync_fetch_and_add(&state->sent, segments(skb));
 	return TC_OK;
 }
 

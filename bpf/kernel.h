@@ -32,6 +32,8 @@ enum { MAP_NO_PREALLOC = 1 };
 enum { XDP_DROP = 1, XDP_PASS = 2, XDP_TX = 3 };
 enum { TC_OK = 0, TC_SHOT = 2 };
 enum { ANY = 0 };
+enum { BEHIND_ETHERNET = 1 };              /* where `adjust_room` does it */
+enum { SAME_PIECES = 1, WITHIN_IPV6 = 4 }; /* its flags: GSO's size stays; an outer header */
 
 struct xdp_md {
 	__u32 data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex;
@@ -63,6 +65,8 @@ static long (*const clone_redirect)(struct __sk_buff *skb, __u32 ifindex, __u64 
 	(void *)13;
 static long (*const redirect)(__u32 ifindex, __u64 flags) = (void *)23;
 static long (*const skb_pull)(struct __sk_buff *skb, __u32 len) = (void *)39;
+static long (*const adjust_room)(struct __sk_buff *skb, __s32 more, __u32 mode, __u64 flags) =
+	(void *)50;
 static long (*const ringbuf_output)(void *ringbuf, const void *data, __u64 size, __u64 flags) =
 	(void *)130;
 static long (*const timer_init)(struct bpf_timer *timer, void *map, __u64 flags) = (void *)169;
@@ -107,4 +111,12 @@ struct tcp {
 	__u16 window, checksum, urgent;
 } PACKED(4);
 
-enum { TYPE_IPV4 = 0x0800, TYPE_IPV6 = 0x86dd, NEXT_TCP = 6, NEXT_UDP = 17 };
+/* Segment routing header (RFC 8754 section 2), up to its segments. */
+struct routing {
+	__u8 next, length, type, left, last, flags;
+	__u16 tag;
+} PACKED(8);
+
+enum { TYPE_IPV4 = 0x0800, TYPE_IPV6 = 0x86dd };
+enum { NEXT_TCP = 6, NEXT_UDP = 17, NEXT_IPV6 = 41, NEXT_ROUTING = 43 };
+enum { SEGMENT_ROUTING = 4 };

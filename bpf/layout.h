@@ -11,13 +11,14 @@
 #include "kernel.h"
 
 enum {
-	X0_LAYOUT = 1,      /* of all structs below; pinned maps of another one are not adopted */
+	X0_LAYOUT = 2,      /* of all structs below; pinned maps of another one are not adopted */
 	X0_LINKS = 256,     /* links of a node */
 	X0_FAN = 32,        /* hellos sent at one turn of the clock */
 	X0_NONE = 0xffff,   /* no link */
 	X0_PORT = 8464,     /* UDP, source and target */
 	X0_VERSION = 1,
 	X0_GOOD = 10,       /* answers in a row after which a dead link is worth telling about */
+	X0_SEGMENTS = 16,   /* of a source route; a power of two */
 	X0_DIVERTED = 0x5830, /* tc_index of a packet that was diverted once already */
 };
 
@@ -85,6 +86,7 @@ struct x0_state {
 	__u32 downs, told;  /* t: verdicts; suspicion that was told */
 	__u64 sent, received; /* a: data packets */
 	__u64 diverted, duplicated, lost; /* a: by the egress; lost = no live alternate */
+	__u64 repaired;     /* a: of those diverted or duplicated, along a source route */
 	__u64 tcp, retransmitted; /* a: segments with data */
 	__u64 refused;      /* a: hellos naming this link that were not accepted */
 } PACKED(8);
@@ -104,7 +106,10 @@ struct x0_route {
 } PACKED(8);
 
 struct x0_alternate {
-	__u32 link[2];      /* first choice, second choice; X0_NONE */
+	__u32 link;
+	__u32 segments;     /* how many the packet is led along; 0: the neighbour knows how to go on */
+	struct address source; /* of the header that leads it: this node */
+	struct address segment[X0_SEGMENTS]; /* as in that header: the last one first */
 } PACKED(8);
 
 /* What user space says to all programs. */
@@ -160,6 +165,7 @@ enum x0_reason {
 	X0_FILTER_FOREIGN,
 	X0_DIVERT_NO_ALTERNATE,
 	X0_DIVERT_TOO_BIG,
+	X0_DIVERT_REFUSED, /* the kernel puts no header around it */
 	X0_CLOCK_STRAY,
 	X0_EVENT_LOST,
 	X0_REASONS,

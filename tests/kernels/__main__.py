@@ -156,6 +156,7 @@ BREAKS: Final = {
     "bad hellos": Break("bpf/hello.h", "tag_of(hello, link->receive_key[slot]) != hello->tag", "0"),
     "verdict": Break("bpf/hello.h", "state->downs++;", "state->told = 0;"),
     "diversion": Break("bpf/divert.h", "is_dead(link, state) || is_suspect(state))", "0)"),
+    "repair": Break("bpf/divert.h", ".routing.next = NEXT_IPV6,", ".routing.next = NEXT_ROUTING,"),
     "filter": Break("bpf/filter.h", "return drop(X0_FILTER_NO_MEMBER);", "return XDP_PASS;"),
     "adoption": Break(
         "src/x0tta6bl4/edge/kernel/programs.py", "old.adopted = True", "old.adopted = False"

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable
 from ipaddress import IPv6Address, IPv6Network
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tests.edge.kernel import kernel_world as kw
 from tests.edge.kernel.kernel_world import World, hello, hello_frame
@@ -142,13 +142,7 @@ def diversion(world: World) -> None:
     """Of a link that is dead by whoever's verdict."""
     there, detour = IPv6Address("fd00::99"), bytes.fromhex("020000000008")
     world.link(8, peer_mac=detour)
-    route = layout.ROUTE.pack(prefix=160, link=7, target=there.packed)
-    world.programs.maps["x0_alternates"].put(route, layout.ALTERNATE.pack(link=(8, layout.NONE)))
-    packet = kw.ethernet(
-        kw.ipv6(kw.udp(bytes(100), port=5000), IPv6Address("fd00::1"), there),
-        target=kw.PEER,
-        source=kw.MINE,
-    )
+    packet = diverted(world, there, link=8)
     world.link()
     assert world.run("x0_leave", packet).verdict == kw.OK
     world.link(flags=Flag.ACTIVE | Flag.DECLARED_DEAD)
@@ -158,6 +152,29 @@ def diversion(world: World) -> None:
     assert world.run("x0_leave", packet).data[:6] == detour
     world.state(8, downs=1)
     assert world.run("x0_leave", packet).data == packet
+
+
+def diverted(world: World, there: IPv6Address, **alternate: Any) -> bytes:
+    """A packet of link 7 for a destination that has this alternate."""
+    route = layout.ROUTE.pack(prefix=160, link=7, target=there.packed)
+    world.programs.maps["x0_alternates"].put(route, layout.ALTERNATE.pack(**alternate))
+    packet = kw.ipv6(kw.udp(bytes(100), port=5000), IPv6Address("fd00::1"), there)
+    return kw.ethernet(packet, target=kw.PEER, source=kw.MINE)
+
+
+def repair(world: World) -> None:
+    """Along a source route, within the headers that lead it."""
+    there, detour = IPv6Address("fd00::99"), bytes.fromhex("020000000008")
+    listed = there.packed + IPv6Address("fd00::5").packed
+    packet = diverted(world, there, link=8, segments=2, source=bytes(15) + b"\1", segment=listed)
+    world.link()
+    world.link(8, peer_mac=detour)
+    world.state(downs=1)
+    led = world.run("x0_leave", packet)
+    assert led.verdict == kw.REDIRECT
+    assert led.data[:6] == detour
+    assert led.data[38:62] == listed[16:] + bytes([41, 4, 4, 1, 1, 0, 0, 0]), led.data[:62].hex()
+    assert led.data[62:] == listed + packet[14:]
 
 
 def membership(world: World) -> None:
@@ -191,6 +208,7 @@ CHECKS: Final = {
     "bad hellos": bad_hellos,
     "verdict": verdict,
     "diversion": diversion,
+    "repair": repair,
     "filter": membership,
     "adoption": adoption,
 }

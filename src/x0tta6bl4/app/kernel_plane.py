@@ -31,7 +31,7 @@ from x0tta6bl4.core.links.quality import Loss
 from x0tta6bl4.core.machine import Event
 from x0tta6bl4.core.routing.alternates import Way
 from x0tta6bl4.core.routing.forwarding import WaysChanged
-from x0tta6bl4.edge.kernel.detector import Alternate, Detector, Link, Traffic, keys_of
+from x0tta6bl4.edge.kernel.detector import Detector, Link, Traffic, keys_of
 from x0tta6bl4.edge.kernel.filter import MEMBERS_MAX, Filter, Member
 from x0tta6bl4.edge.kernel.layout import GOOD, EventKind, Reason
 from x0tta6bl4.edge.kernel.libbpf import Libbpf
@@ -460,19 +460,10 @@ class KernelPlane:
 
     def _set_alternates(self) -> None:
         """Where the kernel sends data of a link from its verdict on, before any table changes."""
-        watched = self.detector.links()
-        by_link: dict[int, list[Alternate]] = {number: [] for number in watched}
-        for node, way in self._ways.items():
-            detour = way.detour(source_routes=False)
-            link, other = self._links.get(way.hop), self._links.get(detour[0] if detour else "")
-            if link is None or other is None or link.number not in watched:
-                continue
-            kept = other.kept
-            if kept is not None and other.number in watched:
-                one = Alternate(self._address(node), kept.index, kept.peer_mac)
-                by_link[link.number].append(one)
-        for number, alternates in by_link.items():
-            self.detector.set_alternates(number, alternates)
+        for node, alternates in self.routes.alternates().items():
+            link = self._links.get(node)
+            if link is not None:
+                self.detector.set_alternates(link.number, alternates)
 
     def _set_members(self) -> None:
         """Who may send: nodes that the kernel reaches, and for a while those that it did."""

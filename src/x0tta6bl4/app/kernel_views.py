@@ -57,6 +57,7 @@ def counters(link: KernelLink, report: LinkReport, slot: int) -> dict[str, int]:
         f"kernel_packets_total|{node}|received": report.received,
         f"kernel_packets_total|{node}|lost": link.lost,
         f"kernel_packets_total|{node}|diverted": report.diverted,
+        f"kernel_packets_total|{node}|repaired": report.repaired,
         f"kernel_packets_total|{node}|duplicated": report.duplicated,
         f"kernel_packets_total|{node}|undeliverable": report.undeliverable,
         f"kernel_tcp_segments_total|{node}|sent": report.tcp,

@@ -160,7 +160,8 @@ NODE: Final = (
         "kernel_packets_total",
         "edge/kernel",
         "Data packets of a link: sent, received, lost (as both ends count), diverted from it while "
-        "it is dead, duplicated while it is suspect, undeliverable for want of an alternate.",
+        "it is dead, duplicated while it is suspect, repaired (of these two, by a source route), "
+        "undeliverable for want of an alternate.",
         "peer",
         "what",
     ),

@@ -440,7 +440,7 @@ def test_what_was_diverted_once_is_not_diverted_again(
     maps["x0_ports"].put(port, struct.pack("I", dead))
     for key in maps["x0_alternates"].keys():  # noqa: SIM118
         route = layout.ROUTE.unpack(key) | {"link": dead}
-        choice = layout.ALTERNATE.pack(link=(nowhere, layout.NONE))
+        choice = layout.ALTERNATE.pack(link=nowhere)
         maps["x0_alternates"].put(layout.ROUTE.pack(**route), choice)
     a.declare_dead(AB)
     with triangle.probes("a", "b") as probes:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import struct
 from ipaddress import IPv6Address
+from typing import Any
 
 import pytest
 
 from tests.edge.kernel import kernel_world as kw
 from tests.edge.kernel.kernel_world import World
 from x0tta6bl4.edge.kernel import layout
-from x0tta6bl4.edge.kernel.layout import NONE, Flag
+from x0tta6bl4.edge.kernel.layout import Flag
 
 pytestmark = pytest.mark.netns
 THERE, ELSEWHERE = IPv6Address("fd00::99"), IPv6Address("fd00::98")
+MYSELF = IPv6Address("fd00::1")
 DETOURS = {8: bytes.fromhex("020000000008"), 9: bytes.fromhex("020000000009")}
 OWN = {8: bytes.fromhex("0200000000a8"), 9: bytes.fromhex("0200000000a9")}
 DEAD = {"downs": 1}
@@ -28,13 +30,21 @@ def data(target: IPv6Address = THERE, payload: bytes = bytes(100)) -> bytes:
 
 @pytest.fixture
 def node(world: World) -> World:
-    """Link 7 with link 8 as first and link 9 as second alternate for one destination."""
+    """Links 7, 8 and 9; 8 is the alternate of 7 for one destination."""
     world.link()
     for number, mac in DETOURS.items():
         world.link(number, peer_mac=mac, local_mac=OWN[number])
-    route = layout.ROUTE.pack(prefix=160, link=7, target=THERE.packed)
-    world.programs.maps["x0_alternates"].put(route, layout.ALTERNATE.pack(link=(8, 9)))
+    alternate(world, 8)
     return world
+
+
+def alternate(
+    world: World, link: int, *, of: int = 7, to: IPv6Address = THERE, **more: Any
+) -> None:
+    """Data of a link for a destination goes over another while the first is dead."""
+    route = layout.ROUTE.pack(prefix=160, link=of, target=to.packed)
+    value = layout.ALTERNATE.pack(link=link, **more)
+    world.programs.maps["x0_alternates"].put(route, value)
 
 
 def test_a_live_link_carries_its_data(node: World) -> None:
@@ -70,8 +80,6 @@ def test_a_forgiven_link_carries_data_again(node: World) -> None:
 def test_only_a_live_link_is_an_alternate(node: World, broken: dict[str, int]) -> None:
     node.state(**DEAD)
     node.state(8, **broken)
-    assert node.run("x0_leave", data()).data[:6] == DETOURS[9]
-    node.state(9, **broken)
     run = node.run("x0_leave", data())
     assert (run.verdict, run.data) == (kw.OK, data())
     assert node.counted() == {"DIVERT_NO_ALTERNATE": 1}
@@ -81,7 +89,8 @@ def test_only_a_live_link_is_an_alternate(node: World, broken: dict[str, int]) -
 def test_a_link_that_is_gone_is_no_alternate(node: World) -> None:
     node.state(**DEAD)
     node.put("x0_links", 8, bytes(layout.LINK.size))
-    assert node.run("x0_leave", data()).data[:6] == DETOURS[9]
+    assert node.run("x0_leave", data()).verdict == kw.OK
+    assert node.counted() == {"DIVERT_NO_ALTERNATE": 1}
 
 
 def test_another_destination_has_no_alternate(node: World) -> None:
@@ -93,7 +102,7 @@ def test_another_destination_has_no_alternate(node: World) -> None:
 def test_the_longest_prefix_says_the_alternate(node: World) -> None:
     node.state(**DEAD)
     route = layout.ROUTE.pack(prefix=32 + 48, link=7, target=IPv6Address("fd00::").packed)
-    node.programs.maps["x0_alternates"].put(route, layout.ALTERNATE.pack(link=(9, NONE)))
+    node.programs.maps["x0_alternates"].put(route, layout.ALTERNATE.pack(link=9))
     assert node.run("x0_leave", data(ELSEWHERE)).data[:6] == DETOURS[9]
     assert node.run("x0_leave", data(THERE)).data[:6] == DETOURS[8]
 
@@ -105,6 +114,12 @@ def test_what_is_too_big_for_the_detour_stays(node: World) -> None:
     assert node.counted() == {"DIVERT_TOO_BIG": 1}
     node.link(8, peer_mac=DETOURS[8], local_mac=OWN[8], mtu=148)
     assert node.run("x0_leave", data()).verdict == kw.REDIRECT
+
+
+def test_pieces_that_fit_the_detour_leave_by_it(node: World) -> None:
+    node.state(**DEAD)
+    for size, verdict in ((1440, kw.REDIRECT), (1441, kw.OK)):
+        assert node.run("x0_leave", segment(0, 2 * size), context=gso(size)).verdict == verdict
 
 
 def test_without_the_agent_diversion_ends_after_its_time(node: World) -> None:
@@ -120,8 +135,7 @@ def test_hellos_and_strangers_are_never_diverted(node: World) -> None:
     asked = kw.ethernet(
         kw.ipv6(kw.udp(kw.hello()), kw.LOCAL, kw.REMOTE), target=kw.PEER, source=kw.MINE
     )
-    route = layout.ROUTE.pack(prefix=160, link=7, target=kw.REMOTE.packed)
-    node.programs.maps["x0_alternates"].put(route, layout.ALTERNATE.pack(link=(8, 9)))
+    alternate(node, 8, to=kw.REMOTE)
     assert node.run("x0_leave", asked).verdict == kw.OK
     stranger = bytes.fromhex("020000000077") + data()[6:]
     assert node.run("x0_leave", stranger).data == stranger
@@ -129,12 +143,103 @@ def test_hellos_and_strangers_are_never_diverted(node: World) -> None:
 
 
 def test_data_of_a_suspect_link_goes_both_ways(node: World) -> None:
-    node.link(8, peer_mac=DETOURS[8], local_mac=OWN[8], ifindex=kw.LO)
     node.state(**SUSPECT)
-    run = node.run("x0_leave", data())
-    assert (run.verdict, run.data) == (kw.OK, data())
+    run = node.run("x0_leave", data())  # The other one has left by then, on the loopback interface.
+    assert (run.verdict, run.data[:6]) == (kw.REDIRECT, DETOURS[8])
     state = node.state()
-    assert (state["duplicated"], state["sent"], state["diverted"]) == (1, 1, 0)
+    assert (state["duplicated"], state["diverted"]) == (1, 0)
+
+
+SEGMENTS = tuple(IPv6Address(f"fd00::5:{number}").packed for number in range(1, 4))
+ROOM = 48 + 16 * len(SEGMENTS)
+
+
+@pytest.fixture
+def led(node: World) -> World:
+    """Its alternate is a source route over link 8."""
+    lead(node, SEGMENTS)
+    return node
+
+
+def lead(node: World, segments: tuple[bytes, ...]) -> None:
+    listed = b"".join(reversed(segments))
+    alternate(node, 8, segments=len(segments), source=MYSELF.packed, segment=listed)
+
+
+def wrapped(frame: bytes, segments: tuple[bytes, ...] = SEGMENTS) -> bytes:
+    """What is within the headers of a source route, after a look at these."""
+    outer, routing, inner = frame[14:54], frame[54:62], frame[62 + 16 * len(segments) :]
+    word, size, next, hops = struct.unpack("!IHBB", outer[:8])
+    assert word == struct.unpack("!I", inner[:4])[0] & 0xFFF00000
+    assert (size, next, hops) == (len(frame) - 54, 43, inner[7])
+    assert outer[8:] == MYSELF.packed + segments[0]
+    last = len(segments) - 1
+    assert routing == bytes([41, 2 * len(segments), 4, last, last, 0, 0, 0])
+    assert frame[62 : -len(inner)] == b"".join(reversed(segments))
+    return inner
+
+
+@pytest.mark.parametrize("count", [1, 3, layout.SEGMENTS_MAX])
+def test_a_source_route_goes_around_what_failed(node: World, count: int) -> None:
+    segments = tuple(IPv6Address(f"fd00::5:{number}").packed for number in range(count))
+    lead(node, segments)
+    assert node.run("x0_leave", data()).data == data()
+    node.state(**DEAD)
+    run = node.run("x0_leave", data())
+    assert (run.verdict, run.data[:14]) == (kw.REDIRECT, DETOURS[8] + OWN[8] + b"\x86\xdd")
+    assert wrapped(run.data, segments) == data()[14:]
+    state = node.state()
+    assert (state["diverted"], state["repaired"], state["sent"]) == (1, 1, 0)
+
+
+def test_data_of_a_suspect_link_also_goes_along_a_source_route(led: World) -> None:
+    led.state(**SUSPECT)
+    run = led.run("x0_leave", data())
+    assert run.verdict == kw.REDIRECT
+    assert wrapped(run.data) == data()[14:]
+    state = led.state()
+    assert (state["duplicated"], state["repaired"], state["diverted"]) == (1, 1, 0)
+
+
+def test_what_came_along_a_source_route_is_not_diverted_again(led: World) -> None:
+    led.state(**DEAD)
+    once = led.run("x0_leave", data()).data
+    inner = once[54:]
+    again = kw.ipv6(inner, MYSELF, THERE, next=43, hops=64)
+    frame = kw.ethernet(again, target=kw.PEER, source=kw.MINE)
+    for segments in (SEGMENTS, ()):
+        lead(led, segments)
+        run = led.run("x0_leave", frame)
+        assert (run.verdict, run.data) == (kw.OK, frame)
+    assert led.counted() == {"DIVERT_NO_ALTERNATE": 2}
+
+
+def test_headers_around_a_packet_need_room(led: World) -> None:
+    led.state(**DEAD)
+    for mtu, verdict in ((148 + ROOM - 1, kw.OK), (148 + ROOM, kw.REDIRECT)):
+        led.link(8, peer_mac=DETOURS[8], local_mac=OWN[8], mtu=mtu)
+        assert led.run("x0_leave", data()).verdict == verdict
+    assert led.counted() == {"DIVERT_TOO_BIG": 1}
+    assert led.state()["lost"] == 1
+
+
+def gso(size: int) -> bytes:
+    """Context of a packet that is cut into pieces of so many bytes later (struct __sk_buff)."""
+    context = bytearray(192)
+    struct.pack_into("=I", context, 164, 2)
+    struct.pack_into("=I", context, 176, size)
+    return bytes(context)
+
+
+def test_what_the_kernel_puts_no_headers_around_stays(led: World) -> None:
+    led.state(**DEAD)
+    big = segment(0, payload=2 * 1440)  # For the kernel no TCP: a frame of a test has no type.
+    assert led.run("x0_leave", big, context=gso(1440)).data == big
+    assert led.counted() == {"DIVERT_REFUSED": 1}
+    assert led.run("x0_leave", big, context=gso(1441)).data == big
+    assert led.run("x0_leave", data(payload=bytes(2880)), context=gso(1440)).verdict == kw.OK
+    assert led.counted() == {"DIVERT_REFUSED": 1, "DIVERT_TOO_BIG": 2}
+    assert led.state()["lost"] == 6  # pieces
 
 
 def segment(sequence: int, payload: int = 100, port: int = 1) -> bytes:
@@ -164,8 +269,7 @@ def test_data_that_comes_is_counted(node: World) -> None:
 
 def test_suspect_links_are_not_each_others_detour(node: World) -> None:
     for number, detour in ((7, 8), (8, 7)):
-        route = layout.ROUTE.pack(prefix=160, link=number, target=THERE.packed)
-        node.programs.maps["x0_alternates"].put(route, layout.ALTERNATE.pack(link=(detour, NONE)))
+        alternate(node, detour, of=number)
         node.state(number, **SUSPECT)
     assert node.run("x0_leave", data()).verdict == kw.OK
     assert node.counted() == {"DIVERT_NO_ALTERNATE": 1}

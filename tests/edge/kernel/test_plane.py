@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.edge.kernel.ring import DOMAIN, address
+from tests.edge.kernel.ring import DOMAIN, address, link
 from tests.edge.kernel.space import Spaces, link_local
 from x0tta6bl4.core.routing.alternates import Guard, Way
 from x0tta6bl4.edge.kernel.plane import Adjacent, Plane
@@ -87,15 +87,26 @@ def test_what_it_is_told_becomes_routes(world: World) -> None:
     assert gone == ""
 
 
-def test_the_detector_gets_alternates_but_no_source_routes(world: World) -> None:
-    world.plane.table({**TABLE, "e": Way("b", "c", Guard.LINK, ("c", "e"))})
-    by = {one.node: one for one in world.adjacent()}
-    found = {
-        hop: {(one.destination.packed, one.ifindex, one.next_hop_mac) for one in alternates}
+def test_the_detector_gets_what_the_routes_have(world: World) -> None:
+    e = Way("b", "c", Guard.LINK, ("c", "f", "e"))
+    world.plane.table({**TABLE, "e": e, "g": Way("c", "", Guard.NONE, ())})
+    by = {one.node: (one.index, one.mac) for one in world.adjacent()}
+    b, c, me = by[NodeName("b")], by[NodeName("c")], address("a")
+    assert {
+        hop: {
+            (one.destination.packed, one.ifindex, one.next_hop_mac): (one.segments, one.source)
+            for one in alternates
+        }
         for hop, alternates in world.plane.alternates().items()
+    } == {
+        "b": {
+            (address("b"), *c): ((link("c", "b"), address("b")), me),
+            (address("d"), *c): ((), b""),
+            # By its own table c would send this to b, which may be dead.
+            (address("e"), *c): ((link("c", "f"), link("f", "e"), address("e")), me),
+        },
+        "c": {(address("c"), *b): ((), b"")},
     }
-    b, c = ((by[NodeName(name)].index, by[NodeName(name)].mac) for name in "bc")
-    assert found == {"b": {(address("d"), *c)}, "c": {(address("c"), *b)}}
 
 
 def test_an_interface_that_comes_and_goes_is_followed(world: World) -> None:

@@ -7,7 +7,7 @@ user space revives (`revive`), after X0_GOOD answers in a row and a time of its 
 The agent stamps a lease (`renew`).  Without it detection and diversion go on for `stand_down_s`;
 then no hello is sent or answered and nothing is diverted any more.
 
-Source: `bpf/hello.h`, `bpf/clock.h`, `bpf/divert.h`; RFC 5880; RFC 5286 for alternates.
+Source: `bpf/hello.h`, `bpf/clock.h`, `bpf/divert.h`; RFC 5880; RFC 5286 and 8754 for alternates.
 """
 
 from __future__ import annotations
@@ -78,6 +78,10 @@ class Alternate(Value, frozen=True):
     destination: IPv6Address
     ifindex: int
     next_hop_mac: bytes
+    segments: tuple[bytes, ...] = ()
+    """Addresses along which it is led, 16 bytes each; empty: the neighbour knows how to go on."""
+    source: bytes = b""
+    """Of the header that leads it: this node's mesh address."""
     prefix_bits: int = 128
 
 
@@ -118,6 +122,8 @@ class LinkReport(Value, frozen=True):
     duplicated: int
     undeliverable: int
     """Packets for a dead link without a live alternate."""
+    repaired: int
+    """Of those diverted and duplicated, how many were led along a source route."""
     tcp: int
     retransmitted: int
     refused: int
@@ -150,7 +156,8 @@ class Detector:
     """
 
     __slots__ = (
-        "_alternates", "_links", "_netlink", "_pace", "_programs", "_ring", "_seen", "_turns",
+        "_alternates", "_links", "_netlink", "_pace", "_ports", "_programs", "_ring", "_seen",
+        "_turns",
     )  # fmt: skip
 
     def __init__(self, programs: Programs, pace: Pace = Pace()) -> None:  # noqa: B008
@@ -159,6 +166,7 @@ class Detector:
         self._netlink = Netlink()
         self._ring = Ring(programs.library, programs.maps["x0_events"])
         self._links = dict(self._read_fan())
+        self._ports = {_port_of(self._read(number)): number for number in self._links}
         self._alternates = self._read_alternates()
         self._seen: dict[int, dict[str, int]] = {}
         self._turns = -1
@@ -204,7 +212,9 @@ class Detector:
             values["forgiven"] = 0
             self._programs.maps["x0_states"].put(key, layout.STATE.pack(downs=1))
         self._write(link.number, values)
-        self._programs.maps["x0_ports"].put(_port(link.ifindex, link.peer_mac), key)
+        port = _port(link.ifindex, link.peer_mac)
+        self._programs.maps["x0_ports"].put(port, key)
+        self._ports[port] = link.number
         self._arm(link.number)
         self._links[link.number] = link.every
         self._write_fan()
@@ -271,38 +281,30 @@ class Detector:
     def set_alternates(self, number: int, alternates: Iterable[Alternate]) -> int:
         """Say where data of a link goes when it is dead; what is not named loses its alternate.
 
-        Of several for one destination the first two count, in their order.
-
         Args:
             number: of the link.
-            alternates: each by another link that is watched.
+            alternates: each by another link that is watched; of several for one destination the
+                last counts. One of more than SEGMENTS_MAX segments is left out.
         Returns:
             How many entries were changed.
         Raises:
             KernelRefused: X0-KRN-011 one is no link of ours; nothing was changed.
         """
-        ports = {
-            _port(values["ifindex"], values["peer_mac"]): one
-            for one in self._links
-            for values in (self._read(one),)
-        }
-        wanted: dict[bytes, list[int]] = {}
+        wanted: dict[bytes, bytes] = {}
         for one in alternates:
-            by = ports.get(_port(one.ifindex, one.next_hop_mac))
+            by = self._ports.get(_port(one.ifindex, one.next_hop_mac))
             if by is None:
                 raise KernelRefused(
                     "X0-KRN-011",
                     f"the alternate for {one.destination} on interface {one.ifindex} is no link",
                     "only links that are watched can carry diverted data",
                 )
-            choices = wanted.setdefault(_route(number, one), [])
-            if by != number and by not in choices and len(choices) < 2:
-                choices.append(by)
+            if by != number and len(one.segments) <= layout.SEGMENTS_MAX:
+                wanted[_route(number, one)] = _alternate(by, one)
         held = self._alternates.get(number, {})
         table = self._programs.maps["x0_alternates"]
         changed = 0
-        for key, choices in wanted.items():
-            value = struct.pack("<2I", *[*choices, layout.NONE, layout.NONE][:2])
+        for key, value in wanted.items():
             if held.get(key) != value:
                 table.put(key, value)
                 held[key] = value
@@ -368,6 +370,7 @@ class Detector:
             diverted=state["diverted"],
             duplicated=state["duplicated"],
             undeliverable=state["lost"],
+            repaired=state["repaired"],
             tcp=state["tcp"],
             retransmitted=state["retransmitted"],
             refused=state["refused"],
@@ -430,18 +433,18 @@ class Detector:
         return data
 
     def _forget_port(self, values: dict[str, Any]) -> None:
-        self._programs.maps["x0_ports"].delete(_port(values["ifindex"], values["peer_mac"]))
+        port = _port_of(values)
+        self._programs.maps["x0_ports"].delete(port)
+        self._ports.pop(port, None)
 
     def _forget_choice(self, number: int) -> None:
         """A link that is gone is nobody's alternate, whoever gets its number next."""
         table = self._programs.maps["x0_alternates"]
         for held in self._alternates.values():
-            for key, value in held.items():
-                choices = layout.ALTERNATE.unpack(value)["link"]
-                if number in choices:
-                    left = [one for one in choices if one != number] + [layout.NONE]
-                    held[key] = layout.ALTERNATE.pack(link=left)
-                    table.put(key, held[key])
+            gone = [k for k, v in held.items() if layout.ALTERNATE.unpack(v)["link"] == number]
+            for key in gone:
+                table.delete(key)
+                del held[key]
 
     def _arm(self, number: int) -> None:
         if VERDICTS in self._programs.programs:
@@ -551,9 +554,22 @@ def _port(ifindex: int, mac: bytes) -> bytes:
     return layout.PORT_KEY.pack(ifindex=ifindex, mac=mac)
 
 
+def _port_of(values: dict[str, Any]) -> bytes:
+    return _port(values["ifindex"], values["peer_mac"])
+
+
 def _route(number: int, one: Alternate) -> bytes:
     return layout.ROUTE.pack(
         prefix=32 + one.prefix_bits, link=number, target=one.destination.packed
+    )
+
+
+def _alternate(by: int, one: Alternate) -> bytes:
+    return layout.ALTERNATE.pack(
+        link=by,
+        segments=len(one.segments),
+        source=one.source,
+        segment=b"".join(reversed(one.segments)),
     )
 
 

@@ -10,7 +10,7 @@ import enum
 import struct
 from typing import Any, Final
 
-LAYOUT: Final = 1
+LAYOUT: Final = 2
 """`X0_LAYOUT`: pinned maps with another number are not adopted."""
 LINKS_MAX: Final = 256
 FAN: Final = 32
@@ -18,6 +18,7 @@ NONE: Final = 0xFFFF
 PORT: Final = 8464
 VERSION: Final = 1
 GOOD: Final = 10
+SEGMENTS_MAX: Final = 16
 DIVERTED: Final = 0x5830
 
 
@@ -73,8 +74,9 @@ class Reason(enum.IntEnum):
     FILTER_FOREIGN = 13
     DIVERT_NO_ALTERNATE = 14
     DIVERT_TOO_BIG = 15
-    CLOCK_STRAY = 16
-    EVENT_LOST = 17
+    DIVERT_REFUSED = 16
+    CLOCK_STRAY = 17
+    EVENT_LOST = 18
 
 
 class Layout:
@@ -140,12 +142,14 @@ STATE: Final = Layout(
     peer_sent="I", peer_told="I", peer_received="I", peer_heard="I",
     peer_flags="I", received_then="I", asked_then="Q", asked="Q",
     wake_ns="Q", floor_ns="Q", suspected_ns="Q", suspicions="Q", late="Q", downs="I", told="I",
-    sent="Q", received="Q", diverted="Q", duplicated="Q", lost="Q",
+    sent="Q", received="Q", diverted="Q", duplicated="Q", lost="Q", repaired="Q",
     tcp="Q", retransmitted="Q", refused="Q",
 )  # fmt: skip
 PORT_KEY: Final = Layout("x0_port", ifindex="I", mac="6s", reserved="H")
 ROUTE: Final = Layout("x0_route", prefix="I", link="I", target="16s")
-ALTERNATE: Final = Layout("x0_alternate", link="2I")
+ALTERNATE: Final = Layout(
+    "x0_alternate", link="I", segments="I", source="16s", segment=f"{16 * SEGMENTS_MAX}s"
+)
 SETTINGS: Final = Layout(
     "x0_settings",
     renewed_ns="Q", agent_ns="Q", stand_down_ns="Q", period_ns="Q",

@@ -257,7 +257,7 @@ class Libbpf:
             context: the program's context as it is laid out; empty for the default.
             repeat: how often; the time is the mean.
         """
-        out = ctypes.create_string_buffer(max(len(data), 1) + 256) if data else None
+        out = ctypes.create_string_buffer(len(data) + 512) if data else None
         given = _TestRun(
             sz=ctypes.sizeof(_TestRun),
             data_in=data or None,

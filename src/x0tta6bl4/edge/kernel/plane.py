@@ -11,7 +11,7 @@ waits for anything but the kernel's answers.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Final, final
@@ -57,8 +57,8 @@ class Plane:
     """
 
     __slots__ = (
-        "_adjacent", "_domain", "_exits", "_held", "_me", "_monitor", "_netlink", "_refused",
-        "_routes", "_source_routes", "_watch", "_ways",
+        "_adjacent", "_domain", "_exits", "_held", "_me", "_monitor", "_netlink", "_own",
+        "_refused", "_routes", "_source_routes", "_watch", "_ways",
     )  # fmt: skip
 
     def __init__(self, domain: TrustDomain, me: NodeName, switches: Path | None) -> None:
@@ -67,7 +67,8 @@ class Plane:
         self._netlink = Netlink()
         self._monitor = Monitor(*GROUPS)
         prefix = mesh_prefix(domain)
-        self._routes = KernelRoutes(self._netlink, prefix, mesh_address(domain, me).packed)
+        self._own = mesh_address(domain, me).packed
+        self._routes = KernelRoutes(self._netlink, prefix, self._own)
         self._watch = Watch(self._netlink, self._monitor, sysctls, prefix, source_routes=True)
         self._adjacent: tuple[Adjacent, ...] = ()
         self._exits: dict[str, Exit] = {}
@@ -144,17 +145,19 @@ class Plane:
     def alternates(self) -> dict[str, list[Alternate]]:
         """For the detector: where data goes while the link to each neighbour is dead.
 
-        Those that are led by a source route are not among them: they are diverted by `cut`.  Before
-        `settle` what the detector has from an earlier process is better.
+        The same as in the routes: by the alternate's hardware address, or along the source route.
+        Before `settle` what the detector has from an earlier process is better.
         """
-        by_node = {one.node: one for one in self._adjacent}
+        macs = {(one.index, one.address): one.mac for one in self._adjacent}
         found: dict[str, list[Alternate]] = {one.node: [] for one in self._adjacent}
-        for node, way in self._ways.items():
-            detour = way.detour(source_routes=self._source_routes)
-            if way.hop in found and len(detour) == 1 and detour[0] in by_node:
-                by = by_node[NodeName(detour[0])]
-                target = IPv6Address(self._address(node))
-                found[way.hop].append(Alternate(target, by.index, by.mac))
+        for node, address, (_, exit) in self._courses(self._ways):
+            if exit is not None:
+                found[self._ways[node].hop].append(
+                    Alternate(
+                        IPv6Address(address), exit.index, macs[exit.neighbour], exit.segments,
+                        self._own if exit.segments else b"",
+                    )
+                )  # fmt: skip
         return found
 
     def ready(self) -> Done:
@@ -207,9 +210,11 @@ class Plane:
         return mesh_address(self._domain, NodeName(node)).packed
 
     def _table(self, ways: Mapping[str, Way]) -> dict[bytes, Course]:
-        """Courses of ways, one object for all that have the same."""
+        return {address: course for _, address, course in self._courses(ways)}
+
+    def _courses(self, ways: Mapping[str, Way]) -> Iterator[tuple[str, bytes, Course]]:
+        """Nodes, their addresses, and courses of ways: one object for all that have the same."""
         known: dict[Way, Course | None] = {}
-        found: dict[bytes, Course] = {}
         for node, way in ways.items():
             if way not in known:
                 known[way] = course_of(
@@ -217,8 +222,7 @@ class Plane:
                 )
             course = known[way]
             if course is not None:
-                found[self._address(node)] = course
-        return found
+                yield node, self._address(node), course
 
     def _lay_out(self) -> None:
         """Neighbours for good, and links that source routes can name."""
