@@ -48,8 +48,6 @@ from x0tta6bl4.wire.messages import KernelOffer, LinkState, ProxyFact, Ready
 TICK_S: Final = 0.1
 LEASE_S: Final = 1.0
 REVIVE_S: Final = 2.0
-SETTLE_S: Final = 15.0
-"""After a start over programs at work: until then nothing of an earlier agent is taken back."""
 OLD_SLOT_S: Final = 5.0
 """Hellos under the keys before the last are taken for so long."""
 PINS: Final = "bpf"
@@ -111,7 +109,7 @@ class KernelPlane:
             raise
 
     def _begin(self) -> bool:
-        """Go on with what an earlier agent has left; whether there is anything."""
+        """Go on with what an earlier agent has left; whether a table of it is at work."""
         at_work = self.detector.links()
         for number in self._links.gone:
             if number in at_work:
@@ -135,12 +133,14 @@ class KernelPlane:
             if not link.alive:
                 self.routes.cut(link.node, True)
         if held and judged and not any(link.alive for link in judged):
-            self.routes.settle()  # Cut off from all: detours of then would send packets back.
+            held = False  # Cut off from all: detours of then would send packets back.
+            self.routes.settle()
+            self._set_alternates()
         if held and not judged:
             self._filter.set_members(dict.fromkeys(map(IPv6Address, self.routes.targets), Member()))
         prefix = IPv6Network((mesh_prefix(self._domain) + bytes(10), 48))
         self._filter.switch(prefix)
-        return held or bool(at_work)
+        return held
 
     # ------------------------------------------------------------------ life
     def run(
@@ -158,7 +158,7 @@ class KernelPlane:
         loop.add_reader(self.detector.fileno(), self._events)
         loop.add_reader(self.routes.fileno(), self._guarded, self.routes.ready)
         self._tasks = [loop.create_task(self._tick()), loop.create_task(self._look())]
-        self._post(KernelLinks(self._forwarding()))
+        self._post(KernelLinks(self._forwarding(), self._held))
 
     def end(self, *, for_good: bool) -> None:
         """The agent ends; the kernel goes on unless the node ends with it."""
@@ -213,17 +213,11 @@ class KernelPlane:
     async def _tick(self) -> None:
         """Lease, revivals, members: level, not edge."""
         now = asyncio.get_running_loop().time
-        settle_at = now() + SETTLE_S
         renewed = -TICK_S
         while True:
             if now() >= renewed + LEASE_S:
                 renewed = now()
                 self._guarded(self.detector.renew)
-                self._guarded(self._set_members)
-            if self._held and now() >= settle_at:
-                self._held = False
-                self._guarded(self.routes.settle)
-                self._guarded(self._set_alternates)
                 self._guarded(self._set_members)
             for link in self._links:
                 self._guarded(self._judge, link)
@@ -342,7 +336,8 @@ class KernelPlane:
     def _changed(self) -> None:
         """Neighbours have changed: routes and alternates name others."""
         self._guarded(self.routes.neighbours, self._adjacent())
-        self._guarded(self._set_alternates)
+        if not self._held:
+            self._guarded(self._set_alternates)
         self._post(KernelLinks(self._forwarding()))
 
     def _adjacent(self) -> list[Adjacent]:
@@ -457,6 +452,14 @@ class KernelPlane:
                 self._addresses.clear()
             found = self._addresses[node] = mesh_address(self._domain, NodeName(node))
         return found
+
+    def complete(self) -> None:
+        """All ways have been told: what an earlier agent has left and nobody told again goes."""
+        if self._held:
+            self._held = False
+            self._guarded(self.routes.settle)
+            self._guarded(self._set_alternates)
+            self._guarded(self._set_members)
 
     def _set_alternates(self) -> None:
         """Where the kernel sends data of a link from its verdict on, before any table changes."""
