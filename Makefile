@@ -5,7 +5,7 @@ UV := uv==0.13.9
 LOCK := pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-header --no-emit-index-url --no-emit-find-links
 
-.PHONY: help setup check lint form types floors tidy format test night attacks fuzz bench bench-pair bench-failover coverage lock wheel bpf kernels bare clean
+.PHONY: help setup check lint form types floors tidy format test night attacks fuzz bench bench-pair bench-failover coverage lock wheel bpf libbpf kernels bare clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -74,11 +74,14 @@ lock: .venv-lock/bin/uv  ## requirements/*.txt from *.in (UPGRADE=--upgrade for 
 	python3 -m venv --clear .venv-lock
 	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check $(UV)
 
-wheel: setup  ## dist/*.whl, the same bytes for the same commit
+wheel: setup libbpf  ## dist/*.whl with libbpf, the same bytes for the same commit
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(PY) -m build --wheel --no-isolation
 
 bpf:  ## the kernel's half of a node (clang-19, llvm-19): the same bytes for the same sources
 	@bpf/build.sh
+
+libbpf:  ## build/libbpf: the library that wheels bring (cc; its source by apt, or SOURCE=file)
+	@bpf/libbpf/build.sh
 
 kernels: setup  ## boot four kernels and try the programs on each (ARGS="--only 6.12", --write, --broken)
 	$(PY) -m tests.kernels $(ARGS)

@@ -1,7 +1,8 @@
 """What a guest boots from: a kernel out of a Debian package, and an archive with Python and us.
 
 The archive holds exactly the files that `guest.py` imports on this machine, at the same paths, and
-the libraries that they need: no disk, no network, no other program.
+the libraries that they need: no disk, no network, no other program.  libbpf is the one of
+`make libbpf` if that was run, else the system's.
 
 Source: Documentation/driver-api/early-userspace/buffer-format.rst of Linux (cpio, newc).
 """
@@ -17,7 +18,10 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from x0tta6bl4.edge.kernel.libbpf import SHIPPED
+
 ROOT = Path(__file__).resolve().parents[2]
+MADE = ROOT / "build" / "libbpf" / "libbpf.so.1"
 _LIST = """
 import sys
 sys.path[:0] = sys.argv[1:]
@@ -45,6 +49,8 @@ def initramfs(instead: dict[Path, bytes] | None = None) -> bytes:
     files |= set((ROOT / "src/x0tta6bl4/edge/kernel").glob("mesh.bpf.*"))
     files |= _libraries([Path(python), *(one for one in files if ".so" in one.name)])
     contents = {path: path.read_bytes() for path in files} | (instead or {})
+    if MADE.exists():
+        contents[SHIPPED] = MADE.read_bytes()
     contents[Path(python)] = Path(python).read_bytes()
     init = f"#!{python} -SEB\nimport sys\nsys.path[:0] = {paths!r}\n"
     contents[Path("/init")] = (init + "from tests.kernels.guest import main\nmain()\n").encode()
@@ -58,19 +64,26 @@ def _site_packages() -> list[str]:
 def _libraries(users: Iterable[Path]) -> set[Path]:
     """Shared libraries of these files, the loader, and libbpf, at the paths they are asked by."""
     found: set[Path] = set()
-    cache = subprocess.run(
-        ["/sbin/ldconfig", "-p"], capture_output=True, text=True, check=True, timeout=20
-    )
-    libbpf = re.search(r"libbpf\.so\.1 .*=> (\S+)", cache.stdout)
-    assert libbpf, "libbpf.so.1 is missing (package libbpf1)"
-    todo = [*users, Path(libbpf[1])]
-    found.add(todo[-1])
+    todo = [*users]
+    if not MADE.exists():
+        todo.append(system_library("libbpf.so.1"))
+        found.add(todo[-1])
     for path in todo:
         said = subprocess.run(
             ["ldd", path], capture_output=True, text=True, check=False, timeout=20
         )
         found |= {Path(one) for one in re.findall(r"(/\S+) \(0x", said.stdout)}
     return found
+
+
+def system_library(name: str) -> Path:
+    """Where the loader of this machine finds a library."""
+    cache = subprocess.run(
+        ["/sbin/ldconfig", "-p"], capture_output=True, text=True, check=True, timeout=20
+    )
+    found = re.search(rf"{re.escape(name)} .*=> (\S+)", cache.stdout)
+    assert found, f"{name} is missing (package libbpf1)"
+    return Path(found[1])
 
 
 def _archive(contents: dict[Path, bytes]) -> bytes:

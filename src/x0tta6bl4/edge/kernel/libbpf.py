@@ -1,15 +1,14 @@
 """Thin binding of libbpf: load an object, keep its file descriptors, attach, pin, read.
 
-The library beside this module is used if the wheel brought one, else the system's `libbpf.so.1`
-(1.0 or newer).  Nothing here knows what our programs do.  Every failure is a `KernelRefused`, which
-names why, so that the caller can fall back to userspace and say so.
+The library beside this module is used if the wheel brought one (`bpf/libbpf/build.sh`), else the
+system's `libbpf.so.1` (1.0 or newer).  Nothing here knows what our programs do.  Every failure is a
+`KernelRefused`, which names why, so that the caller can fall back to userspace and say so.
 
 Source: libbpf 1.1 (bpf.h, libbpf.h); include/uapi/linux/bpf.h.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import enum
 import errno
@@ -26,6 +25,11 @@ from x0tta6bl4.wire.errors import Unavailable
 
 LOG_BYTES: Final = 1 << 20
 """Room for what the verifier says about one program."""
+SHIPPED: Final = Path(__file__).with_name("libbpf.so.1")
+"""In wheels for one kind of machine; clones and other wheels have none."""
+SYSTEM: Final = "libbpf.so.1"
+_FROM: Final = {str(SHIPPED): "of the wheel", SYSTEM: "of the system"}
+_NAMED: Final = "that was named"
 NOTHING: Final[Mapping[str, int]] = MappingProxyType({})
 _LOG_LINES: Final = 6
 _EVENTS_MAX: Final = 4096
@@ -144,6 +148,7 @@ _CALLS: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
     "bpf_tc_query": (_I, (_P, _P)),
     "libbpf_num_possible_cpus": (_I, ()),
     "libbpf_set_print": (_P, (_P,)),
+    "libbpf_version_string": (_S, ()),
     "ring_buffer__new": (_P, (_I, _P, _P, _P)),
     "ring_buffer__consume": (_I, (_P,)),
     "ring_buffer__epoll_fd": (_I, (_P,)),
@@ -162,23 +167,28 @@ class Libbpf:
     """
 
     def __init__(self, path: str = "") -> None:
-        bundled = Path(__file__).with_name("libbpf.so.1")
-        names = [path] if path else [str(bundled)] * bundled.exists() + ["libbpf.so.1"]
-        self.path = ""
+        names = [path] if path else [str(SHIPPED)] * SHIPPED.exists() + [SYSTEM]
+        failed: list[str] = []
         for name in names:
-            with contextlib.suppress(OSError, AttributeError):
+            try:
                 library = ctypes.CDLL(name, use_errno=True)
                 for call, (result, arguments) in _CALLS.items():
                     function = getattr(library, call)
                     function.restype, function.argtypes = result, arguments
-                self.path = name
+            except (OSError, AttributeError) as error:
+                failed.append(f"the one {_FROM.get(name, _NAMED)} ({error})")
+            else:
                 break
-        if not self.path:
+        else:
             raise KernelRefused(
                 "X0-KRN-001",
-                f"no library libbpf 1.0 or newer: {' and '.join(names)} can't be loaded",
+                f"no library libbpf 1.0 or newer: {' and '.join(failed)} can't be used",
                 "install the package libbpf1; until then the node works in userspace",
             )
+        version = library.libbpf_version_string().decode().removeprefix("v")
+        why = f", as {failed[0]} can't be used" if failed else ""
+        self.about = f"libbpf {version} {_FROM.get(name, _NAMED)}{why}"
+        """Its version, where it is from, and why no better one is used."""
         self._call = library
         self._call.libbpf_set_print(None)  # It would write to our stderr.
 
