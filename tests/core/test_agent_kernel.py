@@ -48,3 +48,82 @@ def test_the_kernel_gets_a_table_where_it_forwards_and_none_elsewhere() -> None:
     elsewhere = Mesh("abcd", DIAMOND)
     elsewhere.run(3)
     assert not any(type(e) is WaysChanged for node in "abcd" for e in elsewhere[node].said)
+
+
+def kernels(mesh: Mesh, *, held: bool = False) -> None:
+    """The kernel of each node forwards over all its links."""
+    for name, node in mesh.nodes.items():
+        others = frozenset({one for link in mesh.links if name in link for one in link} - {name})
+        node.give(words.KernelLinks(others, held))
+
+
+def reborn(mesh: Mesh, name: str, *, held: bool) -> None:
+    """A node's processes are killed, and started again with what is on the disk."""
+    node, links = mesh[name], [link for link in DIAMOND if name in link]
+    kept = node.agent.held()
+    for link in links:
+        mesh.cut(*link)
+    node.said.clear()
+    mesh.run(3)
+    node.said.clear()
+    node.proxy = type(node.proxy)(2)
+    node.born(kept)
+    node.meet_proxy()
+    node.give(words.KernelLinks(frozenset("ad"), held))
+    for link in links:
+        mesh.connect(*link)
+
+
+def test_a_relay_that_returns_gets_data_only_when_it_knows_where_that_goes() -> None:
+    mesh = Mesh("abcd", DIAMOND, forwards=True)
+    kernels(mesh)
+    mesh.run(3)
+    assert table(mesh["a"])["d"].hop == table(mesh["d"])["a"].hop == "b"
+    reborn(mesh, "b", held=False)
+    back_at = 0.0
+    for at in range(600):  # Steps of 5 ms.
+        for here, there in (("a", "d"), ("d", "a")):
+            if table(mesh[here])[there].hop == "b":
+                assert table(mesh["b"]).get(there, Way("")).hop == there, at
+                back_at = back_at or at * 0.005
+        mesh.run(0.005)
+    assert 1.0 <= back_at < 2.0
+    assert table(mesh["a"])["d"].hop == table(mesh["d"])["a"].hop == "b"
+    assert [e for e in mesh["b"].said if type(e) is words.TableComplete] == [words.TableComplete()]
+
+
+def test_what_a_relay_said_before_it_died_is_not_taken_for_news() -> None:
+    mesh = Mesh("abcd", DIAMOND, forwards=True)
+    kernels(mesh)
+    mesh.run(3)
+    mesh.cut("a", "b")
+    mesh.cut("b", "d")
+    mesh.run(3)
+    assert table(mesh["a"])["d"].hop == "c"
+    for here in "ad":  # Its proxy answers, its agent has not begun.
+        mesh[here].link_state("b")
+    mesh.run(3)
+    assert "b" not in table(mesh["a"])
+    assert table(mesh["a"])["d"].hop == "c"
+    mesh.connect("a", "b")
+    mesh.connect("b", "d")
+    mesh.run(1)
+    assert table(mesh["a"])["d"].hop == table(mesh["d"])["a"].hop == "b"
+
+
+def test_a_node_whose_table_of_before_is_at_work_says_so_at_once_and_replaces_it_later() -> None:
+    mesh = Mesh("abcd", DIAMOND, forwards=True)
+    kernels(mesh)
+    mesh.run(3)
+    reborn(mesh, "b", held=True)
+    mesh.run(1)
+    assert table(mesh["a"])["d"].hop == "b"
+    assert words.TableComplete() not in mesh["b"].said
+    mesh.run(3)
+    assert mesh["b"].said.count(words.TableComplete()) == 1
+    alone = Mesh("a", [], forwards=True)
+    alone["a"].give(words.KernelLinks(frozenset("b"), held=True))
+    alone.run(14)
+    assert words.TableComplete() not in alone["a"].said
+    alone.run(2)
+    assert words.TableComplete() in alone["a"].said, "no link came up"

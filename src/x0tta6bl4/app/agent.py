@@ -508,6 +508,10 @@ class AgentProcess:
         if self.kernel is not None:
             self.kernel.ways(effect)
 
+    def _table_complete(self, _effect: words.TableComplete) -> None:
+        if self.kernel is not None:
+            self.kernel.complete()
+
     def _noticed(self, effect: words.Noticed) -> None:
         self.desk.event(effect.kind, effect.text)
 
@@ -532,6 +536,7 @@ class AgentProcess:
         SetGone: _set_gone,
         words.WorkloadsChanged: _workloads_changed,
         WaysChanged: _ways_changed,
+        words.TableComplete: _table_complete,
         words.Noticed: _noticed,
         words.PersistWanted: _persist,
         words.KeepWanted: _keep_workloads,

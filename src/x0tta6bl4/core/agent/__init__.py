@@ -18,7 +18,7 @@
     Received(node, Flood | Digest | Bucket | Want)
                                             a message over it (Intro and Alive stay in the driver)
     ProxySaid(fact), ProxyGone()            what the proxy's socket said; its end
-    KernelLinks(nodes)                      over whose links the kernel forwards, where it does
+    KernelLinks(nodes, held)                over whose links the kernel forwards, where it does
     AuthoritySaid(update)                   from Watch
     AuthorityState(up, reason)              the connection to the authority came or went
     RenewNow(ids)                           an operator asks
@@ -30,6 +30,7 @@
     RenewWanted(token, id)                  core.identity.renewal; get an SVID, answer by Done with
                                             an SvidItem, or Failed
     WaysChanged(ways)                       core.routing.forwarding; with `forwards`, for the kernel
+    TableComplete()                         what an earlier life left of that table can go
     SvidExpired(id)                         core.identity.renewal; stop handing this SVID out
     HangUp(node, reason)                    close the link's connection and dial it no more
     SetChanged(set, sequence, body, ...)    records.sets; new bundle and revocations for one's own

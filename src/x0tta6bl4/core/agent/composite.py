@@ -118,7 +118,7 @@ class Agent:
             decode=decode,
         )
         self._routing = Routing(me)
-        self._planes = Planes(me, domain, self._snapshot, forwards=forwards)
+        self._planes = Planes(me, domain, self._own, self._snapshot, forwards=forwards)
         self._renewal = self._own.renewal
         self._rooms = (self._records, self._routing, self._renewal, self._planes)
         self._directory = Directory(crypto.verify_endpoint)
@@ -484,10 +484,10 @@ class Agent:
 
     # -------------------------------------------------------------------------- facts: routing
     def _on_adjacency(self, now: Instant, fact: route.AdjacencyWanted) -> Effects:
-        return self._planes.publish(now, self._own, fact.links)
+        return self._planes.publish(now, fact.links)
 
     def _on_kernel_links(self, now: Instant, event: words.KernelLinks) -> Effects:
-        return self._planes.use(now, self._own, event.nodes)
+        return self._planes.use(now, event)
 
     def _route(self, now: Instant, event: route.MemberChanged | route.MemberGone) -> Effects:
         """What a record says of links goes to both that compute with the map."""

@@ -99,6 +99,8 @@ class KernelLinks(Value, frozen=True):
     """The kernel forwards over the links to these neighbours, all of them that it does."""
 
     nodes: frozenset[str]
+    held: bool = False
+    """It does so by a table of an earlier life, which stands until `TableComplete`."""
 
 
 @final
@@ -169,6 +171,14 @@ class KeepWanted(Value, frozen=True):
 @final
 class WorkloadsChanged(Value, frozen=True):
     """`Agent.entries()` or `Agent.svid()` answer something else; once an event, however much."""
+
+
+@final
+class TableComplete(Value, frozen=True):
+    """All that the kernel's table is to have has been said; said once.
+
+    What an earlier life has left in it can go.
+    """
 
 
 @final

@@ -77,6 +77,11 @@ class Forwarding:
         self._restarts: list[tuple[Instant, str, NodeBody]] = []
         self.deadline: Instant = NEVER
 
+    @property
+    def idle(self) -> bool:
+        """Whether all that follows from the map has been said."""
+        return self._update_at == self._due == NEVER
+
     def handle(self, now: Instant, event: Event) -> Effects:
         """Take one event in (see the top of the module and `core.machine.Machine`)."""
         out: list[Effect] = []
