@@ -1,4 +1,4 @@
-"""Stories of links that the kernel watches: what it says and shows becomes the usual facts."""
+"""Stories of links that the kernel watches: what it says and shows, and what the mesh hears."""
 
 from __future__ import annotations
 
@@ -7,127 +7,228 @@ from typing import Any
 import pytest
 
 from x0tta6bl4.core.links.verdicts import (
+    FRESH_US,
+    DeclareDead,
+    Judged,
+    KernelDown,
     KernelLeaves,
-    KernelSaid,
+    KernelLoses,
+    KernelLost,
     KernelShows,
     KernelWatches,
+    MeshHears,
+    ProxySays,
+    ProxyStarts,
     Revive,
     Verdicts,
 )
-from x0tta6bl4.core.links.words import (
-    NEIGHBOURS_MAX,
-    LinkDown,
-    LinkQuality,
-    LinkSuspected,
-    LinkUp,
-)
+from x0tta6bl4.core.links.words import NEIGHBOURS_MAX
 from x0tta6bl4.core.machine import MS, NEVER, NOTHING, SECOND, Effects, Instant, Tick
+from x0tta6bl4.wire.messages import LinkState
 
 
 def shows(**fields: Any) -> KernelShows:
     values: dict[str, Any] = {
-        "node": "b", "dead": False, "run": 50, "rtt_us": 400, "agent_alive": True,
-        "came_in": 40, "lost_in": 0, "came_out": 40, "lost_out": 0,
+        "node": "b", "dead": False, "silent_us": 2 * MS, "run": 50, "came_in": 40, "came_out": 40,
     } | fields  # fmt: skip
     return KernelShows(**values)
 
 
+def state(state: str = "up", *, dials: bool = True) -> LinkState:
+    return LinkState("b", state, 400, 0, dials, True)
+
+
+def said(what: str = "up", *, dials: bool = True) -> ProxySays:
+    return ProxySays(state(what, dials=dials))
+
+
+def told(what: str = "up") -> MeshHears:
+    return MeshHears(state(what))
+
+
+LOST = KernelLost("b", 7_800)
+REASON = "the kernel heard nothing for 7.8 ms"
+DOWN = MeshHears(LinkState("b", "down", 0, 0, True, False, REASON))
+
+
 class Story:
-    def __init__(self) -> None:
-        self.machine = Verdicts()
-        self.at(0, KernelWatches("b"))
+    def __init__(self, was: Any = "new", *, judges: bool = True) -> None:
+        self.machine = Verdicts(judges=judges)
+        self.at(0, KernelWatches("b", was))
 
     def at(self, now: int, event: Any) -> Effects:
-        return self.machine.handle(Instant(now), event)
+        effects = self.machine.handle(Instant(now), event)
+        assert self.machine.deadline == NEVER
+        return effects
 
-    def up(self, now: int = 0) -> Story:
-        self.at(now, shows())
+    def down(self, now: int) -> Story:
+        assert self.at(now, KernelDown("b", 7_800)) == (LOST, DOWN)
         return self
 
-
-UP = LinkUp("b", 400, 0, False, True)
-DOWN = LinkDown("b", "silent")
+    @property
+    def link(self) -> Judged:
+        return self.machine.judged("b")
 
 
 def test_a_new_link_is_revived_at_ten_answers_in_a_row_without_a_hold() -> None:
     story = Story()
+    assert story.at(0, said()) == (told(),), "as long as the kernel has not proved it"
     assert story.at(0, shows(dead=True, run=9)) == NOTHING
-    assert story.at(MS, shows(dead=True, run=10)) == (Revive("b"),)
-    assert story.at(2 * MS, shows(dead=True, run=11)) == (Revive("b"),), "until it is"
-    assert story.at(3 * MS, shows(run=12)) == (UP,)
-    assert story.machine.deadline == NEVER
+    assert story.at(0, shows(dead=True, run=10, silent_us=FRESH_US)) == NOTHING
+    assert story.machine.forwarding == frozenset()
+    assert story.at(MS, shows(dead=True, run=10)) == (Revive("b", first=True),)
+    assert story.machine.forwarding == {"b"}
+    assert story.at(3 * MS, shows(run=12)) == NOTHING
+    assert story.link == Judged("b", proven=True, up=True, gray=False, lost=0)
 
 
 def test_what_the_kernel_says_is_told_at_once_and_once() -> None:
-    story = Story().up()
-    assert story.at(1, KernelSaid("b", "suspected")) == (LinkSuspected("b"),)
-    assert story.at(2, KernelSaid("b", "suspected")) == NOTHING
-    assert story.at(3, KernelSaid("b", "cleared")) == (UP,)
-    assert story.at(4, KernelSaid("b", "cleared")) == NOTHING
-    assert story.at(5, KernelSaid("b", "suspected")) == (LinkSuspected("b"),)
-    assert story.at(6, KernelSaid("b", "down")) == (DOWN,)
-    assert story.at(7, KernelSaid("b", "down")) == NOTHING
+    story = Story("up")
+    story.at(0, said(dials=False))
+    down = MeshHears(LinkState("b", "down", 0, 0, False, False, REASON))
+    assert story.at(6, KernelDown("b", 7_800)) == (LOST, down)
+    assert story.at(7, KernelDown("b", 9_000)) == NOTHING
     assert story.at(8, shows(dead=True, run=0)) == NOTHING
-    assert story.at(9, KernelSaid("b", "suspected")) == NOTHING
+    assert story.machine.forwarding == {"b"}, "its table is the one to know"
+    assert not story.link.up
 
 
 def test_a_verdict_whose_message_was_lost_is_seen_at_the_next_look() -> None:
-    story = Story().up()
-    assert story.at(1, shows(dead=True, run=0)) == (DOWN,)
+    story = Story("up")
+    assert story.at(1, shows(dead=True, run=0, silent_us=7_800)) == (LOST, DOWN)
 
 
 def test_after_a_failure_a_link_is_good_for_two_seconds_first() -> None:
-    story = Story().up()
-    story.at(0, KernelSaid("b", "down"))
+    story = Story("up").down(0)
     assert story.at(SECOND, shows(dead=True, run=10)) == NOTHING
     assert story.at(3 * SECOND - 1, shows(dead=True, run=800)) == NOTHING
-    assert story.at(3 * SECOND, shows(dead=True, run=801)) == (Revive("b"),)
-    assert story.at(3 * SECOND, shows(run=801)) == (UP,)
+    assert story.at(3 * SECOND, shows(dead=True, run=801)) == (Revive("b", first=False),)
 
 
 @pytest.mark.parametrize("gap", [0, 30])
 def test_a_gap_within_the_two_seconds_begins_them_anew(gap: int) -> None:
-    story = Story().up()
-    story.at(0, KernelSaid("b", "down"))
+    story = Story("up").down(0)
     story.at(SECOND, shows(dead=True, run=400))
     story.at(2 * SECOND, shows(dead=True, run=gap))  # 30: silent in between, good again
     assert story.at(3 * SECOND, shows(dead=True, run=430)) == NOTHING
     expected = 4 if gap else 5
     assert story.at(expected * SECOND - 1, shows(dead=True, run=800)) == NOTHING
-    assert story.at(expected * SECOND, shows(dead=True, run=801)) == (Revive("b"),)
+    assert story.at(expected * SECOND, shows(dead=True, run=801)) == (Revive("b", first=False),)
 
 
-def test_quality_is_told_when_it_differs_and_flags_at_once() -> None:
-    story = Story().up()
-    assert story.at(MS, shows(agent_alive=False)) == (LinkQuality("b", 400, 0, False, False),)
-    assert story.at(2 * MS, shows(agent_alive=False)) == NOTHING
-    assert story.at(3 * MS, shows(agent_alive=False, rtt_us=9_000)) == NOTHING, "a second later"
-    (told,) = story.at(2 * SECOND, shows(agent_alive=False, rtt_us=9_000))
-    assert type(told) is LinkQuality
-    assert 900 < told.rtt_us < 2_000
+def test_answers_that_are_over_are_not_in_a_row() -> None:
+    story = Story("up").down(0)
+    story.at(SECOND, shows(dead=True, run=400))
+    assert story.at(4 * SECOND, shows(dead=True, run=400, silent_us=3 * SECOND)) == NOTHING
+    assert story.at(5 * SECOND, shows(dead=True, run=800)) == NOTHING
+    assert story.at(7 * SECOND, shows(dead=True, run=1600)) == (Revive("b", first=False),)
+
+
+@pytest.mark.parametrize(
+    ("was", "at_once"), [("new", True), ("down", False), ("unjudged", True), ("up", None)]
+)
+def test_a_link_of_an_earlier_life_goes_on_as_it_was(was: str, at_once: bool | None) -> None:
+    story = Story(was)
+    assert story.link.proven == (was != "new")
+    assert story.link.up == (was == "up")
+    if at_once is None:
+        assert story.at(1, shows()) == NOTHING
+    else:
+        expected = (Revive("b", was == "new"),) if at_once else NOTHING
+        assert story.at(1, shows(dead=True)) == expected
+        later = story.at(1 + 2 * SECOND, shows(dead=not at_once, run=900))
+        assert later == (NOTHING if at_once else (Revive("b", first=False),))
+
+
+def test_what_the_proxy_says_of_a_dead_link_is_kept_back_until_it_lives() -> None:
+    story = Story("up")
+    assert story.at(0, said()) == (told(),)
+    story.down(1)
+    assert story.at(2, said()) == NOTHING, "its hellos are slower"
+    assert story.at(3, said("suspected")) == NOTHING
+    assert story.at(4, said("down")) == (told("down"),)
+    assert story.at(5, said()) == NOTHING
+    story.at(SECOND, shows(dead=True))
+    assert story.at(3 * SECOND, shows(dead=True, run=900)) == (Revive("b", first=False), told())
+    assert story.at(3 * SECOND, said("suspected")) == (told("suspected"),)
+
+
+def test_what_a_proxy_said_before_it_died_is_forgotten() -> None:
+    story = Story("up")
+    story.at(0, said())
+    story.down(1)
+    assert story.at(2, ProxyStarts()) == NOTHING
+    story.at(SECOND, shows(dead=True))
+    assert story.at(3 * SECOND, shows(dead=True, run=900)) == (Revive("b", first=False),)
 
 
 @pytest.mark.parametrize("way", ["in", "out"])
 def test_loss_in_either_direction_makes_a_link_gray_not_dead(way: str) -> None:
-    story = Story().up()
-    told: Effects = NOTHING
+    story = Story("up")
+    story.at(0, said())
+    found: Effects = NOTHING
     for at in range(1, 200):
-        told = story.at(at * 10 * MS, shows(**{f"came_{way}": 19, f"lost_{way}": 1}))
-        if any(type(one) is LinkQuality and one.gray for one in told):
+        found = story.at(at * 10 * MS, shows(**{f"came_{way}": 19, f"lost_{way}": 1}))
+        if found:
             break
-    (fact,) = told
-    assert type(fact) is LinkQuality
-    assert fact.gray
-    assert fact.loss_ppm > 20_000
+    loses, heard = found
+    assert loses == KernelLoses("b", gray=True)
+    assert type(heard) is MeshHears
+    assert heard.link.gray
+    assert heard.link.loss_ppm > 20_000
+    assert story.link.gray
+    assert story.link.lost == at
+    assert [x.link.gray for x in story.at(at, said()) if type(x) is MeshHears] == [True]
+    assert story.at(at, said("suspected")) == (told("suspected"),)
 
 
-def test_a_link_that_is_left_is_down() -> None:
-    story = Story().up()
-    assert story.at(1, KernelLeaves("b")) == (LinkDown("b", "removed"),)
-    assert story.at(2, KernelLeaves("b")) == NOTHING
-    assert story.at(3, shows()) == NOTHING
-    assert story.at(4, KernelSaid("b", "down")) == NOTHING
-    assert story.at(5, Tick()) == NOTHING
+def test_hellos_that_were_heard_make_a_link_good_again_that_carries_no_data() -> None:
+    story = Story("up")
+    story.at(0, said())
+    for at in range(20):
+        story.at(at, shows(lost_out=1))
+    assert story.link.gray
+    found: Effects = NOTHING
+    for at in range(20, 200):
+        found = story.at(at, shows(heard=40 * at, came_in=0, came_out=0))
+        if found:
+            break
+    assert found == (KernelLoses("b", gray=False), told())
+
+
+def test_a_revived_link_begins_with_a_clean_slate() -> None:
+    story = Story("up")
+    for at in range(20):
+        story.at(at, shows(lost_in=1))
+    assert story.link.gray
+    story.down(20)
+    story.at(SECOND, shows(dead=True))
+    story.at(3 * SECOND, shows(dead=True, run=900))
+    assert not story.link.gray
+
+
+def test_where_the_kernel_leaves_a_link_the_proxys_word_counts_again() -> None:
+    story = Story("up")
+    story.at(0, said())
+    story.down(1)
+    story.at(2, said())
+    assert story.at(3, KernelLeaves("b")) == (told(),)
+    assert story.at(4, KernelLeaves("b")) == NOTHING
+    assert story.at(5, shows()) == NOTHING
+    assert story.at(6, KernelDown("b", 1)) == NOTHING
+    assert story.at(7, said("down")) == (told("down"),)
+    assert story.at(8, Tick()) == NOTHING
+    assert story.machine.forwarding == frozenset()
+    story.at(9, KernelWatches("b"))
+    assert not story.link.proven
+
+
+def test_a_kernel_that_cannot_judge_is_told_the_proxys_verdict() -> None:
+    story = Story("up", judges=False)
+    assert story.at(0, said("down")) == (DeclareDead("b"), told("down"))
+    assert story.at(1, shows(dead=True, silent_us=7_800)) == (LOST, DOWN)
+    story.at(2, KernelLeaves("b"))
+    assert story.at(3, said("down")) == (told("down"),)
 
 
 def test_there_are_no_more_links_than_a_node_may_have() -> None:
@@ -135,6 +236,9 @@ def test_there_are_no_more_links_than_a_node_may_have() -> None:
     for number in range(NEIGHBOURS_MAX + 1):
         machine.handle(Instant(0), KernelWatches(f"n{number}"))
     up = [
-        machine.handle(Instant(1), shows(node=f"n{number}")) for number in range(NEIGHBOURS_MAX + 1)
+        machine.handle(Instant(1), shows(node=f"n{number}", dead=True))
+        for number in range(NEIGHBOURS_MAX + 1)
     ]
     assert sum(map(bool, up)) == NEIGHBOURS_MAX
+    far = LinkState("far", "up", 1, 0, True, True)
+    assert machine.handle(Instant(2), ProxySays(far)) == (MeshHears(far),)

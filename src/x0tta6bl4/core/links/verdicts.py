@@ -1,51 +1,55 @@
-"""What the kernel says and shows of its links, made into the facts that other links have.
+"""What the kernel says and shows of its links, and what the mesh is to hear of them.
 
-    DOWN --revived--> UP --KernelSaid(suspected)--> SUSPECTED --cleared--> UP
-    UP, SUSPECTED --KernelSaid(down), or KernelShows(dead)--> DOWN
+    NEW ---ten answers in a row---> UP --KernelDown, or shown dead--> DOWN
+                                     ^--------good for 2 s--------------'
 
-The kernel only declares dead.  A link is revived at its first ten good answers in a row; after a
-failure when it has been good for 2 s, too (RFC 5880 knows no such hold; it is that of `liveness`).
-What the kernel says makes things fast, what it shows makes them right: a verdict whose message was
-lost is seen at the next look.
+The kernel only declares dead.  A new link is revived at its first ten good answers in a row; after
+a failure when it has been good for 2 s, too (RFC 5880 knows no such hold; it is that of
+`liveness`).  What the kernel says makes things fast, what it shows makes them right: a verdict
+whose message was lost is seen at the next look.
+
+While a link is down here, what the proxy says of it is kept back: its hellos are slower and may not
+have noticed; the last of it is told at the revival.  While one loses some of what it carries,
+either way, the proxy's words say so (CUSUM, see `quality`): it costs four times, and stays up.
 """
 
 from __future__ import annotations
 
-from typing import Final, final
+from typing import Final, Literal, final
 
-from x0tta6bl4.core.links.quality import Quality
-from x0tta6bl4.core.links.words import (
-    NEIGHBOURS_MAX,
-    Config,
-    LinkDown,
-    LinkQuality,
-    LinkSuspected,
-    LinkUp,
-)
+import msgspec
+
+from x0tta6bl4.core.links.quality import Loss
+from x0tta6bl4.core.links.words import NEIGHBOURS_MAX, Config
 from x0tta6bl4.core.machine import NEVER, NOTHING, Effect, Effects, Event, Instant, Value
+from x0tta6bl4.wire.messages import LinkState
+
+FRESH_US: Final = 50_000
+"""Answers count as in a row while the last is no older."""
 
 
 @final
 class KernelWatches(Value, frozen=True):
-    """The kernel watches the link to this neighbour from now on; it begins dead there."""
+    """The kernel watches the link to this neighbour from now on, or anew."""
 
     node: str
+    was: Literal["new", "up", "down", "unjudged"] = "new"
+    """What an earlier life has left; unjudged: it was up or down, and the kernel forgot which."""
 
 
 @final
 class KernelLeaves(Value, frozen=True):
-    """It watches that link no longer."""
+    """It watches that link no longer: the proxy's word alone counts."""
 
     node: str
 
 
 @final
-class KernelSaid(Value, frozen=True):
-    """The kernel said something about a link, of its own accord."""
+class KernelDown(Value, frozen=True):
+    """The kernel has declared a link dead, of its own accord, and diverts its data."""
 
     node: str
-    what: str
-    """suspected, cleared or down; anything else is left to `KernelShows`."""
+    silent_us: int
 
 
 @final
@@ -54,144 +58,249 @@ class KernelShows(Value, frozen=True):
 
     node: str
     dead: bool
+    silent_us: int
+    """Since the last answer."""
     run: int
-    """Answers without a gap, up to now; 0 when the last is too long ago."""
-    rtt_us: int
-    """Smoothed."""
-    agent_alive: bool
-    came_in: int
-    """Packets and hellos since it was shown last, likewise the next three."""
-    lost_in: int
-    came_out: int
-    lost_out: int
+    """Answers without a gap, up to the last."""
+    heard: int = 0
+    """Hellos of ours that the neighbour has heard, in all."""
+    came_in: int = 0
+    """Packets and hellos since it was shown last."""
+    lost_in: int = 0
+    """Likewise."""
+    came_out: int = 0
+    """Packets since it was shown last, as the neighbour counted them."""
+    lost_out: int = 0
+    """Likewise."""
+
+
+@final
+class ProxySays(Value, frozen=True):
+    """The proxy says how a link is."""
+
+    link: LinkState
+
+
+@final
+class ProxyStarts(Value, frozen=True):
+    """The proxy has started anew: what the one before it said of links is void."""
+
+
+@final
+class MeshHears(Value, frozen=True):
+    """This is what the mesh is to believe of a link, in place of what the proxy says."""
+
+    link: LinkState
 
 
 @final
 class Revive(Value, frozen=True):
-    """Take the kernel's verdict about this link back; asked for again as long as it stands."""
+    """Take the kernel's verdict back, and send data over this link again."""
+
+    node: str
+    first: bool
+    """The kernel has not forwarded over it before."""
+
+
+@final
+class DeclareDead(Value, frozen=True):
+    """Give the kernel, which can't judge, the proxy's verdict."""
 
     node: str
 
 
+@final
+class KernelLost(Value, frozen=True):
+    """A link is down by the kernel's verdict: nothing of the node's goes over it any more."""
+
+    node: str
+    silent_us: int
+
+
+@final
+class KernelLoses(Value, frozen=True):
+    """A link has begun to lose some of what it carries, or does no more."""
+
+    node: str
+    gray: bool
+
+
+@final
+class Judged(Value, frozen=True):
+    """One link as it stands, for status views."""
+
+    node: str
+    proven: bool
+    """Hellos were answered over it: the kernel forwards over it, and its verdict counts."""
+    up: bool
+    gray: bool
+    lost: int
+    """Packets and hellos, both directions."""
+
+
 class _Link:
-    __slots__ = ("failed", "good_since", "look_at", "quality", "run", "suspected", "told", "up")
+    __slots__ = (
+        "failed", "good_since", "heard", "into", "lost", "out", "proven", "run", "said", "up",
+        "watched",
+    )  # fmt: skip
 
     def __init__(self) -> None:
-        self.quality = Quality()
-        self.up = False
-        self.suspected = False
-        self.failed = False
+        self.said: LinkState | None = None
+        """By the proxy, last."""
+        self.heard = self.lost = 0
+        self.watch("new")
+        self.watched = False
+
+    def watch(self, was: str) -> None:
+        """Begin to be the kernel's."""
+        self.watched = True
+        self.proven = was != "new"
+        self.up = was == "up"
+        self.failed = was == "down"
         self.run = 0
         self.good_since: Instant = NEVER
-        self.told: LinkQuality | None = None
-        self.look_at = 0
+        self.into, self.out = Loss(), Loss()
+
+    @property
+    def gray(self) -> bool:
+        return self.into.gray or self.out.gray
 
 
 class Verdicts:
     """Links of one node that its kernel watches; at most NEIGHBOURS_MAX, others are left out.
 
-    Events: KernelWatches, KernelLeaves, KernelSaid, KernelShows.
-    Effects: LinkUp, LinkQuality, LinkSuspected, LinkDown, Revive.
+    Events: KernelWatches, KernelLeaves, KernelDown, KernelShows, ProxySays, ProxyStarts.
+    Effects: Revive, DeclareDead, KernelLost, KernelLoses, MeshHears.
 
     Args:
-        config: `good_hellos`, `hold_us` and `quality_us` count.
+        config: `good_hellos` and `hold_us` count.
+        judges: whether this kernel declares links dead; else the proxy does.
 
     Attributes:
         deadline: never: what is shown is looked at when it is shown.
     """
 
-    __slots__ = ("_config", "_links", "deadline")
+    __slots__ = ("_config", "_judges", "_links", "deadline")
 
-    def __init__(self, config: Config | None = None) -> None:
+    def __init__(self, config: Config | None = None, *, judges: bool = True) -> None:
         self._config = config or Config()
+        self._judges = judges
         self._links: dict[str, _Link] = {}
         self.deadline: Final = NEVER
 
     def handle(self, now: Instant, event: Event) -> Effects:
         """Take one event in."""
         if type(event) is KernelShows:
-            link = self._links.get(event.node)
+            link = self._watched(event.node)
             return NOTHING if link is None else self._look(now, link, event)
-        if type(event) is KernelSaid:
-            link = self._links.get(event.node)
-            return NOTHING if link is None else self._hear(link, event)
+        if type(event) is KernelDown:
+            link = self._watched(event.node)
+            if link is None or not link.up:
+                return NOTHING
+            return self._down(link, event.node, event.silent_us)
+        if type(event) is ProxySays:
+            return self._hear(event.link)
         if type(event) is KernelWatches:
-            if event.node not in self._links and len(self._links) < NEIGHBOURS_MAX:
-                self._links[event.node] = _Link()
+            link = self._link(event.node)
+            if link is not None:
+                link.watch(event.was)
         elif type(event) is KernelLeaves:
-            link = self._links.pop(event.node, None)
-            if link is not None and link.up:
-                return (LinkDown(event.node, "removed"),)
+            return self._leave(event.node)
+        elif type(event) is ProxyStarts:
+            for link in self._links.values():
+                link.said = None
         return NOTHING
 
-    def _hear(self, link: _Link, said: KernelSaid) -> Effects:
-        if not link.up:
-            return NOTHING
-        if said.what == "down":
-            return self._down(link, said.node)
-        if said.what == "suspected" and not link.suspected:
-            link.suspected = True
-            return (LinkSuspected(said.node),)
-        if said.what == "cleared" and link.suspected and link.told is not None:
-            link.suspected = False
-            return (self._tell_up(link, link.told),)
-        return NOTHING
+    @property
+    def forwarding(self) -> frozenset[str]:
+        """Neighbours over whose links the kernel forwards."""
+        return frozenset(node for node, link in self._links.items() if link.proven)
 
+    def judged(self, node: str) -> Judged:
+        """How a link stands."""
+        link = self._watched(node)
+        if link is None:
+            return Judged(node, False, False, False, 0)
+        return Judged(node, link.proven, link.up, link.gray, link.lost)
+
+    # -------------------------------------------------------------------------- the kernel
     def _look(self, now: Instant, link: _Link, shown: KernelShows) -> Effects:
-        quality = link.quality
-        quality.judged(shown.came_in, shown.lost_in)
-        quality.counted(shown.came_out, shown.lost_out)
-        if shown.rtt_us:
-            quality.sample_rtt(shown.rtt_us)
-        good = shown.run >= self._config.good_hellos
-        if shown.run < link.run or link.good_since == NEVER:
+        link.lost += shown.lost_in + shown.lost_out
+        if link.up:
+            if shown.dead:
+                return self._down(link, shown.node, shown.silent_us)
+            return self._grade(link, shown)
+        run = shown.run if shown.silent_us < FRESH_US else 0
+        good = run >= self._config.good_hellos
+        if run < link.run or link.good_since == NEVER:
             link.good_since = now if good else NEVER
-        link.run = shown.run
-        fact = LinkQuality(
-            shown.node, quality.rtt_us, quality.loss_ppm, quality.gray, shown.agent_alive
-        )
-        if shown.dead:
-            if link.up:
-                return self._down(link, shown.node)
-            held = link.failed and now - link.good_since < self._config.hold_us
-            return NOTHING if held or not good else (Revive(shown.node),)
-        if not link.up:
-            link.up, link.failed = True, False
-            return self._tell(now, link, fact, (self._tell_up(link, fact),))
-        assert link.told is not None
-        if now < link.look_at and _flags(fact) == _flags(link.told):
+        link.run = run
+        if not good or (link.failed and now - link.good_since < self._config.hold_us):
             return NOTHING
-        if not _differs(fact, link.told):
+        return self._up(link, shown.node)
+
+    def _up(self, link: _Link, node: str) -> Effects:
+        """New before old: the kernel sends over it, then the map has it again."""
+        revived = Revive(node, not link.proven)
+        link.proven = link.up = True
+        link.failed = False
+        link.into, link.out = Loss(), Loss()
+        return (revived,) if revived.first or link.said is None else (revived, MeshHears(link.said))
+
+    def _down(self, link: _Link, node: str, silent_us: int) -> Effects:
+        link.up, link.failed = False, True
+        link.run, link.good_since = 0, NEVER
+        dials = link.said.dials if link.said else True
+        reason = f"the kernel heard nothing for {silent_us / 1000:.1f} ms"
+        down = LinkState(node, "down", 0, 0, dials, False, reason)
+        return KernelLost(node, silent_us), MeshHears(down)
+
+    def _grade(self, link: _Link, shown: KernelShows) -> Effects:
+        """Hellos that the neighbour has heard are good ones: a link that is left has no data."""
+        was, hellos = link.gray, max(shown.heard - link.heard, 0)
+        link.heard = shown.heard
+        link.into.count(shown.came_in, shown.lost_in)
+        link.out.count(shown.came_out + hellos, shown.lost_out)
+        if link.gray == was:
             return NOTHING
-        return self._tell(now, link, fact, () if link.suspected else (fact,))
+        told: tuple[Effect, ...] = (KernelLoses(shown.node, link.gray),)
+        return told if link.said is None else (*told, MeshHears(self._graded(link, link.said)))
 
-    def _tell(
-        self, now: Instant, link: _Link, fact: LinkQuality, effects: tuple[Effect, ...]
-    ) -> Effects:
-        link.told = fact
-        link.look_at = now + self._config.quality_us
-        return effects
+    def _leave(self, node: str) -> Effects:
+        link = self._watched(node)
+        if link is None:
+            return NOTHING
+        kept_back = link.said is not None and link.proven and not link.up
+        link.watch("new")
+        link.watched = False
+        return (MeshHears(link.said),) if kept_back and link.said is not None else NOTHING
 
-    def _down(self, link: _Link, node: str) -> Effects:
-        link.up = link.suspected = False
-        link.failed = True
-        link.run = 0
-        link.good_since = NEVER
-        return (LinkDown(node, "silent"),)
+    # -------------------------------------------------------------------------- the proxy
+    def _hear(self, said: LinkState) -> Effects:
+        """What the proxy says comes to nothing where a link is up that is dead here."""
+        link = self._link(said.node)
+        if link is None:
+            return (MeshHears(said),)
+        link.said = said
+        if said.state == "down":
+            if link.watched and not self._judges:
+                return DeclareDead(said.node), MeshHears(said)
+            return (MeshHears(said),)
+        return (MeshHears(self._graded(link, said)),) if link.up or not link.proven else NOTHING
 
-    def _tell_up(self, link: _Link, fact: LinkQuality) -> LinkUp:
-        return LinkUp(fact.node, fact.rtt_us, fact.loss_ppm, fact.gray, fact.agent_alive)
+    @staticmethod
+    def _graded(link: _Link, said: LinkState) -> LinkState:
+        if not link.gray or said.state != "up":
+            return said
+        loss = max(said.loss_ppm, link.into.ppm, link.out.ppm)
+        return msgspec.structs.replace(said, gray=True, loss_ppm=loss)
 
+    def _watched(self, node: str) -> _Link | None:
+        link = self._links.get(node)
+        return link if link is not None and link.watched else None
 
-def _differs(fact: LinkQuality, last: LinkQuality) -> bool:
-    """As `neighbour.Neighbour.differs`: a flag, RTT by a tenth and 100 µs, loss by 0.5 %."""
-    change_us = abs(fact.rtt_us - last.rtt_us)
-    return (
-        (change_us > 100 and change_us * 10 > last.rtt_us)
-        or abs(fact.loss_ppm - last.loss_ppm) >= 5_000
-        or _flags(fact) != _flags(last)
-    )
-
-
-def _flags(fact: LinkQuality) -> tuple[bool, bool]:
-    return fact.gray, fact.agent_alive
+    def _link(self, node: str) -> _Link | None:
+        link = self._links.get(node)
+        if link is None and len(self._links) < NEIGHBOURS_MAX:
+            link = self._links[node] = _Link()
+        return link
