@@ -353,6 +353,7 @@ def measure(outcome: Outcome, root: Path, options: argparse.Namespace) -> None:
     """All of it."""
     shape = shape_of(options.nodes)
     root.mkdir(mode=0o700)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # An installed program has its bytecode.
     page = root / "page"
     page.write_bytes(secrets.token_bytes(PAGE_BYTES))
     kernels = options.nodes - len(shape.planes)

@@ -24,6 +24,7 @@ from tests.real.host_mesh import AUTHORITY, CONTROL, DATA, HostMesh, join
 from tests.real.hosts import Hosts
 from tests.real.lab import ServerProcess, get_page
 from x0tta6bl4.app import settings as cfg
+from x0tta6bl4.app.kernel_modes import Xdp
 from x0tta6bl4.app.mesh import wait_for
 from x0tta6bl4.edge.kernel.libbpf import Libbpf
 from x0tta6bl4.wire.authority import Entry
@@ -31,7 +32,7 @@ from x0tta6bl4.wire.errors import Unavailable, X0Error
 from x0tta6bl4.wire.records import Name
 
 SERVICE, LOCAL, METRICS = 8000, 8080, 9100
-START_S = 60.0
+START_S, LOOK_S = 60.0, 0.2
 Plane = Literal["userspace", "kernel", "auto"]
 
 
@@ -60,6 +61,8 @@ class Shape(msgspec.Struct, frozen=True):
     authority: str
     planes: dict[str, Plane] = {}
     """Of nodes that are not in kernel mode."""
+    xdp: Xdp = "auto"
+    """Of all nodes."""
 
     def near(self, host: str) -> list[str]:
         """Hosts with a cable to this one."""
@@ -149,7 +152,7 @@ class KernelMesh:
                     del under_way[host]
                 elif time.monotonic() > end:
                     raise Unavailable("X0-LAB-001", f"{host} is late:\n{self.mesh.tail(host)}")
-            time.sleep(0.05)
+            time.sleep(LOOK_S)
 
     def settings(self, name: str, plane: Plane) -> cfg.NodeSettings:
         """The file of a node."""
@@ -166,7 +169,10 @@ class KernelMesh:
                 address=f"{ips[shape.authority]}:{AUTHORITY}" if direct else "", through=through
             ),
             data=cfg.Data(
-                listen=f"0.0.0.0:{DATA}", advertise=(f"{ips[name]}:{DATA}",), plane=plane
+                listen=f"0.0.0.0:{DATA}",
+                advertise=(f"{ips[name]}:{DATA}",),
+                plane=plane,
+                xdp=shape.xdp,
             ),
             control=cfg.Control(listen=f"0.0.0.0:{CONTROL}"),
             link=tuple(
