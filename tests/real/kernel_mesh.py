@@ -24,7 +24,6 @@ from tests.real.host_mesh import AUTHORITY, CONTROL, DATA, HostMesh, join
 from tests.real.hosts import Hosts
 from tests.real.lab import ServerProcess, get_page
 from x0tta6bl4.app import settings as cfg
-from x0tta6bl4.app.kernel_modes import Xdp
 from x0tta6bl4.app.mesh import wait_for
 from x0tta6bl4.edge.kernel.libbpf import Libbpf
 from x0tta6bl4.wire.authority import Entry
@@ -61,8 +60,6 @@ class Shape(msgspec.Struct, frozen=True):
     authority: str
     planes: dict[str, Plane] = {}
     """Of nodes that are not in kernel mode."""
-    xdp: Xdp = "auto"
-    """Of all nodes."""
 
     def near(self, host: str) -> list[str]:
         """Hosts with a cable to this one."""
@@ -169,10 +166,7 @@ class KernelMesh:
                 address=f"{ips[shape.authority]}:{AUTHORITY}" if direct else "", through=through
             ),
             data=cfg.Data(
-                listen=f"0.0.0.0:{DATA}",
-                advertise=(f"{ips[name]}:{DATA}",),
-                plane=plane,
-                xdp=shape.xdp,
+                listen=f"0.0.0.0:{DATA}", advertise=(f"{ips[name]}:{DATA}",), plane=plane
             ),
             control=cfg.Control(listen=f"0.0.0.0:{CONTROL}"),
             link=tuple(
