@@ -46,6 +46,8 @@ from x0tta6bl4.wire.ids import NodeName, TrustDomain
 from x0tta6bl4.wire.mesh_address import mesh_address
 
 PLAIN_PORT = 9000
+NEVER = 2**31 - 1
+"""One packet in so many is lost: a program that is there already is changed over in an instant."""
 WINDOW_S, SETTLE_S = 1.0, 0.5
 STEADY_S = 4.0
 UNTUNED_TABLE = 64
@@ -251,8 +253,9 @@ def one_cut(ring: Ring, ways: list[Way], root: Path) -> dict[str, tuple[float, f
     path = ring.path()
     if ways[0].address != ring.plain:
         ring.wait_direct()
-    time.sleep(SETTLE_S + WINDOW_S)
     middle = path[len(path) // 2 - 1], path[len(path) // 2]
+    ring.cut(*middle, one_in=NEVER)
+    time.sleep(SETTLE_S + WINDOW_S)
     cut = time.monotonic()
     ring.cut(*middle)
     try:

@@ -16,7 +16,14 @@ from tests.edge.kernel.ring import PREFIX, Host, Ring, address, link
 from x0tta6bl4.edge.kernel import rtnetlink as rt
 from x0tta6bl4.edge.kernel import sysctl
 from x0tta6bl4.edge.kernel.netlink import Monitor, Netlink
-from x0tta6bl4.edge.kernel.routes import PROTOCOL, Exit, KernelRoutes
+from x0tta6bl4.edge.kernel.routes import (
+    METRIC,
+    PROTOCOL,
+    RTO_MIN_MS,
+    SECOND,
+    Exit,
+    KernelRoutes,
+)
 from x0tta6bl4.edge.kernel.sysctl import Sysctls
 from x0tta6bl4.edge.kernel.watch import Watch
 from x0tta6bl4.wire.errors import Unavailable
@@ -70,6 +77,32 @@ def test_packets_pass_along_the_ring_and_come_from_mesh_addresses(ring: Ring) ->
     shown = a.space.run("ip", "-6", "route", "get", str(IPv6Address(address("c"))))
     assert "via fe80" in shown
     assert "dev to-b" in shown
+
+
+def test_every_route_tells_tcp_to_recover_at_once_also_those_of_an_earlier_version(
+    ring: Ring,
+) -> None:
+    a = ring.hosts["a"]
+    says = f"rto_min lock {RTO_MIN_MS}ms quickack 1"
+
+    def shown(metric: int) -> list[str]:
+        words = f"ip -6 route show proto {PROTOCOL} metric {metric}".split()
+        return [line for line in a.space.run(*words).splitlines() if "nhid" in line]
+
+    for metric in (METRIC, SECOND):
+        lines = shown(metric)
+        assert len(lines) >= 3
+        assert [line for line in lines if says not in line] == []
+    to = str(IPv6Address(address("c")))
+    old = next(line for line in shown(METRIC) if line.startswith(to))
+    bare = f"{to} nhid {old.split()[2]} proto {PROTOCOL} metric {METRIC}"
+    a.space.run("ip", "-6", "route", "replace", *bare.split())
+    assert says not in next(line for line in shown(METRIC) if line.startswith(to))
+    a.routes.look()
+    assert a.routes.mend().routes_put == 1
+    assert says in next(line for line in shown(METRIC) if line.startswith(to))
+    a.routes.look()
+    assert not a.routes.mend()
 
 
 def test_what_leads_nowhere_is_unreachable_and_goes_to_no_default_route(ring: Ring) -> None:
