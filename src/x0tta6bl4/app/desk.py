@@ -286,8 +286,10 @@ class Desk:
         """Findings about this node."""
         if self._agent.kernel is not None:
             self._agent.kernel.look()
+        status = self.status()
+        found = checks.findings(status, checks.host_facts(self._agent.state_dir))
         return admin.CheckAnswer(
-            checks.findings(self.status(), checks.host_facts(self._agent.state_dir))
+            found, "" if status.plane == admin.PlaneView() else status.plane.text
         )
 
     async def serve_metrics(self) -> int:

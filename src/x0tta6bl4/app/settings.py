@@ -66,6 +66,11 @@ class Data(Section, frozen=True):
     plane: Literal["userspace", "kernel", "auto"] = "userspace"
     """Who passes data on between nodes: proxies, without any privilege; or the kernel, as root, to
     neighbours on the same interface that do so, too.  `auto`: the kernel where it can."""
+    xdp: Literal["auto", "native", "generic"] = "auto"
+    """Where the kernel's programs meet what comes in: `native` in the driver of the interface,
+    `generic` behind it, as on any interface.  Native falls back to generic where the driver refuses
+    or nobody answers.  `auto`: native, but generic on veth, where native mode takes joined packets
+    apart."""
     udp: bool = True
     """Whether hellos may go by UDP; false: over a TCP connection of the proxies."""
 

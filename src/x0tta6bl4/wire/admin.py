@@ -331,6 +331,8 @@ class CheckAnswer(Message, frozen=True):
     """All findings, worst first; none: all is well."""
 
     findings: tuple[Finding, ...]
+    plane: str = ""
+    """How data is passed on, as in a status; empty: without any choice."""
 
 
 @final

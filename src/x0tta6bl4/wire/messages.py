@@ -48,6 +48,10 @@ class KernelOffer(Message, frozen=True, forbid_unknown_fields=False):
     """Of the keys in use when the connection began; -1: none."""
     ready: bool = False
     """It takes hellos under the keys of this connection."""
+    native: bool = False
+    """Its programs are in the driver of its interface."""
+    unheard: bool = False
+    """They were, and no hello was answered: the receiver's are to leave its driver, too."""
 
 
 @final

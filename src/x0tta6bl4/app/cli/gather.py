@@ -75,12 +75,19 @@ def raise_if_none(found: Sequence[Status | Silent]) -> None:
     )
 
 
-def findings(dirs: Sequence[Path]) -> list[tuple[str, Finding]]:
-    """Findings of all nodes, the worst first; a node that does not answer is one."""
+def findings(dirs: Sequence[Path]) -> tuple[list[tuple[str, Finding]], dict[str, str]]:
+    """Findings of all nodes, the worst first; a node that does not answer is one.
+
+    Returns:
+        Nodes with a finding; and by node how data is passed on, where that was a choice.
+    """
     found: list[tuple[str, Finding]] = []
+    planes: dict[str, str] = {}
     for path, answer in zip(dirs, _ask_all(dirs, GetCheck(), CheckAnswer), strict=True):
         if isinstance(answer, CheckAnswer):
             found += [(path.name, one) for one in answer.findings]
+            if answer.plane:
+                planes[path.name] = answer.plane
         else:
             found.append(
                 (
@@ -94,7 +101,8 @@ def findings(dirs: Sequence[Path]) -> list[tuple[str, Finding]]:
                 )
             )
     order = {"error": 0, "warning": 1, "notice": 2}
-    return sorted(found, key=lambda pair: (order.get(pair[1].level, 3), pair[1].id, pair[0]))
+    found.sort(key=lambda pair: (order.get(pair[1].level, 3), pair[1].id, pair[0]))
+    return found, planes
 
 
 def write_bundle(out: Path, dirs: Sequence[Path]) -> int:

@@ -93,7 +93,7 @@ def check(as_json: bool, name: str, state_dir: Path | None) -> int:
     """
     from x0tta6bl4.app.cli import gather
 
-    found = gather.findings(node_dirs(state_dir, name))
+    found, planes = gather.findings(node_dirs(state_dir, name))
     if as_json:
         print_json(
             [
@@ -101,9 +101,11 @@ def check(as_json: bool, name: str, state_dir: Path | None) -> int:
                 for node, one in found
             ]
         )
-    elif not found:
-        print("nothing is wrong")
     else:
+        for node, plane in planes.items():
+            print(f"data plane of {node}: {plane}")
+        if not found:
+            print("nothing is wrong")
         for node, one in found:
             print(f"{one.level.upper():7}  {node}: {one.id}: {one.what}. {one.hint}")
     return int(any(one.level == "error" for _, one in found))

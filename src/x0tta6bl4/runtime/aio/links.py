@@ -204,6 +204,15 @@ class LinkConnections:
             connection.ready = True
             connection.send(self._stamped(self._intro, connection))
 
+    def offer(self, node: NodeName, *, native: bool, unheard: bool) -> None:
+        """Tell a neighbour that the programs here are in another place than was offered."""
+        connection = self._up.get(node)
+        if connection is not None and connection.place is not None and self._intro is not None:
+            index, offer = connection.place
+            offer = msgspec.structs.replace(offer, native=native, unheard=unheard)
+            connection.place = index, offer
+            connection.send(self._stamped(self._intro, connection))
+
     def redial(self) -> None:
         """The SVID has changed: replace every connection, keeping the old until the new is up."""
         for node, connection in list(self._up.items()):
