@@ -13,13 +13,15 @@ not rest on it:
     how much             setups at once, time of a setup, circuits and handshakes of one node: the
                          same bounds as for neighbours
 
+What a cut swallows before the kernel diverts, TCP sends again: how soon, the routes say
+(`edge/kernel/rtnetlink.py`).
+
 A member on the way can pretend another node's address: it takes that node's share of handshakes,
 and gets no further than its own SVIDs do.
 """
 
 from __future__ import annotations
 
-import contextlib
 import socket
 from collections.abc import Callable
 from typing import Final, final
@@ -38,9 +40,6 @@ from x0tta6bl4.wire.ids import NodeName, SpiffeId
 from x0tta6bl4.wire.mesh_address import MESH_PORT
 from x0tta6bl4.wire.messages import DirectItem
 
-_AT_ONCE: Final = ((45, 25_000), (46, 10_000))
-"""TCP_RTO_MIN_US and TCP_DELACK_MAX_US (Linux 6.16): what a cut has swallowed before the kernel
-diverts is sent again after 25 ms, not after 200."""
 _FREEBIND: Final = 78
 """IPV6_FREEBIND: the agent may not have set the address yet."""
 
@@ -143,7 +142,6 @@ class DirectWays:
 
         def reached(sock: socket.socket | None, why: str) -> None:
             if sock is not None:
-                _hurry(sock)
                 why = begin(sock, frame)
             on_done(None if sock is None or why else self._held.own(sock, node), why)
 
@@ -160,7 +158,6 @@ class DirectWays:
             sock.close()
             return
         tune(sock)
-        _hurry(sock)
         self.setups.expect(sock, node)
 
     def _complete(self, setup: Setup, sock: socket.socket, header: Header) -> None:
@@ -185,9 +182,3 @@ class DirectWays:
         if self._acceptor is not None:
             self._acceptor.close()
         self.setups.close()
-
-
-def _hurry(sock: socket.socket) -> None:
-    for option, us in _AT_ONCE:
-        with contextlib.suppress(OSError):
-            sock.setsockopt(socket.IPPROTO_TCP, option, us)
