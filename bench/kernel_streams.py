@@ -188,10 +188,11 @@ class Ring(KernelMesh):
 
     def wait_direct(self) -> None:
         """Until the proxies' connections run from mesh address to mesh address."""
-        wait_for(lambda: (SOURCE, TARGET) in {x.path for x in self._sessions()}, "a circuit", 40)
 
-    def _sessions(self) -> list[object]:
-        return list(self.mesh.status(SOURCE).sessions)
+        def is_direct() -> bool:
+            return (SOURCE, TARGET) in {x.path for x in self.mesh.status(SOURCE).sessions}
+
+        wait_for(is_direct, "a circuit without relays", 40)
 
     @contextlib.contextmanager
     def untuned(self) -> Iterator[None]:
@@ -332,8 +333,12 @@ def steady(hosts: Hosts, ends: tuple[str, str], ways: list[Way], root: Path) -> 
 def spurious_in_mesh(outcome: Outcome, ring: Ring, root: Path) -> None:
     """Six kernels in a row of namespaces."""
     ring.settle()
-    for ways in (requests(ring.plain), bulk(ring.plain)):
-        key = f"spurious, mesh, {ways[0].name}"
+    groups = {
+        "plain requests": requests(ring.plain), "plain bulk": bulk(ring.plain),
+        "bulk through the proxies": bulk(ring.local("stream")),
+    }  # fmt: skip
+    for name, ways in groups.items():
+        key = f"spurious, mesh, {name}"
         outcome.figure(key, steady(ring.hosts, (SOURCE, TARGET), ways, root))
         with ring.untuned():
             outcome.figure(f"{key}, untuned", steady(ring.hosts, (SOURCE, TARGET), ways, root))
@@ -365,10 +370,12 @@ def lay_cable(hosts: Hosts, at: dict[str, str], times: tuple[int, int, int]) -> 
     )
     hosts.start_as((sys.executable, program, *map(hosts.space, at), *words), None)
     for host, address in at.items():
-        up = ("ip", "link", "set", "slow", "up", "mtu", "9000")
-        wait_for(
-            lambda host=host, up=up: not hosts.run(host, *up, check=False).returncode, "a cable", 10
-        )  # type: ignore[misc]
+
+        def is_up(host: str = host) -> bool:
+            up = hosts.run(host, *"ip link set slow up mtu 9000".split(), check=False)
+            return up.returncode == 0
+
+        wait_for(is_up, "a cable", 10)
         hosts.run(host, "ip", "addr", "add", f"{address}/128", "dev", "slow", "nodad")
 
 
