@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 from ipaddress import IPv6Address
 from typing import Any
@@ -144,7 +145,11 @@ def test_hellos_and_strangers_are_never_diverted(node: World) -> None:
 
 def test_data_of_a_suspect_link_goes_both_ways(node: World) -> None:
     node.state(**SUSPECT)
-    run = node.run("x0_leave", data())  # The other one has left by then, on the loopback interface.
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
+        wire.bind(("lo", 3))  # ETH_P_ALL
+        wire.settimeout(5)
+        run = node.run("x0_leave", data())
+        assert wire.recv(2048) == data()
     assert (run.verdict, run.data[:6]) == (kw.REDIRECT, DETOURS[8])
     state = node.state()
     assert (state["duplicated"], state["diverted"]) == (1, 0)

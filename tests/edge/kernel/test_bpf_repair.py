@@ -21,7 +21,7 @@ from tests.edge.kernel.triangle import until
 from x0tta6bl4.edge.kernel.detector import Alternate, Detector, Link, keys_of
 from x0tta6bl4.edge.kernel.layout import Reason
 from x0tta6bl4.edge.kernel.libbpf import KernelRefused, Libbpf
-from x0tta6bl4.edge.kernel.programs import Programs
+from x0tta6bl4.edge.kernel.programs import Mode, Programs
 
 pytestmark = pytest.mark.netns
 SQUARE = (("a", "b"), ("b", "d"), ("a", "c"), ("c", "d"))
@@ -49,7 +49,7 @@ class Watcher:
         here = self.host
         mine, theirs = here.space.mac(f"to-{name}"), other.mac(f"to-{here.name}")
         with here.space:
-            self.programs.attach(here.exits[name].index)
+            self.programs.attach(here.exits[name].index, Mode.GENERIC)
             self.detector.set_link(
                 Link(
                     number=NUMBERS[name],
@@ -126,8 +126,12 @@ def test_it_goes_around_the_dead_link_and_none_circles(ring: Ring, b: Watcher) -
         )
 
 
-@pytest.mark.parametrize("source", ["a", "b"])
-def test_a_stream_goes_on_in_smaller_pieces(ring: Ring, b: Watcher, source: str) -> None:
+@pytest.mark.parametrize(
+    ("source", "most", "smaller"), [("a", 0, ROOM), ("b", 0, ROOM), ("b", 1200, 0)]
+)
+def test_a_stream_goes_on_in_pieces_that_fit(
+    ring: Ring, b: Watcher, source: str, most: int, smaller: int
+) -> None:
     ring.hosts["a"].space.ip(  # By its own table it has a shorter way.
         f"route replace {IPv6Address(address('d'))} metric 1"
         f" via {link_local(ring.hosts['b'].space.mac('to-a'))} dev to-b"
@@ -137,6 +141,8 @@ def test_a_stream_goes_on_in_smaller_pieces(ring: Ring, b: Watcher, source: str)
             (str(IPv6Address(address("d"))), 5001), family=socket.AF_INET6
         )
     server.settimeout(5)
+    if most:
+        server.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, most)
     with ring.hosts[source].space:
         out = socket.create_connection(server.getsockname()[:2], 5)
     with server, out, server.accept()[0] as there:
@@ -147,7 +153,7 @@ def test_a_stream_goes_on_in_smaller_pieces(ring: Ring, b: Watcher, source: str)
         while got < 4 * piece:
             got += len(there.recv(1 << 16))
         assert info(out, _RETRANSMITTED) == 0
-        assert info(there, _CAME_IN_PIECES) == piece - ROOM
+        assert info(there, _CAME_IN_PIECES) == piece - smaller
     assert b.detector.report(NUMBERS["d"]).repaired >= 4
     assert b.programs.counters()[Reason.DIVERT_TOO_BIG] == 0
 
