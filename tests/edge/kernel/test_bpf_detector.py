@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import statistics
 import struct
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.edge.kernel.triangle import NUMBERS, Node, Triangle, until
+from tests.edge.kernel.triangle import MESH, NUMBERS, Node, Triangle, until
 from x0tta6bl4.edge.kernel import clock, layout
 from x0tta6bl4.edge.kernel.detector import Alternate, Detector, Link, Pace
 from x0tta6bl4.edge.kernel.layout import EventKind
@@ -447,6 +448,26 @@ def test_what_was_diverted_once_is_not_diverted_again(
         until(lambda: len(probes.sent) > 20)
     assert not probes.lost()
     assert a.report(dead).sent >= 20
+
+
+def test_a_segment_that_was_diverted_is_not_taken_for_sent_again(
+    triangle: Triangle, nodes: dict[str, Node]
+) -> None:
+    a = nodes["a"].detector
+    a.declare_dead(AB)
+    with triangle.spaces["b"], socket.create_server(
+        (str(MESH["b"]), 5001), family=socket.AF_INET6
+    ) as server:  # fmt: skip
+        server.settimeout(5)
+        with triangle.spaces["a"]:
+            out = socket.create_connection(server.getsockname()[:2], 5)
+        with out, server.accept()[0] as there:
+            there.settimeout(5)
+            out.sendall(b"x")
+            assert there.recv(10) == b"x"
+    assert a.report(AB).tcp >= 1
+    assert a.report(AC).sent >= 2
+    assert (a.report(AB).retransmitted, a.report(AC).retransmitted) == (0, 0)
 
 
 @pytest.mark.parametrize("side", ["a", "b"])
