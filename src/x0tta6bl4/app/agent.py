@@ -398,9 +398,8 @@ class AgentProcess:
             self.ready = fact
             self._greet()
         self.desk.proxy_said(fact)
-        told = self.kernel.heard(fact) if self.kernel else fact
-        if told is not None:
-            self.driver.post(words.ProxySaid(told))
+        if self.kernel is None or not self.kernel.heard(fact):
+            self.driver.post(words.ProxySaid(fact))
 
     def _greet(self) -> None:
         """Tell neighbours what this node's proxy is, once there is one and an SVID."""

@@ -1,59 +1,52 @@
 """The kernel's half of a node, driven by its agent: links, verdicts, routes, filter, lease.
 
-    connection of a link --offers, keys--> detector --DOWN--> agent's machine, routes cut
-    WaysChanged ----------------------------> routes and the detector's alternates
-    every second ---------------------------> lease, revivals, members of the filter
+    connection of a link --offers, keys--> detector --DOWN--> routes cut
+    the detector's events and reports, the proxy's words --> `links.verdicts` --> agent's machine
+    WaysChanged, TableComplete --> routes, the detector's alternates, members of the filter
 
-The kernel only declares dead; who revives is this: after ten answers in a row, and not before
-REVIVE_S.  While a link is dead here, what the proxy says of it is kept back: its hellos are slower
-and may not have noticed.  What was agreed with each neighbour is written down, so that the next
-agent goes on with the same numbers and slots; the programs never stop for it.
+What the kernel declares dead is cut from the routes first of all; what that means, and when a link
+lives again, is decided by the machine.  What was agreed with each neighbour is written down, so
+that the next agent goes on with the same numbers and slots; the programs never stop for it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import time
 from collections.abc import Callable, Iterable
 from ipaddress import IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Final, final
 
-import msgspec
-
-from x0tta6bl4.app.kernel_links import KEPT, Kept, KernelLink, Links, towards
+from x0tta6bl4.app.kernel_links import KEPT, Kept, KernelLink, Links
+from x0tta6bl4.app.kernel_modes import Modes, Xdp
 from x0tta6bl4.app.kernel_views import counters, findings
 from x0tta6bl4.app.settings import NodeSettings
 from x0tta6bl4.core.agent.words import KernelLinks, ProxySaid
-from x0tta6bl4.core.links.quality import Loss
-from x0tta6bl4.core.machine import Event
-from x0tta6bl4.core.routing.alternates import Way
+from x0tta6bl4.core.links import verdicts as said
+from x0tta6bl4.core.machine import Effect, Event
 from x0tta6bl4.core.routing.forwarding import WaysChanged
-from x0tta6bl4.edge.kernel.detector import Detector, Link, Traffic, keys_of
+from x0tta6bl4.edge.kernel.detector import Detector, Link, keys_of
 from x0tta6bl4.edge.kernel.filter import MEMBERS_MAX, Filter, Member
-from x0tta6bl4.edge.kernel.layout import GOOD, EventKind, Reason
+from x0tta6bl4.edge.kernel.layout import EventKind, Reason
 from x0tta6bl4.edge.kernel.libbpf import Libbpf
 from x0tta6bl4.edge.kernel.plane import LOOK_EVERY_S, Adjacent, Plane
-from x0tta6bl4.edge.kernel.programs import Mode, Programs
+from x0tta6bl4.edge.kernel.programs import Programs
 from x0tta6bl4.runtime.aio.links import LinkConnections, Offers
-from x0tta6bl4.runtime.clocks import unix_us
+from x0tta6bl4.runtime.clocks import clock, unix_us
 from x0tta6bl4.wire.admin import Finding, PlaneView
 from x0tta6bl4.wire.errors import X0Error
 from x0tta6bl4.wire.ids import NodeName, SpiffeId, TrustDomain, node_of
-from x0tta6bl4.wire.mesh_address import mesh_address, mesh_prefix
+from x0tta6bl4.wire.mesh_address import mesh_prefix
 from x0tta6bl4.wire.messages import KernelOffer, LinkState, ProxyFact, Ready
 
 TICK_S: Final = 0.1
 LEASE_S: Final = 1.0
-REVIVE_S: Final = 2.0
 OLD_SLOT_S: Final = 5.0
 """Hellos under the keys before the last are taken for so long."""
 PINS: Final = "bpf"
 SWITCHES: Final = "switches"
-FRESH_US: Final = 50_000
-"""A link whose last answer is older is not revived."""
 MEMBER_S: Final = 120.0
 """How long a node that the kernel reaches no more may go on sending: the restart time."""
 Post = Callable[[Event], None]
@@ -71,6 +64,7 @@ class KernelPlane:
         state_dir: of the node; pins, switches and agreements are kept in it.
         neighbours: configured ones.
         say: a line for the events log.
+        xdp: `[data] xdp` of node.toml.
     Raises:
         Unavailable: this host can't (X0-KRN-...); nothing is left behind.
     """
@@ -82,16 +76,13 @@ class KernelPlane:
         state_dir: Path,
         neighbours: Iterable[str],
         say: Say,
+        xdp: Xdp = "auto",
     ) -> None:
         self._domain, self._me = domain, me
         self._say = say
         self._post: Post = _nowhere
-        self._links = Links(state_dir, neighbours)
-        self._ways: dict[str, Way] = {}
-        self._addresses: dict[str, IPv6Address] = {}
         self._members: dict[str, float] = {}
         """By node, when it was last reachable by the kernel; bounded by the ways."""
-        self._modes: dict[int, tuple[str, Mode]] = {}
         self._findings: tuple[Finding, ...] = ()
         self._refused: dict[str, str] = {}
         """Why a neighbour's link is not the kernel's; bounded by the neighbours."""
@@ -99,7 +90,10 @@ class KernelPlane:
         self._connections: LinkConnections | None = None
         self._banned: Callable[[], frozenset[str]] = frozenset
         self.programs = Programs.open(Libbpf(), state_dir / PINS)
+        self._verdicts = said.Verdicts(judges=not self.programs.without_verdicts)
+        self._links = Links(state_dir, neighbours, self._verdicts)
         try:
+            self._modes = Modes(self.programs, xdp)
             self.detector = Detector(self.programs)
             self._filter = Filter(self.programs)
             self.routes = Plane(domain, me, state_dir / SWITCHES)
@@ -114,25 +108,23 @@ class KernelPlane:
         for number in self._links.gone:
             if number in at_work:
                 self.detector.remove_link(number)
-        for ifindex, mode in self.programs.attached().items():
-            with contextlib.suppress(OSError):
-                self._modes[ifindex] = socket.if_indextoname(ifindex), mode
         judged = [link for link in self._links if link.number in at_work and link.kept is not None]
         for link in self._links:
             if link in judged:
-                link.proven, link.alive = True, not self.detector.report(link.number).dead
+                dead = self.detector.report(link.number).dead
+                self._decide(said.KernelWatches(link.node, "down" if dead else "up"))
                 link.slot = self.detector.slot(link.number)
                 link.used = True
             elif link.kept is not None and link.kept.index in self._modes:
                 self._set_link(link, link.kept)  # The maps are new, what was agreed on is not.
-                link.proven = True
+                self._decide(said.KernelWatches(link.node, "unjudged"))
             else:
                 link.kept = None
         held = self.routes.start(self._adjacent())
         for link in judged:
-            if not link.alive:
+            if not link.judged.up:
                 self.routes.cut(link.node, True)
-        if held and judged and not any(link.alive for link in judged):
+        if held and judged and not any(link.judged.up for link in judged):
             held = False  # Cut off from all: detours of then would send packets back.
             self.routes.settle()
             self._set_alternates()
@@ -158,7 +150,7 @@ class KernelPlane:
         loop.add_reader(self.detector.fileno(), self._events)
         loop.add_reader(self.routes.fileno(), self._guarded, self.routes.ready)
         self._tasks = [loop.create_task(self._tick()), loop.create_task(self._look())]
-        self._post(KernelLinks(self._forwarding(), self._held))
+        self._post(KernelLinks(self._verdicts.forwarding, self._held))
 
     def end(self, *, for_good: bool) -> None:
         """The agent ends; the kernel goes on unless the node ends with it."""
@@ -220,7 +212,10 @@ class KernelPlane:
                 self._guarded(self.detector.renew)
                 self._guarded(self._set_members)
             for link in self._links:
-                self._guarded(self._judge, link)
+                self._guarded(self._show, link)
+            unproven = self._modes.unproven(self._links, time.monotonic())
+            if unproven is not None:
+                self._guarded(self._leave_driver, *unproven)
             await asyncio.sleep(TICK_S)
 
     async def _look(self) -> None:
@@ -230,11 +225,8 @@ class KernelPlane:
 
     def _look_once(self) -> None:
         self._findings = tuple(self.routes.look())
-        on = self.programs.attached()
-        for index, (name, mode) in list(self._modes.items()):
-            if index not in on and any(x.kept and x.kept.index == index for x in self._links):
-                self._say("kernel", f"somebody took the programs off {name}; they are put on again")
-                self.programs.attach(index, mode)
+        for what in self._modes.mend(self._links):
+            self._say("kernel", what)
 
     def _guarded(self, work: Callable[..., object], *arguments: object) -> None:
         """What the kernel refuses now is told, and tried again at the next turn."""
@@ -250,17 +242,19 @@ class KernelPlane:
         if link is None or not here or not there:
             return None
         try:
-            found = towards(self.routes.netlink, there)
+            found = self.routes.towards(there)
             if found is None:
                 self._refused[node] = f"{there} is not adjacent on an interface with IPv6"
                 return None
-            if found.index not in self._modes:
-                self._modes[found.index] = found.name, self.programs.attach(found.index)
+            self._modes.put(found.index, found.name)
         except (X0Error, ValueError) as error:
             self._refused[node] = str(error)
             return None
-        slot = link.slot if link.used else -1
-        return found.index, KernelOffer(link.number, found.local, found.mac, found.mtu, slot)
+        offer = KernelOffer(
+            link.number, found.local, found.mac, found.mtu, link.slot if link.used else -1,
+            native=self._modes.native(found.index),
+        )  # fmt: skip
+        return found.index, offer
 
     def offered(self, node: NodeName, offers: Offers) -> None:
         """See `runtime.aio.links.KernelSide`."""
@@ -274,12 +268,10 @@ class KernelPlane:
         if link is None or link.kept is None:
             return
         self._guarded(self.detector.remove_link, link.number)
-        said, dead = link.said, link.proven and not link.alive
-        link.kept, link.secret, link.slot = None, b"", -1
-        link.proven = link.alive = link.used = False
+        link.kept, link.secret, link.slot, link.used = None, b"", -1, False
+        told = self._verdicts.handle(clock(), said.KernelLeaves(node))
         self._changed()
-        if dead and said is not None:
-            self._post(ProxySaid(said))
+        self._carry_out(told)
 
     def _agree(self, node: NodeName, offers: Offers) -> None:
         link = self._links.get(node)
@@ -302,15 +294,31 @@ class KernelPlane:
                 self._connections.ready(node)
         if theirs.ready and not link.used:
             self.detector.use_slot(link.number, link.slot)
-            link.used = True
+            link.used, link.used_at = True, time.monotonic()
             asyncio.get_running_loop().call_later(OLD_SLOT_S, self._drop_old, link, link.secret)
+        why = self._modes.stands_alone(offers.index, node, theirs)
+        if why:
+            self._leave_driver(offers.index, why)
+        elif mine.native != self._modes.native(offers.index):
+            self._offer_again(offers.index)
+
+    def _leave_driver(self, index: int, why: str) -> None:
+        self._modes.leave_driver(index, why)
+        self._offer_again(index)
+
+    def _offer_again(self, index: int) -> None:
+        for link in self._links:
+            if self._connections is not None and link.kept and link.kept.index == index:
+                native = self._modes.native(index)
+                unheard = link.used and not native and not link.proven
+                self._connections.offer(link.node, native=native, unheard=unheard)
 
     def _watch(self, link: KernelLink, kept: Kept) -> None:
         new = link.kept is None
         self._set_link(link, kept)
         link.kept = kept
         if new:
-            link.proven = link.alive = False
+            self._decide(said.KernelWatches(link.node))
         self._changed()
         self._links.save()
 
@@ -338,120 +346,97 @@ class KernelPlane:
         self._guarded(self.routes.neighbours, self._adjacent())
         if not self._held:
             self._guarded(self._set_alternates)
-        self._post(KernelLinks(self._forwarding()))
+        self._post(KernelLinks(self._verdicts.forwarding))
 
     def _adjacent(self) -> list[Adjacent]:
         return [one for link in self._links if (one := link.adjacent) is not None]
 
-    def _forwarding(self) -> frozenset[str]:
-        return frozenset(link.node for link in self._links if link.proven)
-
     # ------------------------------------------------------------------ links: judging
     def _events(self) -> None:
-        for event in self.detector.events():
-            link = self._links.numbered(event.number)
-            if link is None or link.kept is None:
-                continue
+        """What the kernel has said; routes come first, whatever it is."""
+        events = [
+            (link, event)
+            for event in self.detector.events()
+            if (link := self._links.numbered(event.number)) is not None and link.kept is not None
+        ]
+        for link, event in events:
             if event.kind is EventKind.DOWN:
-                self._guarded(self._judge, link)
-            elif event.kind is EventKind.GOOD and not link.proven:
-                self._guarded(self._revive, link)
+                self._guarded(self.routes.cut, link.node, True)
+        for link, event in events:
+            if event.kind is EventKind.DOWN:
+                self._decide(said.KernelDown(link.node, event.silent_us))
+            elif event.kind is EventKind.GOOD:
+                self._guarded(self._show, link)
 
-    def _judge(self, link: KernelLink) -> None:
-        """Compare what the kernel says of a link with what was made of it."""
+    def _show(self, link: KernelLink) -> None:
+        """Show the machine how a link stands in the kernel."""
         if link.kept is None:
             return
         report = self.detector.report(link.number)
         moved = self.detector.traffic(link.number)
-        link.lost += moved.lost_in + moved.lost_out
-        if link.alive:
-            if report.dead:
-                self._down(link, report.silent_us)
+        self._decide(
+            said.KernelShows(
+                link.node, report.dead, report.silent_us, report.good, report.peer_heard,
+                moved.came_in, moved.lost_in, moved.came_out, moved.lost_out,
+            )
+        )  # fmt: skip
+
+    def _decide(self, event: Event) -> None:
+        self._carry_out(self._verdicts.handle(clock(), event))
+
+    def _carry_out(self, effects: Iterable[Effect]) -> None:
+        for effect in effects:
+            kind = type(effect)
+            if kind is said.MeshHears:
+                self._post(ProxySaid(effect.link))  # type: ignore[attr-defined]
             else:
-                self._grade(link, moved, report.peer_heard)
-            return
-        rested = time.monotonic() - link.down_at >= REVIVE_S or not link.proven
-        if rested and report.good >= GOOD and report.silent_us < FRESH_US:
-            self._revive(link)
+                self._guarded(self._EFFECTS[kind], self, effect)
 
-    def _grade(self, link: KernelLink, moved: Traffic, heard: int) -> None:
-        """A link that loses some of what it carries, either way, counts four times (CUSUM).
+    def _lost(self, lost: said.KernelLost) -> None:
+        self.routes.cut(lost.node, True)
+        silent_ms = lost.silent_us / 1000
+        self._say("link", f"{lost.node} is down: the kernel heard nothing for {silent_ms:.1f} ms")
 
-        Hellos that the neighbour has heard count as good: a link that is left carries no data.
-        """
-        was, hellos = link.gray, max(heard - link.heard, 0)
-        link.heard = heard
-        link.into.count(moved.came_in, moved.lost_in)
-        link.out.count(moved.came_out + hellos, moved.lost_out)
-        if link.gray == was:
-            return
-        self._say("link", f"{link.node} loses packets" + ("" if link.gray else " no more"))
-        if link.said is not None:
-            self._post(ProxySaid(self._graded(link, link.said)))
+    def _loses(self, fact: said.KernelLoses) -> None:
+        self._say("link", f"{fact.node} loses packets" + ("" if fact.gray else " no more"))
 
-    def _graded(self, link: KernelLink, said: LinkState) -> LinkState:
-        if not link.gray or said.state != "up":
-            return said
-        loss = max(said.loss_ppm, link.into.ppm, link.out.ppm)
-        return msgspec.structs.replace(said, gray=True, loss_ppm=loss)
-
-    def _down(self, link: KernelLink, silent_us: int) -> None:
-        """The verdict: routes at once, then the mesh."""
-        link.alive, link.down_at = False, time.monotonic()
-        self.routes.cut(link.node, True)
-        dials = link.said.dials if link.said else True
-        reason = f"the kernel heard nothing for {silent_us / 1000:.1f} ms"
-        self._post(ProxySaid(LinkState(link.node, "down", 0, 0, dials, False, reason)))
-        self._say("link", f"{link.node} is down: {reason}")
-
-    def _revive(self, link: KernelLink) -> None:
-        """New before old: the kernel sends over it, then the map has it again."""
-        first = not link.proven
+    def _revive(self, wanted: said.Revive) -> None:
+        link = self._links.get(wanted.node)
+        assert link is not None
         self.detector.revive(link.number)
-        link.proven = link.alive = True
-        link.into, link.out = Loss(), Loss()
-        self.routes.cut(link.node, False)
-        if first:
-            self._post(KernelLinks(self._forwarding()))
-        elif link.said is not None:
-            self._post(ProxySaid(link.said))
-        self._say("link", f"{link.node} answers the kernel" + ("" if first else " again"))
+        self.routes.cut(wanted.node, False)
+        if wanted.first:
+            self._post(KernelLinks(self._verdicts.forwarding))
+        self._say("link", f"{wanted.node} answers the kernel" + ("" if wanted.first else " again"))
 
-    def heard(self, fact: ProxyFact) -> ProxyFact | None:
-        """What a fact of the proxy comes to: nothing where a link is up that is dead here."""
+    def _declare_dead(self, wanted: said.DeclareDead) -> None:
+        link = self._links.get(wanted.node)
+        assert link is not None
+        self.detector.declare_dead(link.number)
+
+    _EFFECTS: Final[dict[type, Callable[..., None]]] = {
+        said.KernelLost: _lost,
+        said.KernelLoses: _loses,
+        said.Revive: _revive,
+        said.DeclareDead: _declare_dead,
+    }
+
+    def heard(self, fact: ProxyFact) -> bool:
+        """The proxy says something; whether the agent is told in its place what the mesh hears."""
         if type(fact) is Ready:
-            for link in self._links:
-                link.said = None
-        found = self._links.get(fact.node) if type(fact) is LinkState else None
-        if found is None or type(fact) is not LinkState:
-            return fact
-        found.said = fact
-        if fact.state == "down":
-            if self.programs.without_verdicts and found.kept is not None:
-                self._guarded(self.detector.declare_dead, found.number)
-            return fact
-        return self._graded(found, fact) if found.alive or not found.proven else None
+            self._decide(said.ProxyStarts())
+        if type(fact) is not LinkState:
+            return False
+        self._decide(said.ProxySays(fact))
+        return True
 
     # ------------------------------------------------------------------ routes and members
     def ways(self, fact: WaysChanged) -> None:
         """The table has changed."""
-        for node, way in fact.ways:
-            if way is None:
-                self._ways.pop(node, None)
-            else:
-                self._ways[node] = way
         self._guarded(self.routes.table, dict(fact.ways))
         if not self._held:
             self._guarded(self._set_alternates)
         self._guarded(self._set_members)
-
-    def _address(self, node: str) -> IPv6Address:
-        found = self._addresses.get(node)
-        if found is None:
-            if len(self._addresses) > MEMBERS_MAX:
-                self._addresses.clear()
-            found = self._addresses[node] = mesh_address(self._domain, NodeName(node))
-        return found
 
     def complete(self) -> None:
         """All ways have been told: what an earlier agent has left and nobody told again goes."""
@@ -471,13 +456,13 @@ class KernelPlane:
     def _set_members(self) -> None:
         """Who may send: nodes that the kernel reaches, and for a while those that it did."""
         now = time.monotonic()
-        self._members |= dict.fromkeys(self._ways, now)
+        self._members |= dict.fromkeys(self.routes.nodes, now)
         if self._held:
             return
         self._members = {n: at for n, at in self._members.items() if now - at < MEMBER_S}
         banned = {node_of(SpiffeId(id)) for id in self._banned()}
         members = {
-            self._address(node): Member(denied=node in banned)
+            self.routes.address(node): Member(denied=node in banned)
             for node in list(self._members)[:MEMBERS_MAX]
         }
         self._filter.set_members(members)
@@ -489,17 +474,12 @@ class KernelPlane:
 
     def view(self) -> PlaneView:
         """For `x0 status`."""
-        on = ", ".join(f"{mode.value} on {name}" for name, mode in sorted(self._named()))
-        text = "kernel" + (f" ({on})" if on else " (no neighbour is adjacent yet)")
+        on = self._modes.text(self._links) or "no neighbour is adjacent yet"
+        text = f"kernel ({on}; {self.programs.library.about})"
         if self.programs.without_verdicts:
             text += f"; {self.programs.without_verdicts}"
-        return PlaneView(
-            "kernel", text, self._findings + tuple(findings(self._links, self._refused))
-        )
-
-    def _named(self) -> list[tuple[str, Mode]]:
-        used = {link.kept.index for link in self._links if link.kept is not None}
-        return [self._modes[index] for index in used if index in self._modes]
+        found = [*findings(self._links, self._refused), *self._modes.findings(self._links)]
+        return PlaneView("kernel", text, (*self._findings, *found))
 
     def counters(self) -> dict[str, int]:
         """Sums by `name|labels`, see `telemetry.catalogue`."""
@@ -542,7 +522,7 @@ def open_plane(settings: NodeSettings, say: Say) -> tuple[KernelPlane | None, Pl
                 KernelPlane(domain, me, state_dir, names, say).remove()
         return None, PlaneView()
     try:
-        return KernelPlane(domain, me, state_dir, names, say), PlaneView()
+        return KernelPlane(domain, me, state_dir, names, say, settings.data.xdp), PlaneView()
     except X0Error as error:
         if wish == "kernel":
             raise

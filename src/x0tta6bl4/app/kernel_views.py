@@ -42,10 +42,10 @@ def counters(link: KernelLink, report: LinkReport, slot: int) -> dict[str, int]:
         report: what the kernel knows of it.
         slot: of its keys.
     """
-    node = link.node
+    node, judged = link.node, link.judged
     return {
-        f"kernel_link_up|{node}": int(link.alive),
-        f"kernel_link_gray|{node}": int(link.gray),
+        f"kernel_link_up|{node}": int(judged.up),
+        f"kernel_link_gray|{node}": int(judged.gray),
         f"kernel_link_slot|{node}": slot,
         f"kernel_link_rtt_seconds|{node}": int(report.rtt_us),
         f"kernel_hellos_total|{node}|asked": report.asked,
@@ -55,7 +55,7 @@ def counters(link: KernelLink, report: LinkReport, slot: int) -> dict[str, int]:
         f"kernel_verdicts_total|{node}|late": report.late,
         f"kernel_packets_total|{node}|sent": report.sent,
         f"kernel_packets_total|{node}|received": report.received,
-        f"kernel_packets_total|{node}|lost": link.lost,
+        f"kernel_packets_total|{node}|lost": judged.lost,
         f"kernel_packets_total|{node}|diverted": report.diverted,
         f"kernel_packets_total|{node}|repaired": report.repaired,
         f"kernel_packets_total|{node}|duplicated": report.duplicated,

@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable, Iterator, Mapping
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Final, final
 
 from x0tta6bl4.core.machine import Value
 from x0tta6bl4.core.routing.alternates import Way
+from x0tta6bl4.edge.kernel import rtnetlink as rt
 from x0tta6bl4.edge.kernel.detector import Alternate
 from x0tta6bl4.edge.kernel.netlink import Monitor, Netlink, Refusal
-from x0tta6bl4.edge.kernel.routes import Course, Done, Exit, KernelRoutes, course_of
+from x0tta6bl4.edge.kernel.routes import TARGETS_MAX, Course, Done, Exit, KernelRoutes, course_of
 from x0tta6bl4.edge.kernel.sysctl import Sysctls
 from x0tta6bl4.edge.kernel.watch import GROUPS, Watch
 from x0tta6bl4.wire.admin import Finding
@@ -45,6 +46,18 @@ class Adjacent(Value, frozen=True):
     """6 bytes."""
 
 
+@final
+class Interface(Value, frozen=True):
+    """An interface on which a neighbour is adjacent."""
+
+    index: int
+    name: str
+    local: bytes
+    """Its link-local address, 16 bytes."""
+    mac: bytes
+    mtu: int
+
+
 class Plane:
     """Routes of one node in this network namespace.
 
@@ -57,8 +70,8 @@ class Plane:
     """
 
     __slots__ = (
-        "_adjacent", "_domain", "_exits", "_held", "_me", "_monitor", "_netlink", "_own",
-        "_refused", "_routes", "_source_routes", "_watch", "_ways",
+        "_addresses", "_adjacent", "_domain", "_exits", "_held", "_me", "_monitor", "_netlink",
+        "_own", "_refused", "_routes", "_source_routes", "_watch", "_ways",
     )  # fmt: skip
 
     def __init__(self, domain: TrustDomain, me: NodeName, switches: Path | None) -> None:
@@ -73,19 +86,52 @@ class Plane:
         self._adjacent: tuple[Adjacent, ...] = ()
         self._exits: dict[str, Exit] = {}
         self._ways: dict[str, Way] = {}
+        self._addresses: dict[str, IPv6Address] = {}
         self._held = False
         self._source_routes = True
         self._refused: list[Refusal] = []
 
     @property
-    def netlink(self) -> Netlink:
-        """A socket for questions about interfaces."""
-        return self._netlink
+    def nodes(self) -> Iterable[str]:
+        """Nodes to which ways have been told."""
+        return self._ways.keys()
 
     @property
     def targets(self) -> Iterable[bytes]:
         """Mesh addresses to which there is a route."""
         return self._routes.targets
+
+    def address(self, node: str) -> IPv6Address:
+        """Mesh address of a node."""
+        found = self._addresses.get(node)
+        if found is None:
+            if len(self._addresses) >= TARGETS_MAX:
+                self._addresses.clear()
+            found = self._addresses[node] = mesh_address(self._domain, NodeName(node))
+        return found
+
+    def towards(self, there: str) -> Interface | None:
+        """The interface on which an address is adjacent; None: it is here, or behind a router.
+
+        Raises:
+            Unavailable: the kernel does not answer.
+            ValueError: this is no address.
+        """
+        address = ip_address(there)
+        if isinstance(address, IPv6Address) and address.ipv4_mapped:
+            address = address.ipv4_mapped
+        netlink = self._netlink
+        way = netlink.get("a route", rt.GET_ROUTE, rt.look_up(address.packed))
+        index = rt.read_adjacent(way) if way is not None else 0
+        told = netlink.get("an interface", rt.GET_LINK, rt.link(index)) if index else None
+        link = rt.read_link(told) if told is not None else None
+        if link is None or len(link.mac) != 6:
+            return None
+        for one in netlink.dump("addresses", rt.GET_ADDRESS, rt.addresses(index)):
+            at = rt.read_address(one)
+            if at is not None and at.index == index and IPv6Address(at.address).is_link_local:
+                return Interface(index, link.name, at.address, link.mac, link.mtu)
+        return None
 
     def fileno(self) -> int:
         """For a selector: when it is readable, call `ready`."""
@@ -128,7 +174,7 @@ class Plane:
                 self._ways[node] = way
         if self._held:
             return Done()
-        changes: dict[bytes, Course | None] = {self._address(node): None for node in ways}
+        changes: dict[bytes, Course | None] = {self.address(node).packed: None for node in ways}
         changes |= self._table({node: way for node, way in ways.items() if way is not None})
         return self._note(self._routes.change(changes))
 
@@ -206,9 +252,6 @@ class Plane:
         self._netlink.close()
         self._monitor.close()
 
-    def _address(self, node: str) -> bytes:
-        return mesh_address(self._domain, NodeName(node)).packed
-
     def _table(self, ways: Mapping[str, Way]) -> dict[bytes, Course]:
         return {address: course for _, address, course in self._courses(ways)}
 
@@ -222,7 +265,7 @@ class Plane:
                 )
             course = known[way]
             if course is not None:
-                yield node, self._address(node), course
+                yield node, self.address(node).packed, course
 
     def _lay_out(self) -> None:
         """Neighbours for good, and links that source routes can name."""

@@ -75,6 +75,8 @@ _USE: Final = 0x1
 _SEG6: Final = 5
 _SEG6_LOCAL: Final = 7
 _END_X: Final = 2
+_TO, _OUT, _GATEWAY, _VIA = 1, 4, 5, 18
+"""RTA_..., for looking a route up."""
 _METRIC_LOCK, _METRIC_RTO_MIN, _METRIC_QUICK_ACK = 1, 13, 15
 """RTAX_...: of these only a locked RTO_MIN counts."""
 
@@ -334,6 +336,28 @@ def _read_segments(data: bytes) -> tuple[bytes, ...]:
 _PUT: Final = struct.Struct("=BBBBBBBBI HH16s HHI HHI HH16s")
 _PUT_SOURCELESS: Final = struct.Struct("=BBBBBBBBI HH16s HHI HHI")
 _DELETE: Final = struct.Struct("=BBBBBBBBI HH16s HHI")
+
+
+def look_up(address: bytes) -> bytes:
+    """Body of GET_ROUTE: how would a packet for this IPv4 or IPv6 address leave?"""
+    family = socket.AF_INET if len(address) == 4 else _V6
+    head = _ROUTE.pack(family, len(address) * 8, 0, 0, 0, 0, 0, 0, 0)
+    return head + attribute(_TO, address)
+
+
+def read_adjacent(said: Said) -> int:
+    """Index of the interface where what was looked up is adjacent; 0: behind a router, or here."""
+    if said.kind != NEW_ROUTE or len(said.body) < _ROUTE.size:
+        return 0
+    found = attributes(said.body, _ROUTE.size)
+    if said.body[7] != RouteKind.UNICAST or _GATEWAY in found or _VIA in found:
+        return 0
+    return _number(found.get(_OUT, bytes(4)))
+
+
+def link(index: int) -> bytes:
+    """Body of GET_LINK for one interface."""
+    return _LINK.pack(0, 0, index, 0, 0)
 
 
 def routes(protocol: int = 0, table: int = MAIN) -> bytes:
