@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, final
+from typing import Literal, Self, final
 
 import msgspec
 
@@ -24,6 +24,7 @@ from tests.real.host_mesh import AUTHORITY, CONTROL, DATA, HostMesh, join
 from tests.real.hosts import Hosts
 from tests.real.lab import ServerProcess, get_page
 from x0tta6bl4.app import settings as cfg
+from x0tta6bl4.app.kernel_modes import Xdp
 from x0tta6bl4.app.mesh import wait_for
 from x0tta6bl4.edge.kernel.libbpf import Libbpf
 from x0tta6bl4.wire.authority import Entry
@@ -60,6 +61,8 @@ class Shape(msgspec.Struct, frozen=True):
     authority: str
     planes: dict[str, Plane] = {}
     """Of nodes that are not in kernel mode."""
+    xdp: Xdp = "auto"
+    """Of all nodes."""
 
     def near(self, host: str) -> list[str]:
         """Hosts with a cable to this one."""
@@ -94,7 +97,7 @@ class KernelMesh:
             join(hosts, one, shape.ips[one], other, shape.ips[other])
         self.mesh = HostMesh(hosts, root)
 
-    def __enter__(self) -> KernelMesh:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -166,7 +169,10 @@ class KernelMesh:
                 address=f"{ips[shape.authority]}:{AUTHORITY}" if direct else "", through=through
             ),
             data=cfg.Data(
-                listen=f"0.0.0.0:{DATA}", advertise=(f"{ips[name]}:{DATA}",), plane=plane
+                listen=f"0.0.0.0:{DATA}",
+                advertise=(f"{ips[name]}:{DATA}",),
+                plane=plane,
+                xdp=shape.xdp,
             ),
             control=cfg.Control(listen=f"0.0.0.0:{CONTROL}"),
             link=tuple(

@@ -16,6 +16,7 @@ from typing import ClassVar
 
 from tests.real.kernel_mesh import LOCAL, KernelMesh, OwnMounts, Plane, Shape
 from tests.real.lab import get_page
+from x0tta6bl4.app.kernel_modes import Xdp
 from x0tta6bl4.app.mesh import wait_for
 
 __all__ = ["CABLES", "IPS", "LOCAL", "KernelRing", "OwnMounts", "Plane", "Requests"]
@@ -35,17 +36,22 @@ class KernelRing(KernelMesh):
     ips: ClassVar[dict[str, str]] = IPS
     cables: ClassVar[tuple[tuple[str, str], ...]] = CABLES
     server_at: ClassVar[str] = "d"
+    xdp: ClassVar[Xdp] = "auto"
 
     def __init__(self, hosts: OwnMounts, root: Path, page: Path, **planes: Plane) -> None:
         services = {"web": self.server_at}
-        shape = Shape(self.ips, self.cables, services, ("a",), "a", planes)
+        shape = Shape(self.ips, self.cables, services, ("a",), "a", planes, self.xdp)
         super().__init__(hosts, root, page, shape)
+        self.prepare()
         self.untouched = self.switches("c")
         self.serve()
         self.server = self.servers["web"]
         self.start()
         self.mesh.wait_ready(*self.ips)
         wait_for(self.serves, "the service", 10)
+
+    def prepare(self) -> None:
+        """What is done to the cables before anything is started."""
 
     def serves(self) -> bool:
         """Whether a request at `a` is answered."""

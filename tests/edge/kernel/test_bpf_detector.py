@@ -390,8 +390,9 @@ def test_somebody_elses_xdp_program_is_left_alone(triangle: Triangle, tmp_path: 
     with a.space:
         index = a.space.index("ab")
         with pytest.raises(KernelRefused, match="X0-KRN-008.*cut"):
-            a.programs.attach(index)
-        assert a.programs.attach(index, Mode.GENERIC) is Mode.GENERIC
+            a.programs.attach(index, Mode.NATIVE)
+        a.programs.attach(index, Mode.GENERIC)
+        assert a.programs.attached() == {index: Mode.GENERIC}
         a.programs.detach(index)
         assert Libbpf().name_of_id(Libbpf().xdp_on(index)) == "cut"
 

@@ -44,7 +44,7 @@ class Node:
             self.detector = Detector(self.programs, pace)
         triangle.callback(self.remove)
 
-    def watch(self, triangle: Triangle, other: str, mode: Mode | None = None) -> int:
+    def watch(self, triangle: Triangle, other: str, mode: Mode = Mode.GENERIC) -> int:
         """Watch the link to another node."""
         device = self.name + other
         mine, theirs = self.space.mac(device), triangle.spaces[other].mac(other + self.name)

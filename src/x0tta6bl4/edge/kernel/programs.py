@@ -196,38 +196,32 @@ class Programs:
         return _OURS if name.startswith(_OURS) else name or "?" * bool(number)
 
     # ------------------------------------------------------------------ interfaces
-    def attach(self, ifindex: int, wish: Mode | None = None) -> Mode:
+    def attach(self, ifindex: int, mode: Mode) -> None:
         """Put the programs on an underlay interface, or leave them there.
 
         Args:
             ifindex: its number.
-            wish: only this mode; None: native, else generic. A veth pair gets generic: in native
-                mode its other end would have to run a native program, too, or every answer is lost.
-        Returns:
-            The mode that is in force.
+            mode: on veth native mode works only if the other end has a native program, too, even if
+                this one is taken.
         Raises:
             KernelRefused: X0-KRN-008 another XDP program is there; X0-KRN-009 the interface takes
                 none.
         """
         on = self._xdp_on(ifindex)
-        if on not in ("", _OURS) and wish is not Mode.GENERIC:
+        if on not in ("", _OURS) and mode is Mode.NATIVE:
             raise KernelRefused(
                 "X0-KRN-008",
                 f"interface {ifindex} runs the XDP program {on} of somebody else",
-                "take it off (ip link set dev ... xdp off), or wish for generic mode",
+                "take it off (ip link set dev ... xdp off), or go on in generic mode",
             )
-        modes = [wish] if wish else [Mode.GENERIC] if is_veth(ifindex) else list(Mode)
-        failed = ""
-        for mode in modes:
-            try:
-                self._attach(ifindex, mode)
-            except OSError as error:
-                failed = failed or error.strerror or ""
-                continue
-            return mode
-        raise KernelRefused(
-            "X0-KRN-009", f"interface {ifindex} takes no programs: {failed}", "see docs/kernel.md"
-        )
+        try:
+            self._attach(ifindex, mode)
+        except OSError as error:
+            raise KernelRefused(
+                "X0-KRN-009",
+                f"interface {ifindex} takes no programs in {mode.value} mode: {error.strerror}",
+                "see docs/kernel.md",
+            ) from None
 
     def _attach(self, ifindex: int, mode: Mode) -> None:
         if mode is Mode.NATIVE:
@@ -252,12 +246,14 @@ class Programs:
             ) from None
 
     def attached(self) -> dict[int, Mode]:
-        """Interfaces that run our programs, and how."""
+        """Interfaces that run our programs, all that belong together, and how."""
         found = {}
         for ifindex, _ in socket.if_nameindex():
             arriving = self.library.name_of_id(self.library.tc_on(ifindex, Direction.INGRESS))
-            if arriving in (_ARRIVE, _GENERIC):
-                found[ifindex] = Mode.NATIVE if arriving == _ARRIVE else Mode.GENERIC
+            if arriving == _GENERIC:
+                found[ifindex] = Mode.GENERIC
+            elif arriving == _ARRIVE and self._xdp_on(ifindex) == _OURS:
+                found[ifindex] = Mode.NATIVE
         return found
 
     def detach(self, ifindex: int) -> None:
