@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from ipaddress import IPv6Address
@@ -109,6 +110,69 @@ def test_a_silent_cut_of_the_link_in_use_costs_no_request(ring: KernelRing) -> N
     assert requests.failed == 0
     assert ticks.ended == "stopped"
     assert gap_ms < 300
+
+
+class Answers:
+    """One request after the other between two mesh addresses, past all proxies.
+
+    Args:
+        ring: whose node d echoes and whose node a asks.
+    """
+
+    def __init__(self, ring: KernelRing) -> None:
+        self.count = 0
+        self.longest_s = 0.0
+        address = str(mesh_address(TrustDomain("hosts.mesh"), NodeName("d"))), 9001
+        with ring.space("d"):
+            listening = socket.create_server(address, family=socket.AF_INET6)
+        with listening, ring.space("a"):
+            self._asks = socket.create_connection(address, 5)
+            self._echoes, _ = listening.accept()
+        self._threads = [threading.Thread(target=x, daemon=True) for x in (self._echo, self._ask)]
+        for thread in self._threads:
+            thread.start()
+
+    def _echo(self) -> None:
+        while data := self._echoes.recv(100):
+            self._echoes.sendall(data)
+
+    def _ask(self) -> None:
+        with self._asks:
+            while self.count >= 0:
+                began = time.monotonic()
+                self._asks.sendall(b"?")
+                assert self._asks.recv(100) == b"?"
+                self.longest_s = max(self.longest_s, time.monotonic() - began)
+                self.count += 1
+
+    def wait(self, more: int) -> None:
+        """Until so many more have been given."""
+        until = self.count + more
+        wait_for(lambda: self.count >= until, f"{more} answers", 10)
+
+    def stop(self) -> None:
+        """Hang up."""
+        self.count = -1000
+        for thread in reversed(self._threads):
+            thread.join(5)
+        self._echoes.close()
+
+
+def test_tcp_past_the_proxies_is_back_long_before_its_own_200_ms(ring: KernelRing) -> None:
+    by = way_of(ring)
+    answers = Answers(ring)
+    ring.cut("a", by, one_in=2**31 - 1)  # Next to none: all of them, both ways at once, is next.
+    answers.wait(200)
+    answers.longest_s = 0.0
+    ring.cut("a", by)
+    wait_for(lambda: link(ring, "a", by) == "down", "the mesh to know", 5)
+    answers.wait(200)
+    longest_ms = answers.longest_s * 1000
+    ring.heal("a", by)
+    wait_for(lambda: link(ring, "a", by) == "up", "the link to come back", 10)
+    answers.stop()
+    print(f"cut: longest answer {longest_ms:.1f} ms")
+    assert longest_ms < 150
 
 
 def link(ring: KernelRing, node: str, other: str) -> str:
