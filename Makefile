@@ -5,7 +5,7 @@ UV := uv==0.13.9
 LOCK := pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-header --no-emit-index-url --no-emit-find-links
 
-.PHONY: help setup check lint form types floors tidy format test night attacks fuzz bench bench-pair bench-failover coverage lock wheel bpf libbpf kernels bare clean
+.PHONY: help setup check lint form types floors tidy format test night attacks fuzz bench bench-pair bench-failover coverage lock wheel wheel-test bpf bpf-about libbpf kernels bare clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -77,8 +77,17 @@ lock: .venv-lock/bin/uv  ## requirements/*.txt from *.in (UPGRADE=--upgrade for 
 wheel: setup libbpf  ## dist/*.whl with libbpf, the same bytes for the same commit
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(PY) -m build --wheel --no-isolation
 
+wheel-test: setup libbpf  ## libbpf made twice, and a wheel in an empty environment (root)
+	$(PY) -m pytest -q -m "night or not night" tests/edge/kernel/test_libbpf.py
+
 bpf:  ## the kernel's half of a node (clang-19, llvm-19): the same bytes for the same sources
 	@bpf/build.sh
+
+bpf-about:  ## build/bpf: the shipped programs with checksum, types (bpftool) and instructions (llvm-19)
+	@rm -rf build/bpf && mkdir -p build/bpf && cp src/x0tta6bl4/edge/kernel/mesh.bpf.* build/bpf
+	@cd build/bpf && sha256sum --check mesh.bpf.sha256
+	@cd build/bpf && /usr/sbin/bpftool btf dump file mesh.bpf.o >mesh.btf.txt
+	@cd build/bpf && llvm-objdump-19 --disassemble --no-show-raw-insn mesh.bpf.o >mesh.instructions.txt
 
 libbpf:  ## build/libbpf: the library that wheels bring (cc; its source by apt, or SOURCE=file)
 	@bpf/libbpf/build.sh

@@ -30,12 +30,7 @@ from tests.kernels import image
 BUILD: Final = image.ROOT / "build" / "kernels"
 PAGE: Final = image.ROOT / "docs" / "kernels.md"
 RING: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"
-SUITES: Final = (
-    "http://deb.debian.org/debian-security bullseye-security main",
-    "http://deb.debian.org/debian bookworm main",
-    "http://deb.debian.org/debian bookworm-backports main",
-    "http://deb.debian.org/debian trixie-backports main",
-)
+SUITES: Final = ("bullseye-security", "bookworm", "bookworm-backports", "trixie-backports")
 WANTED: Final = ("5.10", "6.1", "6.12", "6.18")
 BOOT_S: Final = 240
 MACHINE: Final = (
@@ -71,6 +66,7 @@ def main() -> int:
     parser.add_argument("kernels", nargs="*", type=Path)
     parser.add_argument("--only", action="append", choices=WANTED)
     parser.add_argument("--broken", action="store_true", help="needs clang; one kernel")
+    parser.add_argument("--fetch", action="store_true", help="only fetch kernels")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--write", action="store_true", help="write docs/kernels.md")
     options = parser.parse_args()
@@ -84,6 +80,8 @@ def main() -> int:
     if options.broken:
         return turned_red(fetched((options.only or ["6.1"])[0]), options.jobs)
     kernels = options.kernels or [fetched(one) for one in options.only or WANTED]
+    if options.fetch:
+        return 0
     with archived({}) as archive, concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         guests = list(pool.map(lambda one: boot(one, archive), kernels))
     for guest in guests:
@@ -174,7 +172,8 @@ def fetched(series: str) -> Path:
         (BUILD / part).mkdir(parents=True, exist_ok=True)
     sources = BUILD / "sources.list"
     if not sources.exists():
-        sources.write_text("".join(f"deb [signed-by={RING}] {one}\n" for one in SUITES))
+        lines = [f"deb [signed-by={RING}] {mirror(one)} {one} main\n" for one in SUITES]
+        sources.write_text("".join(lines))
         apt("get", "-qq", "update")
     names = re.findall(
         rf"^linux-image-{re.escape(series)}\.\S+-cloud-amd64$",
@@ -189,6 +188,19 @@ def fetched(series: str) -> Path:
     found = image.kernel(package, BUILD)
     package.unlink()
     return found
+
+
+def mirror(suite: str) -> str:
+    """Where apt of this machine gets Debian from, for a suite that it may not know yet."""
+    done = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Origin: Debian",
+         "Created-By: Packages"],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    wanted = "security" in suite
+    found = [one for one in done.stdout.splitlines() if ("security" in one) == wanted]
+    assert found, f"apt of this machine knows no mirror for {suite} (apt-get update)"
+    return found[0]
 
 
 def apt(tool: str, *arguments: str) -> str:
