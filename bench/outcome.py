@@ -32,7 +32,6 @@ class Outcome:
         self.checks: list[dict[str, Any]] = []
         self._began = time.monotonic()
         self._tell = tell or (lambda text: None)
-        self._earlier = ""
 
     def tell(self, text: str) -> None:
         """One line of progress."""
@@ -54,14 +53,6 @@ class Outcome:
         """Checks that did not hold."""
         return [f"{c['what']}: {c['found']}" for c in self.checks if not c["good"]]
 
-    def recall(self, name: str) -> None:
-        """Take in what was kept: what is measured now takes its place, the rest stays."""
-        path = RESULTS / f"{name}.json"
-        if path.exists():
-            kept = json.loads(path.read_text())
-            self.figures, self.checks = kept["figures"], kept["checks"]
-            self._earlier = kept["command"] + "; "
-
     def write(self, name: str) -> Path:
         """Keep it as `bench/results/<name>.json`."""
         RESULTS.mkdir(exist_ok=True)
@@ -69,10 +60,7 @@ class Outcome:
         path.write_text(
             json.dumps(
                 {
-                    "command": self._earlier
-                    + "python -m bench."
-                    + Path(sys.argv[0]).stem
-                    + _arguments(),
+                    "command": f"python -m bench.{Path(sys.argv[0]).stem}" + _arguments(),
                     "commit": _commit(),
                     "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
                     "machine": machine(),
@@ -133,15 +121,12 @@ def run(
     Args:
         name: of the result file.
         measure: fills the outcome; its second argument is a directory of its own.
-        parser: with the options of this measurement; `--keep`, `--add` and `--no-result` are added.
+        parser: with the options of this measurement; `--keep` and `--no-result` are added.
     """
     parser.add_argument("--keep", action="store_true", help="leave the processes' files behind")
-    parser.add_argument("--add", action="store_true", help="keep the result's other figures")
     parser.add_argument("--no-result", action="store_true", help="write no result file")
     options = parser.parse_args()
     outcome = Outcome(lambda text: print(text, flush=True))
-    if options.add:
-        outcome.recall(name)
     root = Path("/tmp") / f"x0-{name}-{os.getpid()}"
     try:
         measure(outcome, root, options)

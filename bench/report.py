@@ -40,6 +40,9 @@ TITLES = {
     "simulator": "The simulator: a thousand nodes in virtual time",
 }
 
+RAW = "raw"
+"""A figure that is kept, and not for the page."""
+
 
 def page(results: Path = RESULTS) -> str:
     """The whole page."""
@@ -72,12 +75,28 @@ def _part(name: str, result: dict[str, Any]) -> str:
             verdict = "good" if check["good"] else "**not met**"
             lines.append(f"| {_cell(check['what'])} | {_cell(check['found'])} | {verdict} |")
         lines.append("")
-    rows = list(_flat(result.get("figures", {})))
+    figures = result.get("figures", {})
+    for name, value in figures.items():
+        if _is_table(value):
+            lines += _table(name, value)
+    rows = list(_flat({k: v for k, v in figures.items() if k != RAW and not _is_table(v)}))
     if rows:
         lines += ["| figure | value |", "|---|---|"]
         lines += [f"| {_cell(key)} | {_cell(value)} |" for key, value in rows]
         lines.append("")
     return "\n".join(lines)
+
+
+def _is_table(value: object) -> bool:
+    return isinstance(value, dict) and value.keys() == {"columns", "rows"}
+
+
+def _table(name: str, table: dict[str, Any]) -> list[str]:
+    columns = table["columns"]
+    lines = [f"{name[0].upper()}{name[1:]}:", "", "| " + " | ".join(map(_cell, columns)) + " |"]
+    lines.append("|" + "---|" * len(columns))
+    lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in table["rows"]]
+    return [*lines, ""]
 
 
 def _flat(figures: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -91,7 +110,7 @@ def _flat(figures: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, obje
 
 
 def _cell(value: object) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    return str("" if value is None else value).replace("|", "\\|").replace("\n", " ")
 
 
 def main() -> int:

@@ -71,10 +71,18 @@ class Sender:
         interval_s: between requests.
         say: what comes first.
         one: no request before the last is answered.
+        source: address of this end; the kernel's choice if empty.
     """
 
     def __init__(
-        self, kind: str, address: str, port: int, interval_s: float, say: bytes, one: bool
+        self,
+        kind: str,
+        address: str,
+        port: int,
+        interval_s: float,
+        say: bytes,
+        one: bool,
+        source: str = "",
     ) -> None:
         self.times = array.array("d")
         self.why = ""
@@ -84,7 +92,8 @@ class Sender:
             self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             self._socket.connect((address, port))
         else:
-            self._socket = socket.create_connection((address, port), 30)
+            own = (source, 0) if source else None
+            self._socket = socket.create_connection((address, port), 30, own)
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._socket.sendall(say)
         self._socket.setblocking(False)
