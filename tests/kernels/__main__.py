@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from tests.kernels import image
+from tests.kernels import image, needs
 
 BUILD: Final = image.ROOT / "build" / "kernels"
 PAGE: Final = image.ROOT / "docs" / "kernels.md"
@@ -278,13 +278,13 @@ def page(guests: list[Guest]) -> str:
             "<!-- Written by `make kernels ARGS=--write`: don't edit. -->",
             "",
             "What the programs of `bpf/` do on Debian's cloud kernels, each booted under qemu with",
-            "the loader of this tree. 5.15 and 6.6 are in no Debian. The object needs no BTF of a",
-            "kernel, so there is nothing to compare with one that is not booted.",
+            "the loader of this tree.",
             "",
             "| | " + " | ".join(guest.kernel for guest in guests) + " |",
             "|---|" + "---|" * len(guests),
             *rows,
             "",
+            needs.page(),
         ]
     )
 
