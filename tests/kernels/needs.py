@@ -107,9 +107,10 @@ def page(path: Path = OBJECT) -> str:
         [
             "## Kernels that are not booted",
             "",
-            "Debian has none of these. What was done instead: the numbers of all helpers, and kinds",
-            "of programs, that the object asks for are held against the Linux that brought them; and",
-            "it has no relocation against the types (BTF) of a kernel: there is none to compare with.",
+            "Debian has none of these. What was done instead: the numbers of all helpers, and",
+            "kinds of programs, that the object asks for are held against the Linux that brought",
+            "them; and it has no relocation against the types (BTF) of a kernel, so there are none",
+            "to compare with.",
             "",
             "| Linux | has all for | lacks something for |",
             "|---|---|---|",
