@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.edge.kernel.btf import Btf
+from x0tta6bl4.core.routing.paths import HOPS_MAX
 from x0tta6bl4.edge.kernel import layout
 from x0tta6bl4.edge.kernel.layout import LAYOUTS, Layout
 
@@ -82,6 +83,8 @@ def test_single_numbers_are_the_same() -> None:
     for name in ("LAYOUT", "FAN", "NONE", "PORT", "VERSION", "GOOD", "DIVERTED"):
         assert said["X0_" + name] == getattr(layout, name)
     assert said["X0_LINKS"] == layout.LINKS_MAX
+    # Whatever repair core gives has room.
+    assert said["X0_SEGMENTS"] == layout.SEGMENTS_MAX == HOPS_MAX
 
 
 def _numbers() -> dict[str, int]:

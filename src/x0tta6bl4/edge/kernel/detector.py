@@ -29,6 +29,7 @@ ALTERNATES_MAX: Final = 65_536
 KEY_BYTES: Final = 16
 SLOTS: Final = 2
 _FRAME: Final = bytes(12) + b"\x86\xdd" + bytes(clock.FRAME_BYTES - 14)
+_ROUTE: Final = struct.Struct("<II16s")  # layout.ROUTE, in one go
 _ZERO: Final = bytes(4)
 
 
@@ -291,16 +292,14 @@ class Detector:
             KernelRefused: X0-KRN-011 one is no link of ours; nothing was changed.
         """
         wanted: dict[bytes, bytes] = {}
+        known: dict[tuple[Any, ...], bytes] = {}
         for one in alternates:
-            by = self._ports.get(_port(one.ifindex, one.next_hop_mac))
-            if by is None:
-                raise KernelRefused(
-                    "X0-KRN-011",
-                    f"the alternate for {one.destination} on interface {one.ifindex} is no link",
-                    "only links that are watched can carry diverted data",
-                )
-            if by != number and len(one.segments) <= layout.SEGMENTS_MAX:
-                wanted[_route(number, one)] = _alternate(by, one)
+            what = one.ifindex, one.next_hop_mac, one.segments, one.source
+            value = known.get(what)
+            if value is None:  # There are few of these, and destinations by the thousand.
+                value = known[what] = self._value(number, one)
+            if value:
+                wanted[_ROUTE.pack(32 + one.prefix_bits, number, one.destination.packed)] = value
         held = self._alternates.get(number, {})
         table = self._programs.maps["x0_alternates"]
         changed = 0
@@ -315,6 +314,24 @@ class Detector:
             changed += 1
         self._alternates[number] = held
         return changed
+
+    def _value(self, number: int, one: Alternate) -> bytes:
+        """What the map has of an alternate; empty: it is left out."""
+        by = self._ports.get(_port(one.ifindex, one.next_hop_mac))
+        if by is None:
+            raise KernelRefused(
+                "X0-KRN-011",
+                f"the alternate for {one.destination} on interface {one.ifindex} is no link",
+                "only links that are watched can carry diverted data",
+            )
+        if by == number or len(one.segments) > layout.SEGMENTS_MAX:
+            return b""
+        return layout.ALTERNATE.pack(
+            link=by,
+            segments=len(one.segments),
+            source=one.source,
+            segment=b"".join(reversed(one.segments)),
+        )
 
     # ------------------------------------------------------------------ time
     def renew(self) -> None:
@@ -556,21 +573,6 @@ def _port(ifindex: int, mac: bytes) -> bytes:
 
 def _port_of(values: dict[str, Any]) -> bytes:
     return _port(values["ifindex"], values["peer_mac"])
-
-
-def _route(number: int, one: Alternate) -> bytes:
-    return layout.ROUTE.pack(
-        prefix=32 + one.prefix_bits, link=number, target=one.destination.packed
-    )
-
-
-def _alternate(by: int, one: Alternate) -> bytes:
-    return layout.ALTERNATE.pack(
-        link=by,
-        segments=len(one.segments),
-        source=one.source,
-        segment=b"".join(reversed(one.segments)),
-    )
 
 
 def keys_of(secret: bytes, initiator: bool) -> tuple[bytes, bytes]:

@@ -70,8 +70,8 @@ class Plane:
     """
 
     __slots__ = (
-        "_addresses", "_adjacent", "_domain", "_exits", "_held", "_me", "_monitor", "_netlink",
-        "_own", "_refused", "_routes", "_source_routes", "_watch", "_ways",
+        "_addresses", "_adjacent", "_courses", "_domain", "_exits", "_held", "_me", "_monitor",
+        "_netlink", "_own", "_refused", "_routes", "_source_routes", "_watch", "_ways",
     )  # fmt: skip
 
     def __init__(self, domain: TrustDomain, me: NodeName, switches: Path | None) -> None:
@@ -86,6 +86,8 @@ class Plane:
         self._adjacent: tuple[Adjacent, ...] = ()
         self._exits: dict[str, Exit] = {}
         self._ways: dict[str, Way] = {}
+        self._courses: dict[Way, Course | None] = {}
+        """Of ways, as long as neighbours are the same."""
         self._addresses: dict[str, IPv6Address] = {}
         self._held = False
         self._source_routes = True
@@ -196,14 +198,12 @@ class Plane:
         """
         macs = {(one.index, one.address): one.mac for one in self._adjacent}
         found: dict[str, list[Alternate]] = {one.node: [] for one in self._adjacent}
-        for node, address, (_, exit) in self._courses(self._ways):
+        for node, (_, exit) in self._table_of(self._ways):
             if exit is not None:
+                mac, source = macs[exit.neighbour], self._own if exit.segments else b""
                 found[self._ways[node].hop].append(
-                    Alternate(
-                        IPv6Address(address), exit.index, macs[exit.neighbour], exit.segments,
-                        self._own if exit.segments else b"",
-                    )
-                )  # fmt: skip
+                    Alternate(self.address(node), exit.index, mac, exit.segments, source)
+                )
         return found
 
     def ready(self) -> Done:
@@ -253,22 +253,25 @@ class Plane:
         self._monitor.close()
 
     def _table(self, ways: Mapping[str, Way]) -> dict[bytes, Course]:
-        return {address: course for _, address, course in self._courses(ways)}
+        return {self.address(node).packed: course for node, course in self._table_of(ways)}
 
-    def _courses(self, ways: Mapping[str, Way]) -> Iterator[tuple[str, bytes, Course]]:
-        """Nodes, their addresses, and courses of ways: one object for all that have the same."""
-        known: dict[Way, Course | None] = {}
+    def _table_of(self, ways: Mapping[str, Way]) -> Iterator[tuple[str, Course]]:
+        """Courses of ways by node: one object for all that have the same."""
+        known = self._courses
         for node, way in ways.items():
             if way not in known:
+                if len(known) >= TARGETS_MAX:
+                    known.clear()
                 known[way] = course_of(
                     self._domain, way, self._exits, source_routes=self._source_routes
                 )
             course = known[way]
             if course is not None:
-                yield node, self.address(node).packed, course
+                yield node, course
 
     def _lay_out(self) -> None:
         """Neighbours for good, and links that source routes can name."""
+        self._courses.clear()
         macs = {(one.index, one.address): one.mac for one in self._adjacent}
         self._refused += self._routes.settle(macs)
         if self._source_routes:
