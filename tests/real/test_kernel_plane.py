@@ -69,7 +69,7 @@ def test_requests_go_by_the_kernel_past_all_proxies(ring: KernelRing) -> None:
         requests.wait(20)
     assert requests.failed == 0
     status = ring.mesh.status("a")
-    assert status.plane.text == "kernel (generic on to-b, generic on to-c)"
+    assert status.plane.text.startswith("kernel (generic on to-b: veth, generic on to-c: veth; lib")
     assert [f.id for f in status.plane.findings] == []
     wait_for(lambda: ring.counter("a", "direct_circuits_total|dialled") > 0, "sums of a", 5)
     wait_for(lambda: ring.counter("d", "direct_circuits_total|accepted") > 0, "d's sums", 5)
@@ -270,7 +270,7 @@ def test_a_mesh_of_both_kinds_serves() -> None:
             wait_for(lambda: ring.counter("a", "kernel_link_up|b") == 1, "a and b", 15)
             wait_for(lambda: ring.counter("d", "kernel_link_up|b") == 1, "d and b", 15)
             found = ring.mesh.status("a").plane
-            assert found.text == "kernel (generic on to-b)"
+            assert found.text.startswith("kernel (generic on to-b: veth; libbpf ")
             assert [f.id for f in found.findings] == ["X0-KRN-141"]
             assert ring.mesh.status("c").plane.text == "userspace"
             with Requests(ring) as requests:
