@@ -12,8 +12,8 @@ past all of them.  A link in the middle of their path drops everything, `--runs`
     bulk       as fast as it goes; the longest time without new bytes at the receiver
 
 Beside each window after a cut, the window of the same length before it is the control.  *Untuned*
-is the same over copies of the routes without what `edge/kernel/rtnetlink.py` calls `recovery`: what
-TCP does by itself.  `spurious` is what that costs where nothing is lost: segments sent again within
+is the same in a mesh whose routes lack what `edge/kernel/rtnetlink.py` calls `recovery`: what TCP
+does by itself.  `spurious` is what that costs where nothing is lost: segments sent again within
 some seconds, in the mesh and over cables that take their time, unevenly too.
 """
 
@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import array
-import contextlib
 import itertools
 import math
 import os
@@ -31,9 +30,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bench.failover_tcp import LINKS, NODES, SOURCE, STREAM, TARGET, ip
 from bench.outcome import Outcome, run
@@ -50,7 +48,6 @@ NEVER = 2**31 - 1
 """One packet in so many is lost: a program that is there already is changed over in an instant."""
 WINDOW_S, SETTLE_S = 1.0, 0.5
 STEADY_S = 4.0
-UNTUNED_TABLE = 64
 BULK_GAP_MS, ANSWER_MS = 250.0, 20.0
 """Targets: without bytes at most so long; an answer at most so much later than in the control."""
 CABLES = {
@@ -145,6 +142,19 @@ class Stream:
         return round(8e-6 * size / (end - begin))
 
 
+class Untuned(OwnMounts):
+    """Hosts whose nodes make routes that leave TCP as it is."""
+
+    def start(
+        self, name: str, *command: str, log: Path | None = None, **more: Any
+    ) -> subprocess.Popen[bytes]:
+        """See `Hosts.start`."""
+        python, *rest = command
+        if rest[:3] == ["-m", "x0tta6bl4", "node"]:
+            command = (python, str(STREAM.with_name("untuned_x0tta6bl4.py")), *rest[2:])
+        return super().start(name, *command, log=log, **more)
+
+
 class Ring(KernelMesh):
     """The six nodes, and a server that is reached past the proxies.
 
@@ -180,11 +190,16 @@ class Ring(KernelMesh):
             path.append(said.partition(" dev to-")[2].split()[0])
         return tuple(path)
 
+    def middle(self) -> tuple[str, str]:
+        """The link in the middle of the path, between two relays."""
+        wait_for(lambda: len(self.path()) >= 4, "a path with two relays", 10)
+        path = self.path()
+        return path[1], path[2]
+
     def settle(self) -> None:
         """Until all links are the kernel's and the session's circuit is too."""
         self.mesh.wait_ready(*NODES)
         self.wait_kernels(NODES)
-        wait_for(lambda: len(self.path()) == 4, "a path of four hosts", 30)
 
     def wait_direct(self) -> None:
         """Until the proxies' connections run from mesh address to mesh address."""
@@ -193,24 +208,6 @@ class Ring(KernelMesh):
             return (SOURCE, TARGET) in {x.path for x in self.mesh.status(SOURCE).sessions}
 
         wait_for(is_direct, "a circuit without relays", 40)
-
-    @contextlib.contextmanager
-    def untuned(self) -> Iterator[None]:
-        """Both ends use routes without metrics meanwhile."""
-        ends = ((SOURCE, TARGET), (TARGET, SOURCE))
-        table = str(UNTUNED_TABLE)
-        for here, there in ends:
-            to, own = self._addresses[there], self._addresses[here]
-            said = self.hosts.run(here, "ip", "-6", "route", "show", to, "metric", "64").stdout
-            hop = said.partition("nhid ")[2].split()[0]
-            self.hosts.run(here, "ip", "-6", "route", "replace", to, "nhid", hop, "src", own,
-                           "table", table)  # fmt: skip
-            self.hosts.run(here, "ip", "-6", "rule", "add", "pref", "9", "lookup", table)
-        try:
-            yield
-        finally:
-            for here, _ in ends:
-                self.hosts.run(here, "ip", "-6", "rule", "del", "pref", "9", check=False)
 
 
 _DOMAIN = TrustDomain("hosts.mesh")
@@ -251,12 +248,16 @@ def one_cut(ring: Ring, ways: list[Way], root: Path) -> dict[str, tuple[float, f
     """
     clients = {way: way.start(ring.hosts, SOURCE, root) for way in ways}
     time.sleep(SETTLE_S)
-    path = ring.path()
     if ways[0].address != ring.plain:
         ring.wait_direct()
-    middle = path[len(path) // 2 - 1], path[len(path) // 2]
-    ring.cut(*middle, one_in=NEVER)
+    middle = armed = ring.middle()
+    ring.cut(*armed, one_in=NEVER)
     time.sleep(SETTLE_S + WINDOW_S)
+    while (middle := ring.middle()) != armed:  # The map has found a better path meanwhile.
+        ring.heal(*armed)
+        ring.cut(*middle, one_in=NEVER)
+        armed = middle
+        time.sleep(SETTLE_S)
     cut = time.monotonic()
     ring.cut(*middle)
     try:
@@ -330,7 +331,7 @@ def steady(hosts: Hosts, ends: tuple[str, str], ways: list[Way], root: Path) -> 
     return {**rates, **counted}
 
 
-def spurious_in_mesh(outcome: Outcome, ring: Ring, root: Path) -> None:
+def spurious_in_mesh(outcome: Outcome, ring: Ring, root: Path, tuning: str) -> None:
     """Six kernels in a row of namespaces."""
     ring.settle()
     groups = {
@@ -338,10 +339,8 @@ def spurious_in_mesh(outcome: Outcome, ring: Ring, root: Path) -> None:
         "bulk through the proxies": bulk(ring.local("stream")),
     }  # fmt: skip
     for name, ways in groups.items():
-        key = f"spurious, mesh, {name}"
-        outcome.figure(key, steady(ring.hosts, (SOURCE, TARGET), ways, root))
-        with ring.untuned():
-            outcome.figure(f"{key}, untuned", steady(ring.hosts, (SOURCE, TARGET), ways, root))
+        found = steady(ring.hosts, (SOURCE, TARGET), ways, root)
+        outcome.figure(f"spurious, mesh, {name}{tuning}", found)
 
 
 def spurious_on_cables(outcome: Outcome, root: Path) -> None:
@@ -403,40 +402,34 @@ def measure(outcome: Outcome, root: Path, options: argparse.Namespace) -> None:
     wanted = options.only.split(",")
     root.mkdir(mode=0o700, parents=True)
     (root / "page").write_bytes(os.urandom(64))
-    if {*wanted} - {"cables"}:
-        with OwnMounts(*NODES) as hosts, Ring(hosts, root / "ring") as ring:
+    for kind, tuning in ((OwnMounts, ""), (Untuned, ", untuned")):
+        mine = [
+            g.removeprefix("untuned-") for g in wanted if g.startswith("untuned-") == (tuning != "")
+        ]
+        if {*mine} <= {"cables"}:
+            continue
+        with kind(*NODES) as hosts, Ring(hosts, root / f"ring{tuning[2:]}") as ring:
             ring.settle()
             local = ring.local("stream")
             groups = {
                 "requests": requests(local), "bulk": bulk(local),
                 "plain-requests": requests(ring.plain), "plain-bulk": bulk(ring.plain),
             }  # fmt: skip
-            for group in wanted:
-                base = group.removeprefix("untuned-")
-                if base not in groups:
-                    continue
-                place = "plain" if base.startswith("plain") else "through the proxies"
-                if base == group:
-                    cuts(outcome, ring, place, groups[base], root / "c", options.runs)
-                else:
-                    with ring.untuned():
-                        cuts(
-                            outcome,
-                            ring,
-                            f"{place}, untuned",
-                            groups[base],
-                            root / "c",
-                            options.runs,
-                        )
-            if "mesh" in wanted:
-                spurious_in_mesh(outcome, ring, root / "s")
+            for group in mine:
+                place = "plain" if group.startswith("plain") else "through the proxies"
+                if group in groups:
+                    name = place + tuning
+                    cuts(outcome, ring, name, groups[group], root / "c", options.runs)
+            if "mesh" in mine:
+                spurious_in_mesh(outcome, ring, root / "s", tuning)
     if "cables" in wanted:
         spurious_on_cables(outcome, root)
     judge(outcome)
 
 
-ONLY = ("requests", "bulk", "plain-requests", "plain-bulk", "untuned-requests", "untuned-bulk",
-        "untuned-plain-requests", "untuned-plain-bulk", "mesh", "cables")  # fmt: skip
+ONLY = ("requests", "bulk", "plain-requests", "plain-bulk", "mesh",
+        "untuned-requests", "untuned-bulk", "untuned-plain-requests", "untuned-plain-bulk",
+        "untuned-mesh", "cables")  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:
