@@ -183,6 +183,33 @@ def test_noise_is_not_published_and_a_real_change_at_most_every_two_seconds() ->
     assert published(node.until(22.2)) == [{"a": 96, "b": 32}]
 
 
+def test_costs_that_go_on_changing_are_told_ever_more_seldom_but_not_gray_and_not_down() -> None:
+    node = diamond()
+    node.until(100)
+    said = []
+    for step in range(150):
+        node.give(LinkMeasured("a", (3 if step % 2 else 1) * RTT, 0, False, True))
+        at = 100.001 + step
+        said += [at for _ in published(node.until(at))]
+    assert len(said) <= 8, said
+    gray = node.give(LinkMeasured("a", RTT, 0, True, True)) + node.until(252.5)
+    assert {"a": 64, "b": 32} in published(gray)
+    assert published(node.give(LinkDown("a"))) == [{"b": 32}]
+
+
+def test_costs_that_were_calm_are_told_soon_again() -> None:
+    node = diamond()
+    for times in (2, 4, 8, 16):
+        node.until(10 + times)
+        node.give(LinkMeasured("a", times * RTT, 0, False, True))
+    node.until(100)
+    soon = []
+    for rtt in (3 * RTT, 6 * RTT):
+        soon += published(node.give(LinkMeasured("a", rtt, 0, False, True)))
+        soon += published(node.until(102.2))
+    assert [links["a"] for links in soon] == [48, 96]
+
+
 def test_a_change_above_35_per_cent_but_below_a_millisecond_is_noise() -> None:
     node = Node()
     node.up("a", rtt_us=100)

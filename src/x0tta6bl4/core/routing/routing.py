@@ -9,7 +9,9 @@ those that it could shorten, a second later (5 s where more than 64 nodes are in
 computes the paths to at most 8 destinations, the next run follows after 1 ms.
 
 Source: decisions of this project on link costs (RTT/2 times ETX, De Couto 2003, in 1/16 ms) and on
-publishing (a change above 35 % and 1 ms, at most every 2 s; up and down at once).
+publishing (a change above 35 % and 1 ms, at most every 2 s; up and down at once).  Costs that go on
+changing are told ever more seldom, down to every 32 s: where many nodes share a machine that has no
+time, its haste shows in all their round trips, and telling them costs it more of it.
 """
 
 from __future__ import annotations
@@ -58,6 +60,7 @@ _PENALTY_HALF_LIFE: Final = 60 * SECOND
 _PENALISED_MAX: Final = 1024
 _WANTED_MAX: Final = 4096
 _PUBLISH_EVERY: Final = 2 * SECOND
+_PUBLISH_SELDOM: Final = 32 * SECOND
 _UP_EVERY: Final = 100 * MS
 _FIRST_AFTER: Final = 200 * MS
 _COALESCE: Final = 1 * MS
@@ -85,10 +88,14 @@ def link_cost(rtt_us: int, loss_ppm: int, gray: bool) -> int:
 class _Link:
     """A link of this node: what was measured, and what was published."""
 
-    __slots__ = ("cost", "damping", "dials", "published", "published_dials", "suspect", "up")
+    __slots__ = (
+        "cost", "damping", "dials", "gray", "published", "published_dials", "published_gray",
+        "suspect", "up",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.up = False
+        self.gray = self.published_gray = False
         self.suspect = False
         self.cost = 0
         self.dials = False
@@ -113,6 +120,11 @@ class _Link:
             return True
         suppressed = (wanted == LAST_RESORT) != (self.published == LAST_RESORT)
         return suppressed or self.dials != self.published_dials
+
+    def tell(self) -> None:
+        """What is wanted is published."""
+        self.published, self.published_dials = self.wanted(), self.dials
+        self.published_gray = self.gray
 
 
 class _Destination:
@@ -152,8 +164,8 @@ class Routing:
 
     __slots__ = (
         "_authorities", "_better", "_changes", "_destinations", "_lazy",
-        "_lazy_at", "_levels", "_links", "_map", "_me", "_publish_at", "_published_at", "_rebuild",
-        "_restarting", "_restarts", "_run_at", "_tree", "_urgent", "_users", "deadline",
+        "_lazy_at", "_levels", "_links", "_map", "_me", "_pause", "_publish_at", "_published_at",
+        "_rebuild", "_restarting", "_restarts", "_run_at", "_tree", "_urgent", "_users", "deadline",
     )  # fmt: skip
 
     def __init__(self, me: str) -> None:
@@ -176,6 +188,7 @@ class Routing:
         self._restarts: list[tuple[Instant, str, NodeBody]] = []
         self._publish_at: Instant = NEVER
         self._published_at: int = -_PUBLISH_EVERY
+        self._pause: int = _PUBLISH_EVERY
         self.deadline: Instant = NEVER
 
     # -------------------------------------------------------------------------- doors
@@ -465,7 +478,7 @@ class Routing:
         if link is None:
             link = self._links[event.node] = _Link()
         link.cost = link_cost(event.rtt_us, event.loss_ppm, event.gray)
-        link.dials = event.dials
+        link.dials, link.gray = event.dials, event.gray
         link.damping.look(now)
         if type(event) is LinkUp:
             link.up = True
@@ -477,7 +490,8 @@ class Routing:
             first = self._published_at < 0  # The others are about to be told too.
             self._publish_by(now, now + _FIRST_AFTER if first else self._published_at + _UP_EVERY)
         elif link.outside_band():
-            self._publish_by(now, self._published_at + _PUBLISH_EVERY)
+            turned = link.gray != link.published_gray
+            self._publish_by(now, self._published_at + (_PUBLISH_EVERY if turned else self._pause))
 
     def _on_down(self, now: Instant, node: str) -> None:
         link = self._links.get(node)
@@ -495,9 +509,12 @@ class Routing:
     def _publish(self, now: Instant, out: list[Effect]) -> None:
         """Say which links there are; what stayed within the dead band keeps its figure."""
         said = []
+        if not any(link.flipped() for link in self._links.values()):
+            calm = now - self._published_at > 2 * self._pause
+            self._pause = _PUBLISH_EVERY if calm else min(2 * self._pause, _PUBLISH_SELDOM)
         for node, link in self._links.items():
             if link.flipped() or link.outside_band():
-                link.published, link.published_dials = link.wanted(), link.dials
+                link.tell()
             if link.published:
                 said.append(Adjacency(node, link.published, link.published_dials))
         said.sort(key=lambda link: link.node)
