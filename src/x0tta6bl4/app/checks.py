@@ -31,6 +31,7 @@ FILES_MAX: Final = 256
 PUBLIC: Final = (".pid", ".toml", ".log", ".json")
 """Files without secrets; the mode of the directory keeps them from others all the same."""
 POST_QUANTUM: Final = ("X25519MLKEM768", "SecP256r1MLKEM768", "SecP384r1MLKEM1024")
+SILENT: Final = "direct_circuits_silent|"
 _ORDER: Final = {"error": 0, "warning": 1, "notice": 2}
 
 
@@ -179,14 +180,25 @@ def duplicate(status: Status, _: HostFacts) -> Found:
 
 # ------------------------------------------------------------------ links and paths
 def plane(status: Status, _: HostFacts) -> Found:
-    """X0-KRN-130 and further: what the kernel's plane finds."""
+    """X0-KRN-130 and further: what the kernel's plane finds; X0-KRN-146."""
     yield from status.plane.findings
+    silent = [key[len(SILENT) :] for key, n in status.counters.items() if key.startswith(SILENT)]
+    if silent:
+        yield Finding(
+            "X0-KRN-146",
+            "warning",
+            f"circuits through the kernel are not answered: {_some(sorted(silent))}",
+            "they go through proxies; does a packet filter there, or on the way, drop TCP of the"
+            " mesh addresses (fd00::/8)? nft list ruleset",
+        )
 
 
 def links(status: Status, _: HostFacts) -> Found:
     """X0-CHK-005, X0-CHK-006, X0-CHK-007 and X0-CHK-019."""
     for link in status.links:
         if link.state in ("down", "connecting"):
+            if link.node in status.plane.explained:
+                continue
             why = f": {link.reason}" if link.reason else ""
             yield Finding(
                 "X0-CHK-005",

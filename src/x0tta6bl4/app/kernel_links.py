@@ -43,16 +43,27 @@ class KernelLink:
         secret: of the connection whose keys are in `slot`.
         used: hellos are sent under them.
         used_at: since these monotonic seconds.
+        rests: its interface has no IPv6, and both ends leave it.
     """
 
-    __slots__ = ("_verdicts", "kept", "node", "number", "secret", "slot", "used", "used_at")
+    __slots__ = (
+        "_verdicts",
+        "kept",
+        "node",
+        "number",
+        "rests",
+        "secret",
+        "slot",
+        "used",
+        "used_at",
+    )
 
     def __init__(self, node: NodeName, number: int, verdicts: Verdicts) -> None:
         self._verdicts = verdicts
         self.node = node
         self.number = number
         self.kept: Kept | None = None
-        self.used = False
+        self.used = self.rests = False
         self.used_at = 0.0
         self.secret = b""
         self.slot = -1

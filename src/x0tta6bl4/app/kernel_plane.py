@@ -21,7 +21,7 @@ from typing import Final, final
 
 from x0tta6bl4.app.kernel_links import KEPT, Kept, KernelLink, Links
 from x0tta6bl4.app.kernel_modes import Modes, Xdp
-from x0tta6bl4.app.kernel_views import counters, findings
+from x0tta6bl4.app.kernel_views import counters, explained, findings, unpinned
 from x0tta6bl4.app.settings import NodeSettings
 from x0tta6bl4.core.agent.words import KernelLinks, ProxySaid
 from x0tta6bl4.core.links import verdicts as said
@@ -45,6 +45,8 @@ TICK_S: Final = 0.1
 LEASE_S: Final = 1.0
 OLD_SLOT_S: Final = 5.0
 """Hellos under the keys before the last are taken for so long."""
+MEND_S: Final = 0.05
+"""After a verdict it is seen whether somebody took the programs off."""
 PINS: Final = "bpf"
 SWITCHES: Final = "switches"
 MEMBER_S: Final = 120.0
@@ -86,6 +88,8 @@ class KernelPlane:
         self._findings: tuple[Finding, ...] = ()
         self._refused: dict[str, str] = {}
         """Why a neighbour's link is not the kernel's; bounded by the neighbours."""
+        self._unsaved = False
+        """What was agreed on could not be written down."""
         self._tasks: list[asyncio.Task[None]] = []
         self._connections: LinkConnections | None = None
         self._banned: Callable[[], frozenset[str]] = frozenset
@@ -114,7 +118,7 @@ class KernelPlane:
                 dead = self.detector.report(link.number).dead
                 self._decide(said.KernelWatches(link.node, "down" if dead else "up"))
                 link.slot = self.detector.slot(link.number)
-                link.used = True
+                link.used, link.rests = True, self.detector.rests(link.number)
             elif link.kept is not None and link.kept.index in self._modes:
                 self._set_link(link, link.kept)  # The maps are new, what was agreed on is not.
                 self._decide(said.KernelWatches(link.node, "unjudged"))
@@ -148,7 +152,7 @@ class KernelPlane:
         self._connections, self._post, self._banned = connections, post, banned
         loop = asyncio.get_running_loop()
         loop.add_reader(self.detector.fileno(), self._events)
-        loop.add_reader(self.routes.fileno(), self._guarded, self.routes.ready)
+        loop.add_reader(self.routes.fileno(), self._moved)
         self._tasks = [loop.create_task(self._tick()), loop.create_task(self._look())]
         self._post(KernelLinks(self._verdicts.forwarding, self._held))
 
@@ -210,6 +214,8 @@ class KernelPlane:
             if now() >= renewed + LEASE_S:
                 renewed = now()
                 self._guarded(self.detector.renew)
+                self._guarded(self.routes.hold)
+                self._guarded(self._rest)
                 self._guarded(self._set_members)
             for link in self._links:
                 self._guarded(self._show, link)
@@ -224,9 +230,38 @@ class KernelPlane:
             await asyncio.sleep(LOOK_EVERY_S)
 
     def _look_once(self) -> None:
-        self._findings = tuple(self.routes.look())
+        found = self.routes.look()
+        self._guarded(self._mend)
+        self._findings = (*found, *unpinned(self.programs))
+        if self._unsaved:
+            self._save()
+
+    def _mend(self) -> None:
         for what in self._modes.mend(self._links):
             self._say("kernel", what)
+
+    def _save(self) -> None:
+        """What was agreed on, for the next agent; a full disk keeps no link from working."""
+        self._unsaved = True
+        self._links.save()
+        self._unsaved = False
+
+    def _moved(self) -> None:
+        """Interfaces, addresses or routes are not as they were."""
+        self._guarded(self.routes.ready)
+        self._guarded(self._rest)
+
+    def _rest(self) -> None:
+        """Over an interface without IPv6 go hellos, but no data: both ends are to leave it."""
+        for link in self._links:
+            if link.kept is None or self.routes.carries(link.kept.index) != link.rests:
+                continue
+            link.rests = not link.rests
+            if link.rests:
+                self.detector.rest(link.number)
+                self._show(link)
+            else:
+                self._set_link(link, link.kept)
 
     def _guarded(self, work: Callable[..., object], *arguments: object) -> None:
         """What the kernel refuses now is told, and tried again at the next turn."""
@@ -316,11 +351,11 @@ class KernelPlane:
     def _watch(self, link: KernelLink, kept: Kept) -> None:
         new = link.kept is None
         self._set_link(link, kept)
-        link.kept = kept
+        link.kept, link.rests = kept, False
         if new:
             self._decide(said.KernelWatches(link.node))
         self._changed()
-        self._links.save()
+        self._guarded(self._save)
 
     def _set_link(self, link: KernelLink, kept: Kept) -> None:
         self.detector.set_link(
@@ -374,9 +409,10 @@ class KernelPlane:
             return
         report = self.detector.report(link.number)
         moved = self.detector.traffic(link.number)
+        good = 0 if link.rests else report.good
         self._decide(
             said.KernelShows(
-                link.node, report.dead, report.silent_us, report.good, report.peer_heard,
+                link.node, report.dead, report.silent_us, good, report.peer_heard,
                 moved.came_in, moved.lost_in, moved.came_out, moved.lost_out,
             )
         )  # fmt: skip
@@ -396,6 +432,7 @@ class KernelPlane:
         self.routes.cut(lost.node, True)
         silent_ms = lost.silent_us / 1000
         self._say("link", f"{lost.node} is down: the kernel heard nothing for {silent_ms:.1f} ms")
+        asyncio.get_running_loop().call_later(MEND_S, self._guarded, self._mend)
 
     def _loses(self, fact: said.KernelLoses) -> None:
         self._say("link", f"{fact.node} loses packets" + ("" if fact.gray else " no more"))
@@ -478,8 +515,10 @@ class KernelPlane:
         text = f"kernel ({on}; {self.programs.library.about})"
         if self.programs.without_verdicts:
             text += f"; {self.programs.without_verdicts}"
-        found = [*findings(self._links, self._refused), *self._modes.findings(self._links)]
-        return PlaneView("kernel", text, (*self._findings, *found))
+        now, links = clock(), self._links
+        found = [*findings(links, self._refused, now), *self._modes.findings(links)]
+        why = explained(links, self.routes.works, now)
+        return PlaneView("kernel", text, (*self._findings, *found), why)
 
     def counters(self) -> dict[str, int]:
         """Sums by `name|labels`, see `telemetry.catalogue`."""

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Final
 
 from x0tta6bl4.app.kernel_links import KernelLink
+from x0tta6bl4.core.machine import Instant
 from x0tta6bl4.edge.kernel.detector import LinkReport
+from x0tta6bl4.edge.kernel.layout import Reason
+from x0tta6bl4.edge.kernel.programs import Programs
 from x0tta6bl4.wire.admin import Finding
+from x0tta6bl4.wire.errors import X0Error
+
+_FINE: Final = (Reason.HELLO_ANSWERED, Reason.HELLO_ACCEPTED, Reason.FILTER_PASSED)
+DEAF_US: Final = 3_000_000
+"""A link that is up for its proxies and dead for the kernel so long is told."""
 
 
-def findings(links: Iterable[KernelLink], refused: Mapping[str, str]) -> Iterator[Finding]:
+def findings(
+    links: Iterable[KernelLink], refused: Mapping[str, str], now: Instant
+) -> Iterator[Finding]:
     """Links that are not the kernel's, and why.
 
     Args:
         links: of the node.
         refused: by neighbour, why its link is not the kernel's.
+        now: of the clock of machines.
     """
     for link in links:
         why = refused.get(link.node)
@@ -25,13 +37,67 @@ def findings(links: Iterable[KernelLink], refused: Mapping[str, str]) -> Iterato
                 f"the link to {link.node} goes through user space: {why}",
                 "the kernel forwards between nodes on one interface that both ask for it",
             )
-        elif link.kept is not None and not link.proven:
+        elif deaf(link, now):
             yield Finding(
                 "X0-KRN-142",
                 "warning",
                 f"{link.node} does not answer the kernel's hellos",
-                "does anything between the two drop UDP of port 8464 over IPv6?",
+                "does anything between the two drop UDP of port 8464 over IPv6, or come before our"
+                " programs? tc filter show dev ... ingress, nft list ruleset (table netdev)",
             )
+
+
+def unpinned(programs: Programs) -> Iterator[Finding]:
+    """What others have unpinned is pinned again."""
+    try:
+        gone = programs.keep()
+    except X0Error as error:
+        yield Finding(
+            "X0-KRN-145",
+            "warning",
+            f"nothing outlives the agent: {error.what}",
+            "data goes on; a restart puts the programs in anew, which takes some seconds",
+        )
+        return
+    if gone:
+        yield Finding(
+            "X0-KRN-145",
+            "notice",
+            f"somebody had unpinned {len(gone)} programs and maps; they are pinned again",
+            "look for what unmounts the BPF file system, or cleans up in it",
+        )
+
+
+def deaf(link: KernelLink, now: Instant) -> bool:
+    """Whether the kernels do not hear each other over a link that works for the proxies."""
+    if link.kept is None or link.rests:
+        return False
+    judged = link.judged
+    return not judged.proven or now - judged.apart_since > DEAF_US
+
+
+def explained(
+    links: Iterable[KernelLink], works: Callable[[int], bool], now: Instant
+) -> tuple[str, ...]:
+    """Neighbours whose link is down for what a finding says.
+
+    Args:
+        links: of the node.
+        works: whether an interface is as it must be, by number.
+        now: of the clock of machines.
+    """
+    return tuple(
+        link.node for link in links if link.kept and (deaf(link, now) or not works(link.kept.index))
+    )
+
+
+def dropped(programs: Programs) -> dict[str, int]:
+    """Packets and hellos that were dropped, by reason."""
+    return {
+        f"kernel_dropped_total|{reason.name.lower()}": count
+        for reason, count in programs.counters().items()
+        if reason not in _FINE
+    }
 
 
 def counters(link: KernelLink, report: LinkReport, slot: int) -> dict[str, int]:

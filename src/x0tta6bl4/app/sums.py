@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from x0tta6bl4.wire.ids import NodeName
 
 if TYPE_CHECKING:
     from x0tta6bl4.app.proxy import ProxyProcess
+
+SILENT_AFTER: Final = 2
+"""Calls in vain over mesh addresses until a node is named."""
 
 
 def proxy_sums(proxy: ProxyProcess) -> dict[str, int]:
@@ -50,6 +53,9 @@ def proxy_sums(proxy: ProxyProcess) -> dict[str, int]:
         "refused_total|greeting|rejected": local.rejected,
         "proxy_snapshot_version": endpoint.proxy.snapshot.version,
     }
+    for node, count in proxy.hops.direct.silent.items():
+        if count >= SILENT_AFTER:
+            sums[f"direct_circuits_silent|{node}"] = count
     for reason, count in endpoint.closings.items():
         sums[f"circuits_closed_total|{reason}"] = count
     for (side, outcome), count in proxy.outcomes.items():

@@ -184,6 +184,12 @@ NODE: Final = (
         "Circuits over mesh addresses: dialled, accepted, or from strangers and refused.",
         "how",
     ),
+    _g(
+        "direct_circuits_silent",
+        "runtime/loop",
+        "Calls in vain, one after the other, over mesh addresses; only nodes with two or more.",
+        "node",
+    ),
     # --- records and routes
     _g("records", "records", "Records held."),
     _g("records_bytes", "records", "Bytes of records held."),

@@ -274,6 +274,8 @@ class PlaneView(Message, frozen=True):
     text: str = "userspace"
     """In words, with the reason."""
     findings: tuple[Finding, ...] = ()
+    explained: tuple[str, ...] = ()
+    """Neighbours whose link is down for what a finding says."""
 
 
 @final

@@ -136,12 +136,14 @@ class Judged(Value, frozen=True):
     gray: bool
     lost: int
     """Packets and hellos, both directions."""
+    apart_since: Instant = NEVER
+    """From then on the proxy has said that it is up, and the kernel has not."""
 
 
 class _Link:
     __slots__ = (
-        "failed", "good_since", "heard", "into", "lost", "out", "proven", "run", "said", "up",
-        "watched",
+        "apart_since", "failed", "good_since", "heard", "into", "lost", "out", "proven", "run",
+        "said", "up", "watched",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -159,6 +161,7 @@ class _Link:
         self.failed = was == "down"
         self.run = 0
         self.good_since: Instant = NEVER
+        self.apart_since: Instant = NEVER
         self.into, self.out = Loss(), Loss()
 
     @property
@@ -221,7 +224,7 @@ class Verdicts:
         link = self._watched(node)
         if link is None:
             return Judged(node, False, False, False, 0)
-        return Judged(node, link.proven, link.up, link.gray, link.lost)
+        return Judged(node, link.proven, link.up, link.gray, link.lost, link.apart_since)
 
     # -------------------------------------------------------------------------- the kernel
     def _look(self, now: Instant, link: _Link, shown: KernelShows) -> Effects:
@@ -230,6 +233,10 @@ class Verdicts:
             if shown.dead:
                 return self._down(link, shown.node, shown.silent_us)
             return self._grade(link, shown)
+        if link.said is None or link.said.state != "up":
+            link.apart_since = NEVER
+        elif link.apart_since == NEVER:
+            link.apart_since = now
         run = shown.run if shown.silent_us < FRESH_US else 0
         good = run >= self._config.good_hellos
         if run < link.run or link.good_since == NEVER:
@@ -243,7 +250,7 @@ class Verdicts:
         """New before old: the kernel sends over it, then the map has it again."""
         revived = Revive(node, not link.proven)
         link.proven = link.up = True
-        link.failed = False
+        link.failed, link.apart_since = False, NEVER
         link.into, link.out = Loss(), Loss()
         return (revived,) if revived.first or link.said is None else (revived, MeshHears(link.said))
 

@@ -262,6 +262,16 @@ class Detector:
             struct.pack("I", number), bytes(layout.STATE.size)
         )  # Ends its timer, too.
 
+    def rest(self, number: int) -> None:
+        """Neither ask nor answer on a link, so that both ends leave it; `set_link` goes on."""
+        values = self._read(number)
+        flags = values["flags"] & ~Flag.ACTIVE | Flag.DECLARED_DEAD
+        self._write(number, values | {"flags": flags})
+
+    def rests(self, number: int) -> bool:
+        """Whether a link was told to `rest`, also by the process before."""
+        return not self._read(number)["flags"] & Flag.ACTIVE
+
     def links(self) -> dict[int, int]:
         """Numbers of the links that are watched, with `every`; after adoption, those of before."""
         return dict(self._links)

@@ -25,12 +25,14 @@ from x0tta6bl4.edge.kernel.routes import TARGETS_MAX, Course, Done, Exit, Kernel
 from x0tta6bl4.edge.kernel.sysctl import Sysctls
 from x0tta6bl4.edge.kernel.watch import GROUPS, Watch
 from x0tta6bl4.wire.admin import Finding
+from x0tta6bl4.wire.errors import Unavailable
 from x0tta6bl4.wire.ids import NodeName, TrustDomain
 from x0tta6bl4.wire.mesh_address import link_address, mesh_address, mesh_prefix
 
 LOOK_EVERY_S: Final = 30
 REFUSED_MAX: Final = 8
 """Refusals told at once."""
+_AGAIN: Final = "it is tried again; the log of the kernel may say more (dmesg)"
 
 
 @final
@@ -210,29 +212,46 @@ class Plane:
         """Something has changed in the kernel: follow it."""
         seen = self._watch.read()
         if seen.routes:
-            self._routes.look()
+            self._routes.start()
         elif seen.links:
             self._routes.look_at_links()
         else:
             return Done()
         return self._mend(laid_out=not seen.links)
 
+    def carries(self, index: int) -> bool:
+        """Whether an interface has IPv6."""
+        return self._watch.carries(index)
+
+    def works(self, index: int) -> bool:
+        """Whether `look` finds nothing wrong with an interface."""
+        return self._watch.works(index)
+
+    def hold(self) -> None:
+        """Set switches again that somebody has set; cheap, for once a second."""
+        self._watch.hold()
+
     def look(self) -> list[Finding]:
         """Compare all there is with what is wanted, put it right, and say what is wrong."""
         self._refused = []
-        self._routes.look()
+        found = self._watch.check()
+        try:
+            self._routes.start()
+        except Unavailable as error:
+            if not found:
+                found.append(Finding("X0-KRN-140", "error", error.what, error.hint or _AGAIN))
+            return found
         self._mend(laid_out=False)
         self._routes.tidy()
-        found = self._watch.check()
         if not self._source_routes:
             found.append(
                 Finding("X0-KRN-139", "notice", "this kernel has no segment routing",
                         "links without a loop-free alternate wait for the map when they fail")
             )  # fmt: skip
         found += [
-            Finding("X0-KRN-140", "error", f"the kernel refuses a route: {refusal}",
-                    "other findings may say why; it is tried again")
-            for refusal in self._refused[:REFUSED_MAX]
+            Finding("X0-KRN-140", "error", f"the kernel refuses a route: {refusal}", _AGAIN)
+            for refusal in self._refused[:1]
+            if not any(one.level == "error" for one in found)  # That is why.
         ]  # fmt: skip
         return found
 

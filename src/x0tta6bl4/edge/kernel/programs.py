@@ -168,6 +168,23 @@ class Programs:
         for name, one in self.maps.items():
             self.library.pin(one.fd, self._pins / name)
 
+    def keep(self) -> list[str]:
+        """Pin again what somebody has unpinned, or unmounted.
+
+        Returns:
+            What was not pinned any more.
+        Raises:
+            KernelRefused: X0-KRN-006 it can't be pinned.
+        """
+        ours = self.programs | {name: one.fd for name, one in self.maps.items()}
+        if not is_bpffs(self._pins):
+            self._pins.mkdir(mode=0o700, exist_ok=True)
+            mount_bpffs(self._pins)
+        gone = sorted(ours.keys() - {path.name for path in _ours(self._pins)})
+        for name in gone:
+            self.library.pin(ours[name], self._pins / name)
+        return gone
+
     def _settled(self, field: str) -> int:
         data = self.maps["x0_settings"].get(_ZERO)
         if data is None or len(data) != layout.SETTINGS.size:

@@ -13,11 +13,12 @@ Source: Documentation/networking/ip-sysctl.rst of Linux.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from ipaddress import IPv6Address
 from typing import Final, NamedTuple
 
 from x0tta6bl4.edge.kernel import rtnetlink as rt
 from x0tta6bl4.edge.kernel import sysctl
-from x0tta6bl4.edge.kernel.netlink import Monitor, Netlink
+from x0tta6bl4.edge.kernel.netlink import Monitor, Netlink, Said, attributes
 from x0tta6bl4.edge.kernel.routes import METRIC, PROTOCOL
 from x0tta6bl4.edge.kernel.sysctl import Sysctls
 from x0tta6bl4.wire.admin import Finding
@@ -26,6 +27,11 @@ MTU_MIN: Final = 1280
 """Of IPv6 (RFC 8200 section 5); the kernel takes IPv6 away from interfaces with less."""
 INTERFACES_MAX: Final = 256
 _LOOPBACK: Final = "lo"
+_LOOPBACK_ADDRESS: Final = bytes(15) + b"\1"
+_NEW_SWITCHES, _DEL_SWITCHES = 80, 81
+"""RTM_NEWNETCONF: a switch of forwarding was set, by us or by somebody else."""
+_FAMILY_BYTES: Final = 4
+_GROUP_ADDRESS, _GROUP_SWITCHES = 9, 25
 
 
 class Seen(NamedTuple):
@@ -49,6 +55,8 @@ class Watch:
     """
 
     __slots__ = (
+        "_again",
+        "_bare",
         "_links",
         "_monitor",
         "_names",
@@ -73,6 +81,10 @@ class Watch:
         self._prefix = prefix
         self._source_routes = source_routes
         self._names: dict[int, str] = {}
+        self._bare: set[int] = set()
+        """Interfaces that have lost their IPv6; as bounded as interfaces are."""
+        self._again: set[str] = set()
+        """Switches of ours that somebody had set since the last check."""
         self._links: dict[int, rt.Link] = {}
 
     def use(self, links: Iterable[rt.Link]) -> None:
@@ -101,13 +113,58 @@ class Watch:
                     self._links.pop(link.index, None)
                 else:
                     self._links[link.index] = link
+            elif said.kind in (rt.NEW_ADDRESS, rt.DEL_ADDRESS):
+                address = rt.read_address(said)
+                routes |= address is not None and self._concerns(said.kind, address)
+            elif said.kind in (_NEW_SWITCHES, _DEL_SWITCHES):
+                self._switched(said)
             elif said.kind == rt.DEL_ROUTE:
                 route = rt.read_route(said)
                 routes |= route is not None and route.protocol == PROTOCOL
             elif said.kind == rt.DEL_NEXT_HOP:
                 hop = rt.read_next_hop(said)
                 routes |= hop is not None and hop.protocol == PROTOCOL
+        if links:
+            self._set(self._links)  # With the IPv6 of an interface its switches had gone.
         return Seen(links, routes)
+
+    def carries(self, index: int) -> bool:
+        """Whether an interface has IPv6; hellos go over it all the same, but no data."""
+        link = self._links.get(index)
+        if link is None:
+            return True  # Unknown, or gone: then hellos say so.
+        disabled = self._sysctls.get(sysctl.DISABLED.format(link.name))
+        return link.mtu >= MTU_MIN and disabled == "0"
+
+    def works(self, index: int) -> bool:
+        """Whether `check` has nothing to say of an interface."""
+        link = self._links.get(index)
+        if link is None:
+            return index not in self._names
+        return link.up and link.carrier and self.carries(index)
+
+    def hold(self) -> None:
+        """Set again at once what somebody has set; `check` says so."""
+        self._again.update(self._set(self._links))
+
+    def _switched(self, said: Said) -> None:
+        """A switch of forwarding; an interface whose IPv6 comes back has lost all of them."""
+        index = int.from_bytes(attributes(said.body, _FAMILY_BYTES).get(1, b""), "little")
+        if said.kind == _DEL_SWITCHES:
+            self._bare.add(index)
+        elif index not in self._bare:
+            self.hold()
+        else:
+            self._bare.discard(index)
+            self._set(self._links)
+
+    def _concerns(self, kind: int, address: rt.Address) -> bool:
+        """IPv6 comes or goes on an interface, or somebody takes our address away."""
+        if address.index in self._names and IPv6Address(address.address).is_link_local:
+            return True
+        if kind == rt.DEL_ADDRESS:
+            return address.address[:6] == self._prefix
+        return address.address == _LOOPBACK_ADDRESS
 
     def check(self) -> list[Finding]:
         """Set again what is not as it must be, and say what is wrong, worst first."""
@@ -115,8 +172,17 @@ class Watch:
         links = {link.index: link for said in asked if (link := rt.read_link(said)) is not None}
         self._links = {index: link for index, link in links.items() if index in self._names}
         found: list[Finding] = []
-        for index, name in self._names.items():
+        without = [
+            x for x in ("all", _LOOPBACK) if self._sysctls.get(sysctl.DISABLED.format(x)) == "1"
+        ]
+        for index, name in list(self._names.items()):
             found += self._check_link(name, links.get(index))
+        if without:
+            found = [one for one in found if one.id != "X0-KRN-138"]
+            found.append(
+                Finding("X0-KRN-138", "error", "this host has no IPv6: it is switched off",
+                        f"sysctl -w net.ipv6.conf.{without[0]}.disable_ipv6=0, or use user space")
+            )  # fmt: skip
         loopback = next((link for link in links.values() if link.name == _LOOPBACK), None)
         if loopback is None or not loopback.up:
             found.append(
@@ -124,11 +190,13 @@ class Watch:
                         "ip link set lo up")
             )  # fmt: skip
         found += self._check_routes()
-        found += [
-            Finding("X0-KRN-136", "warning", f"somebody had set net/{name}; it is set again",
-                    "look for what sets it: a file in /etc/sysctl.d, or a network daemon")
-            for name in self._set(self._links)
-        ]  # fmt: skip
+        again, self._again = {*self._again, *self._set(self._links)}, set()
+        if again:
+            found.append(
+                Finding("X0-KRN-136", "warning",
+                        f"somebody had set {', '.join(sorted(again))} below net; it is set again",
+                        "look for what sets it: a file in /etc/sysctl.d, or a network daemon")
+            )  # fmt: skip
         return sorted(found, key=lambda one: ("error", "warning", "notice").index(one.level))
 
     def restore(self) -> list[str]:
@@ -147,7 +215,7 @@ class Watch:
             self._names[link.index] = link.name
             found.append(
                 Finding("X0-KRN-133", "notice", f"interface {name} is called {link.name} now",
-                        "its links go on; write the new name into node.toml")
+                        "its links go on; nothing is to be done")
             )  # fmt: skip
         if not link.up:
             found.append(
@@ -220,5 +288,7 @@ class Watch:
         return [name for name in names if self._sysctls.get(name) == "1"]
 
 
-GROUPS: Final = (rt.GROUP_LINK, rt.GROUP_ROUTE, rt.GROUP_NEXT_HOP)
+GROUPS: Final = (
+    rt.GROUP_LINK, rt.GROUP_ROUTE, rt.GROUP_NEXT_HOP, _GROUP_ADDRESS, _GROUP_SWITCHES,
+)  # fmt: skip
 """What the monitor of a `Watch` listens to."""

@@ -60,7 +60,7 @@ class DirectWays:
 
     __slots__ = (
         "_acceptor", "_admit", "_by_address", "_by_node", "_held", "_loop", "_notices",
-        "_on_circuit", "_refuse", "accepted", "dialled", "setups", "strangers",
+        "_on_circuit", "_refuse", "accepted", "dialled", "setups", "silent", "strangers",
     )  # fmt: skip
 
     def __init__(
@@ -88,6 +88,8 @@ class DirectWays:
         """Connections that have not said yet whom they call."""
         self._acceptor: Acceptor | None = None
         self.dialled = self.accepted = 0
+        self.silent: dict[NodeName, int] = {}
+        """Calls in vain since the last answer; as bounded as the snapshot."""
         self.strangers = 0
         """Connections from addresses to which the kernel's table does not lead."""
 
@@ -122,6 +124,7 @@ class DirectWays:
     def gone(self, node: NodeName) -> None:
         """They do no more; circuits that are there end by themselves, if at all."""
         address = self._by_node.pop(node, None)
+        self.silent.pop(node, None)
         if address is not None:
             self._by_address.pop(address, None)
 
@@ -143,6 +146,9 @@ class DirectWays:
         def reached(sock: socket.socket | None, why: str) -> None:
             if sock is not None:
                 why = begin(sock, frame)
+                self.silent.pop(node, None)
+            elif node in self._by_node:
+                self.silent[node] = self.silent.get(node, 0) + 1
             on_done(None if sock is None or why else self._held.own(sock, node), why)
 
         return Connecting(self._loop, (f"[{self._by_node[node]}]:{MESH_PORT}",), reached)
