@@ -58,9 +58,8 @@ bench-pair: setup  ## beside haproxy, stunnel and nginx, in the harness that X0_
 	$(PY) -m bench.proxies $(ARGS)
 	$(PY) -m bench.report
 
-bench-failover: setup  ## beside babeld, BIRD and FRR, in the harness that X0_FAILOVER_BENCH names; root
-	$(PY) -m bench.failover $(ARGS)
-	$(PY) -m bench.report
+bench-failover: setup  ## beside babeld, BIRD and FRR (Debian: babeld bird2 frr), in the harness X0_FAILOVER_BENCH; root
+	@status=0; $(PY) -m bench.failover $(ARGS) || status=1; $(PY) -m bench.report; exit $$status
 
 coverage: setup  ## statement coverage of core and wire, at least 95 %
 	$(PY) -m pytest -q --ignore=tests/house --ignore=tests/real --cov --cov-report=term --cov-fail-under=95

@@ -27,7 +27,7 @@ from typing import Any, Final
 import msgspec
 
 from bench.failover_ours import ECHO, KERNEL, USERSPACE, WAIT_S, Ours, Userspace
-from bench.requests import Requests
+from bench.requests import Requests, die_with_parent
 from x0tta6bl4.wire.errors import Unavailable, X0Error
 
 STREAM: Final = Path(__file__).with_name("stream.py")
@@ -39,7 +39,7 @@ HELPERS: Final = """#define SEC(name) __attribute__((section(name), used))
 static unsigned int (*bpf_get_prandom_u32)(void) = (void *) 7;
 """
 """What the harness's programs take from libbpf's headers, for hosts that have none."""
-PHASE_S: Final = 0.4
+PHASE_S: Final = 0.2
 CONTROL_S: Final = 1.0
 """Before a fault: what requests take without one."""
 CLANGS: Final = ("clang", "clang-19", "clang-14")
@@ -272,7 +272,9 @@ def measure(harness: Any, cell: Cell, core: int | None, lines: Path) -> None:
     """
     if core is not None:
         os.sched_setaffinity(0, {core})
+    os.setsid()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    die_with_parent(signal.SIGTERM)
     beside = Beside(harness, cell, lines)
     try:
         harness.run(

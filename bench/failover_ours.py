@@ -30,7 +30,7 @@ ECHO, LOCAL = 9000, 9001
 """Ports: of the service, and of the listener that leads to it."""
 WAIT_S: Final = 6.0
 """A fault that has not been mended by then never is; of all protocols."""
-LINK_SETTLE_S, NODE_SETTLE_S = 3.5, 8.0
+LINK_SETTLE_S, NODE_SETTLE_S = 3.5, 7.0
 """A link is held for 2 s before it is used again; a node has to start first."""
 
 

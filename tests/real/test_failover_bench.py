@@ -108,11 +108,11 @@ def test_a_peer_may_be_slow_and_ours_may_not_lose_a_request() -> None:
     assert len(_bad(cell, USERSPACE)) == 1
 
 
-def test_ours_breaks_as_often_everywhere_and_peers_are_sampled() -> None:
+def test_kernel_mode_breaks_as_often_everywhere_and_others_are_sampled() -> None:
     options = failover.parser().parse_args([])
     cells = {(c.shape, c.proto): c.faults for c in failover.plan(options, ["babeld-20ms"])}
     assert all(len(cells[shape, KERNEL]) == 60 for shape in failover.SHAPES)
-    assert len(cells["ring6c", USERSPACE]) == 60
+    assert cells["ring6c", USERSPACE].count("relay") == 10
     assert cells["ring6c", "babeld-20ms"].count("silent") == 10
     assert cells["ring6c", "babeld-20ms"].count("gray5") == 3
     assert cells["grid4", "babeld-20ms"].count("relay") == 1
