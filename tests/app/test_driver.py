@@ -20,6 +20,7 @@ from x0tta6bl4.core.machine import (
     Tick,
 )
 from x0tta6bl4.runtime.aio import driver
+from x0tta6bl4.runtime.aio.beat import until_beat
 from x0tta6bl4.runtime.aio.driver import Driver
 from x0tta6bl4.runtime.clocks import clock
 
@@ -110,3 +111,14 @@ def test_every_step_of_the_clock_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     told = asyncio.run(story())
     assert len(told) == 2
     assert told[1] - told[0] > 3600 * 1_000_000
+
+
+def test_regular_work_of_a_process_falls_together() -> None:
+    for period in (0.5, 1.0, 2.0):
+        for now in (1000.0, 1000.3, 1000.99, 1001.5):
+            left = until_beat(now, period)
+            assert period / 10 <= left < period * 1.1
+            again = until_beat(now + left - 0.001, period)  # Woken a millisecond too early.
+            assert abs(again - period) <= 0.0011
+    half, whole = 5.0 + until_beat(5.0, 0.5), 5.0 + until_beat(5.0, 1.0)
+    assert min(abs(whole - half), abs(whole - half - 0.5), abs(whole - half - 1)) < 1e-6

@@ -424,7 +424,7 @@ def test_laws_hold_for_any_events(data: st.DataObject) -> None:
         incarnation=st.sampled_from([7, 7, 7, 8]),
         sequence=st.integers(1, 300),
         state=st.integers(ADMIN_DOWN, UP),
-        flags=st.integers(0, 7),
+        flags=st.integers(0, 15),
         interval_us=st.integers(MS, SECOND),
         multiplier=st.integers(1, 5),
         sent_us=st.integers(0, 10 * SECOND),
@@ -435,7 +435,9 @@ def test_laws_hold_for_any_events(data: st.DataObject) -> None:
     )
     events: st.SearchStrategy[Event | None] = st.one_of(
         st.builds(Received, nodes, hellos),
-        st.builds(NeighbourSet, nodes, st.sampled_from([7, 8]), st.just(1), st.just(H)),
+        st.builds(
+            NeighbourSet, nodes, st.sampled_from([7, 8]), st.just(1), st.just(H), st.booleans()
+        ),
         st.builds(NeighbourGone, nodes),
         st.builds(AgentAlive, st.booleans()),
         st.builds(Counted, nodes, st.integers(0, 2000), st.integers(0, 2000)),

@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 
 from x0tta6bl4.core.links.verdicts import (
+    BUSY_PACKETS,
     FRESH_US,
+    OFTEN_US,
+    STALE_US,
     DeclareDead,
     Judged,
     KernelDown,
@@ -15,6 +18,7 @@ from x0tta6bl4.core.links.verdicts import (
     KernelLoses,
     KernelLost,
     KernelShows,
+    KernelStirs,
     KernelWatches,
     MeshHears,
     ProxySays,
@@ -22,7 +26,7 @@ from x0tta6bl4.core.links.verdicts import (
     Revive,
     Verdicts,
 )
-from x0tta6bl4.core.links.words import NEIGHBOURS_MAX
+from x0tta6bl4.core.links.words import NEIGHBOURS_MAX, Config
 from x0tta6bl4.core.machine import MS, NEVER, NOTHING, SECOND, Effects, Instant, Tick
 from x0tta6bl4.wire.messages import LinkState
 
@@ -242,3 +246,57 @@ def test_there_are_no_more_links_than_a_node_may_have() -> None:
     assert sum(map(bool, up)) == NEIGHBOURS_MAX
     far = LinkState("far", "up", 1, 0, True, True)
     assert machine.handle(Instant(2), ProxySays(far)) == (MeshHears(far),)
+
+
+def test_links_are_looked_at_often_while_something_happens_and_then_seldom() -> None:
+    story = Story()
+    machine = story.machine
+    story.at(SECOND, shows(dead=True))
+    calm: dict[str, Any] = {"came_out": BUSY_PACKETS - 1}
+    later = 10 * SECOND
+    for event, stirs in (
+        (shows(**calm), False),
+        (shows(came_out=BUSY_PACKETS), True),  # Some of so many may be lost, and no hello.
+        (shows(**calm, lost_in=1), True),
+        (shows(**calm, lost_out=1), True),
+        (KernelStirs(), True),
+        (shows(**calm, dead=True), True),
+        (shows(**calm, dead=True, run=0), False),  # What comes back is said by the kernel.
+        (shows(**calm, dead=True, run=3), True),
+        (said("down"), False),
+    ):
+        later += 10 * SECOND
+        story.at(later, event)
+        assert (machine.often_until == later + OFTEN_US) == stirs, event
+        assert stirs or machine.often_until < later
+    assert Config().hold_us < OFTEN_US
+
+
+def test_few_hellos_will_do_where_the_kernel_judges_and_finds_a_link_good() -> None:
+    story = Story()
+    machine = story.machine
+    assert machine.good == frozenset()
+    story.at(SECOND, shows(dead=True))
+    story.at(SECOND, shows())
+    assert machine.good == {"b"}
+    story.at(SECOND, shows(silent_us=STALE_US))  # Alive, and yet nobody says so.
+    assert machine.good == frozenset()
+    story.at(SECOND, shows())
+    assert machine.good == {"b"}
+    for _ in range(20):
+        story.at(SECOND, shows(lost_in=8))
+    assert machine.good == frozenset()
+    for _ in range(200):
+        story.at(SECOND, shows())
+    assert machine.good == {"b"}
+    story.at(SECOND, KernelDown("b", 8 * MS))
+    assert machine.good == frozenset()
+    story.at(4 * SECOND, shows(dead=True))
+    story.at(7 * SECOND, shows(dead=True))
+    story.at(7 * SECOND, shows())
+    assert machine.good == {"b"}
+    story.at(8 * SECOND, KernelLeaves("b"))
+    assert machine.good == frozenset()
+    blind = Story("up", judges=False)
+    blind.at(SECOND, shows())
+    assert blind.machine.good == frozenset()

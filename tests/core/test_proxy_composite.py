@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from tests.fakes.circuit import CLOCK_US, FOREVER, mac, memory
-from x0tta6bl4.core.links.words import LinkSuspected
+from x0tta6bl4.core.links.words import AgentAlive, LinkSuspected
 from x0tta6bl4.core.machine import (
     NEVER,
     SECOND,
@@ -26,6 +28,7 @@ from x0tta6bl4.core.session.circuit import Circuit
 from x0tta6bl4.core.session.frames import Open, Reset
 from x0tta6bl4.core.session.pipe import Hooks, Pipe
 from x0tta6bl4.core.session.stream import Stream
+from x0tta6bl4.wire.hello import EASY, INIT, UP, Hello
 from x0tta6bl4.wire.ids import NodeName, SpiffeId
 from x0tta6bl4.wire.messages import (
     ClockItem,
@@ -358,6 +361,17 @@ def test_bad_paths_and_links_are_told_to_the_agent() -> None:
     effects = rig.give(ClockSet(CLOCK_US + rig.now))
     assert LinkState("r", "suspected", 0, 0, True, True) in sent(effects)
     assert rig.proxy.routes.route(A, B, ()) == ("a", "s", "b")
+
+
+def test_a_neighbour_that_the_kernel_watches_is_asked_for_few_hellos() -> None:
+    rig = ready()
+    item = NeighbourItem("r", 1, ("192.0.2.1:1",), 9, 100_000, b"", b"", b"", b"")
+    rig.delta(item)
+    for sequence, state in ((1, INIT), (2, UP)):
+        rig.give(Received("r", Hello(1, 9, sequence, state, 0, 100_000, 3, sequence)))
+    rig.give(AgentAlive(True))
+    asked = [e.message for e in rig.delta(replace(item, watched=True)) if type(e) is Send]
+    assert [hello.flags & EASY for hello in asked if type(hello) is Hello] == [EASY]
 
 
 def test_answers_come_once_and_late_ones_are_ignored() -> None:

@@ -13,7 +13,7 @@ from tests.fakes.hop_mesh import HopMesh
 from x0tta6bl4.core.machine import NEVER, Instant
 from x0tta6bl4.runtime.clocks import clock
 from x0tta6bl4.runtime.loop.hellos import Hellos
-from x0tta6bl4.wire.hello import UP, Hello, pack
+from x0tta6bl4.wire.hello import EASY, UP, Hello, pack
 from x0tta6bl4.wire.ids import NodeName
 
 A, B = NodeName("a"), NodeName("b")
@@ -127,6 +127,18 @@ def test_udp_is_used_again_when_it_comes_back(two: Two) -> None:
     before = two.hellos["a"].statistics().sent_channel
     two.beat(10)
     assert two.hellos["a"].statistics().sent_channel == before
+
+
+def test_who_asks_for_few_hellos_is_not_deaf_between_them(two: Two) -> None:
+    two.mesh.link("a", "b")
+    two.channels()
+    two.beat(3)
+    few = msgspec.structs.replace(two.hello("a", "b"), flags=EASY)
+    two.hellos["a"].send(B, few)
+    two.mesh.settle(1.1)
+    assert not two.hellos["a"].deaf(B)
+    two.hellos["a"].send(B, two.hello("a", "b"))
+    assert two.hellos["a"].deaf(B)
 
 
 def test_a_neighbour_behind_a_nat_is_answered_where_it_was_heard(two: Two) -> None:

@@ -44,19 +44,13 @@ class KernelLink:
         used: hellos are sent under them.
         used_at: since these monotonic seconds.
         rests: its interface has no IPv6, and both ends leave it.
+        eases: the neighbour's proxy can be asked for few hellos.
     """
 
     __slots__ = (
-        "_verdicts",
-        "kept",
-        "node",
-        "number",
-        "rests",
-        "secret",
-        "slot",
-        "used",
+        "_verdicts", "eases", "kept", "node", "number", "rests", "secret", "slot", "used",
         "used_at",
-    )
+    )  # fmt: skip
 
     def __init__(self, node: NodeName, number: int, verdicts: Verdicts) -> None:
         self._verdicts = verdicts
@@ -65,6 +59,7 @@ class KernelLink:
         self.kept: Kept | None = None
         self.used = self.rests = False
         self.used_at = 0.0
+        self.eases = False
         self.secret = b""
         self.slot = -1
 

@@ -23,7 +23,7 @@ from x0tta6bl4.app.kernel_links import KEPT, Kept, KernelLink, Links
 from x0tta6bl4.app.kernel_modes import Modes, Xdp
 from x0tta6bl4.app.kernel_views import counters, explained, findings, unpinned
 from x0tta6bl4.app.settings import NodeSettings
-from x0tta6bl4.core.agent.words import KernelLinks, ProxySaid
+from x0tta6bl4.core.agent.words import KernelLinks, KernelPace, ProxySaid
 from x0tta6bl4.core.links import verdicts as said
 from x0tta6bl4.core.machine import Effect, Event
 from x0tta6bl4.core.routing.forwarding import WaysChanged
@@ -33,6 +33,7 @@ from x0tta6bl4.edge.kernel.layout import EventKind, Reason
 from x0tta6bl4.edge.kernel.libbpf import Libbpf
 from x0tta6bl4.edge.kernel.plane import LOOK_EVERY_S, Adjacent, Plane
 from x0tta6bl4.edge.kernel.programs import Programs
+from x0tta6bl4.runtime.aio.beat import until_beat
 from x0tta6bl4.runtime.aio.links import LinkConnections, Offers
 from x0tta6bl4.runtime.clocks import clock, unix_us
 from x0tta6bl4.wire.admin import Finding, PlaneView
@@ -42,6 +43,7 @@ from x0tta6bl4.wire.mesh_address import mesh_prefix
 from x0tta6bl4.wire.messages import KernelOffer, LinkState, ProxyFact, Ready
 
 TICK_S: Final = 0.1
+"""Between two looks at links while something happens, LEASE_S otherwise: verdicts are events."""
 LEASE_S: Final = 1.0
 OLD_SLOT_S: Final = 5.0
 """Hellos under the keys before the last are taken for so long."""
@@ -91,6 +93,9 @@ class KernelPlane:
         self._unsaved = False
         """What was agreed on could not be written down."""
         self._tasks: list[asyncio.Task[None]] = []
+        self._stirred = asyncio.Event()
+        self._good: frozenset[str] = frozenset()
+        """Neighbours of whose proxies few hellos are wanted, as the agent was told."""
         self._connections: LinkConnections | None = None
         self._banned: Callable[[], frozenset[str]] = frozenset
         self.programs = Programs.open(Libbpf(), state_dir / PINS)
@@ -211,7 +216,7 @@ class KernelPlane:
         now = asyncio.get_running_loop().time
         renewed = -TICK_S
         while True:
-            if now() >= renewed + LEASE_S:
+            if now() >= renewed + LEASE_S - TICK_S:
                 renewed = now()
                 self._guarded(self.detector.renew)
                 self._guarded(self.routes.hold)
@@ -222,7 +227,22 @@ class KernelPlane:
             unproven = self._modes.unproven(self._links, time.monotonic())
             if unproven is not None:
                 self._guarded(self._leave_driver, *unproven)
-            await asyncio.sleep(TICK_S)
+            self._pace()
+            if clock() < self._verdicts.often_until:
+                await asyncio.sleep(TICK_S)
+                continue
+            self._stirred.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(until_beat(now(), LEASE_S)):
+                    await self._stirred.wait()
+
+    def _pace(self) -> None:
+        """Say where few hellos of proxies are enough."""
+        nodes = self._verdicts.good
+        good = frozenset(x.node for x in self._links if x.eases and x.kept and x.node in nodes)
+        if good != self._good:
+            self._good = good
+            self._post(KernelPace(good))
 
     async def _look(self) -> None:
         while True:
@@ -287,7 +307,7 @@ class KernelPlane:
             return None
         offer = KernelOffer(
             link.number, found.local, found.mac, found.mtu, link.slot if link.used else -1,
-            native=self._modes.native(found.index),
+            native=self._modes.native(found.index), eases=True,
         )  # fmt: skip
         return found.index, offer
 
@@ -305,6 +325,7 @@ class KernelPlane:
         self._guarded(self.detector.remove_link, link.number)
         link.kept, link.secret, link.slot, link.used = None, b"", -1, False
         told = self._verdicts.handle(clock(), said.KernelLeaves(node))
+        self._pace()
         self._changed()
         self._carry_out(told)
 
@@ -314,6 +335,7 @@ class KernelPlane:
             return
         self._refused.pop(node, None)
         mine, theirs = offers.mine, offers.theirs
+        link.eases = theirs.eases
         kept = Kept(
             node, link.number, offers.index, mine.local, mine.mac, theirs.local, theirs.mac,
             theirs.link, min(mine.mtu, theirs.mtu),
@@ -354,6 +376,7 @@ class KernelPlane:
         link.kept, link.rests = kept, False
         if new:
             self._decide(said.KernelWatches(link.node))
+            self._stirred.set()
         self._changed()
         self._guarded(self._save)
 
@@ -402,6 +425,9 @@ class KernelPlane:
                 self._decide(said.KernelDown(link.node, event.silent_us))
             elif event.kind is EventKind.GOOD:
                 self._guarded(self._show, link)
+        self._decide(said.KernelStirs())
+        self._stirred.set()
+        self._pace()
 
     def _show(self, link: KernelLink) -> None:
         """Show the machine how a link stands in the kernel."""

@@ -92,7 +92,10 @@ class Link(Section, frozen=True):
     address: str = ""
     """`host:port` of the neighbour's agent; empty: it dials this node."""
     hello_ms: HelloMs = HELLO_MS
-    """Time between hellos; three missed ones are a suspicion.  10 costs about 1 % CPU a link."""
+    """Time between hellos; three missed ones are a suspicion.  10 costs about 1 % CPU a link.
+
+    Where the kernel watches a link and finds it good there is one a second.
+    """
 
 
 @final

@@ -38,7 +38,11 @@ POLL: Final = 2
 """Flag: answer at once."""
 FINAL: Final = 4
 """Flag: this is such an answer."""
-_FLAGS: Final = AGENT_ALIVE | POLL | FINAL
+EASY: Final = 8
+"""Flag: from now on the sender judges by hellos that come every EASY_US; something faster watches
+this link for it.  Without it the sender wants them at the calm interval again."""
+EASY_US: Final = 1_000_000
+_FLAGS: Final = AGENT_ALIVE | POLL | FINAL | EASY
 
 TAG_BYTES: Final = 16
 INTERVAL_US_MIN: Final = 1_000
@@ -63,7 +67,7 @@ class Hello(msgspec.Struct, frozen=True, gc=False):
     state: int
     """ADMIN_DOWN, DOWN, INIT or UP, as the sender sees the link."""
     flags: int
-    """AGENT_ALIVE, POLL, FINAL."""
+    """AGENT_ALIVE, POLL, FINAL, EASY."""
     interval_us: int
     """The sender's calm hello interval, and the least it wants to receive."""
     multiplier: int

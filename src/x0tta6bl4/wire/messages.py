@@ -52,6 +52,8 @@ class KernelOffer(Message, frozen=True, forbid_unknown_fields=False):
     """Its programs are in the driver of its interface."""
     unheard: bool = False
     """They were, and no hello was answered: the receiver's are to leave its driver, too."""
+    eases: bool = False
+    """Its proxy understands hellos that ask for few (`hello.EASY`)."""
 
 
 @final
@@ -167,6 +169,8 @@ class NeighbourItem(Message, frozen=True):
     tx_setup: bytes
     rx_setup: bytes
     udp: bool = True
+    watched: bool = False
+    """The kernel watches the link, and its verdict is told: few hellos are enough."""
 
 
 @final

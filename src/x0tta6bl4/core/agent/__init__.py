@@ -19,6 +19,7 @@
                                             a message over it (Intro and Alive stay in the driver)
     ProxySaid(fact), ProxyGone()            what the proxy's socket said; its end
     KernelLinks(nodes, held)                over whose links the kernel forwards, where it does
+    KernelPace(nodes)                       which of these it finds good, so that hellos may be few
     AuthoritySaid(update)                   from Watch
     AuthorityState(up, reason)              the connection to the authority came or went
     RenewNow(ids)                           an operator asks

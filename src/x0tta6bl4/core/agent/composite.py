@@ -486,9 +486,6 @@ class Agent:
     def _on_adjacency(self, now: Instant, fact: route.AdjacencyWanted) -> Effects:
         return self._planes.publish(now, fact.links)
 
-    def _on_kernel_links(self, now: Instant, event: words.KernelLinks) -> Effects:
-        return self._planes.use(now, event)
-
     def _route(self, now: Instant, event: route.MemberChanged | route.MemberGone) -> Effects:
         """What a record says of links goes to both that compute with the map."""
         return self._routing.handle(now, event) + self._planes.handle(now, event)
@@ -567,7 +564,8 @@ class Agent:
         Received: _on_records,
         Tick: _on_tick,
         words.ProxySaid: _on_proxy,
-        words.KernelLinks: _on_kernel_links,
+        words.KernelLinks: lambda self, now, event: self._planes.use(now, event),
+        words.KernelPace: lambda self, _, event: self._neighbours.watch(event.nodes),
         words.NeighbourUp: _on_neighbour,
         words.NeighbourDown: _on_neighbour_down,
         words.AuthoritySaid: _on_authority,

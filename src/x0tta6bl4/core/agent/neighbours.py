@@ -3,11 +3,16 @@
 A link is up when the proxy says so.  Over one whose hellos say that the agent at the other end is
 dead it is still published for the restart time, in the manner of RFC 4724; then it is withdrawn,
 so that the node over there gets no new paths while its circuits go on.
+
+A link that the kernel judges needs few hellos of the proxies, as long as the agents are connected:
+whose agent is gone, and its proxy perhaps with it, is watched as if there were no kernel.
 """
 
 from __future__ import annotations
 
 from typing import Final
+
+import msgspec
 
 from x0tta6bl4.core.agent.snapshot import Snapshot
 from x0tta6bl4.core.agent.words import HangUp, LinkView
@@ -44,13 +49,15 @@ class Neighbours:
         deadline: when the next link is to be withdrawn; `withdraw` sets it anew.
     """
 
-    __slots__ = ("_links", "_records", "_routing", "_snapshot", "deadline")
+    __slots__ = ("_links", "_records", "_routing", "_snapshot", "_watched", "deadline")
 
     def __init__(self, records: Records, routing: Routing, snapshot: Snapshot) -> None:
         self._records = records
         self._routing = routing
         self._snapshot = snapshot
         self._links: dict[str, _Link] = {}
+        self._watched: frozenset[str] = frozenset()
+        """Those that the kernel finds good."""
         self.deadline: Instant = NEVER
 
     def connected(self, now: Instant, item: NeighbourItem) -> Effects:
@@ -58,7 +65,7 @@ class Neighbours:
         if item.node not in self._links and len(self._links) >= NEIGHBOURS_MAX:
             return (HangUp(item.node, "too many neighbours"),)
         self._links.setdefault(item.node, _Link()).connected = True
-        self._snapshot.put(item)
+        self._put(item)
         return self._records.handle(now, PeerUp(item.node))
 
     def disconnected(self, now: Instant, node: str) -> Effects:
@@ -66,7 +73,25 @@ class Neighbours:
         link = self._links.get(node)
         if link is not None:
             link.connected = False
+        self._say(node)
         return self._records.handle(now, PeerDown(node))
+
+    def watch(self, nodes: frozenset[str]) -> Effects:
+        """The kernel finds the links to these neighbours good, and to no others."""
+        changed, self._watched = self._watched ^ nodes, nodes
+        for node in sorted(changed):
+            self._say(node)
+        return NOTHING
+
+    def _say(self, node: str) -> None:
+        item = self._snapshot.get(f"NeighbourItem/{node}")
+        if type(item) is NeighbourItem:
+            self._put(item)
+
+    def _put(self, item: NeighbourItem) -> None:
+        link = self._links.get(item.node)
+        watched = link is not None and link.connected and item.node in self._watched
+        self._snapshot.put(msgspec.structs.replace(item, watched=watched))
 
     def hang_up(self, now: Instant, node: str, reason: str) -> Effects:
         """Have nothing to do with a neighbour any more."""

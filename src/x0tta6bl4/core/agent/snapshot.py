@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from x0tta6bl4.wire.messages import (
     AgentOrder,
     Delta,
@@ -113,6 +115,8 @@ class Snapshot:
             if type(item).__name__ in self._complete:
                 continue
             if ours is None and key not in self._drops:
+                if type(item) is NeighbourItem:
+                    item = msgspec.structs.replace(item, watched=False)  # Who watched is gone.
                 self._keep(key, item)
                 self._inherited[key] = None
                 taken.append(item)

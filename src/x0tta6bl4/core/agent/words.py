@@ -104,6 +104,16 @@ class KernelLinks(Value, frozen=True):
 
 
 @final
+class KernelPace(Value, frozen=True):
+    """The kernel judges the links to these neighbours, all of them, and finds them good.
+
+    While the agents are connected, the proxies need few hellos there.
+    """
+
+    nodes: frozenset[str]
+
+
+@final
 class ProxySaid(Value, frozen=True):
     """A message from the proxy."""
 

@@ -2,7 +2,10 @@
 
 Source: RFC 5880 section 6.2 (states), 6.8.2 (timers), 6.8.4 (detect time), 6.8.6 (reception),
 6.8.7 (jitter), asynchronous mode.  Differences: hellos stay fast while a link comes up; POLL asks
-for an answer at once, not for new timers; a suspect is probed before it is declared down.
+for an answer at once, not for new timers; a suspect is probed before it is declared down.  Who
+wants slow hellos says EASY and judges by that at once; the other may then send them (as with
+Required Min RX Interval, each direction by itself).  Who wants fast ones again says so by a hello
+without it, and judges by those from then on.
 
     DOWN --hello(down)--> INIT --hello(init|up)--> UP --detect time in silence--> DOWN
     DOWN --hello(init)--> UP        UP --hello(down) or ADMIN_DOWN--> DOWN
@@ -50,6 +53,8 @@ from x0tta6bl4.wire.hello import (
     ADMIN_DOWN,
     AGENT_ALIVE,
     DOWN,
+    EASY,
+    EASY_US,
     FINAL,
     INIT,
     INTERVAL_US_MAX,
@@ -118,7 +123,7 @@ class Links:
                 neighbour.quality.counted(event.good, event.lost)
                 neighbour.calm = ()
         elif type(event) is AgentAlive:
-            self._agent_alive = event.alive
+            return self._on_agent(now, event.alive)
         elif type(event) is Parked:
             n = self._neighbours[event.node]
             if event.parked:
@@ -177,7 +182,19 @@ class Links:
                 n.start(now)
             else:
                 n.agree(n.interval_us, n.multiplier)
+                if n.ease(self._agent_alive, now):
+                    out.append(self._say(n, now, 0))
         self._schedule(n)
+        return tuple(out)
+
+    def _on_agent(self, now: Instant, alive: bool) -> Effects:
+        """Without an agent nobody hears what else watches a link."""
+        self._agent_alive = alive
+        out: list[Effect] = []
+        for n in self._neighbours.values():
+            if n.ease(alive, now):
+                out.append(self._say(n, now, 0))
+                self._schedule(n)
         return tuple(out)
 
     def _on_gone(self, now: Instant, event: NeighbourGone) -> Effects:
@@ -223,6 +240,10 @@ class Links:
         n.heard_at = now
         n.suspect = False
         n.agent_alive = hello.flags & AGENT_ALIVE != 0
+        eased = hello.flags & EASY != 0
+        if eased != n.eased:
+            n.eased = eased
+            n.next_send = min(n.next_send, n.sent_at + n.base_us)
         if hello.interval_us != n.interval_us or hello.multiplier != n.multiplier:
             n.agree(hello.interval_us, hello.multiplier)
         out: list[Effect] = []
@@ -242,10 +263,12 @@ class Links:
                 or n.agent_alive != last.agent_alive
             ):
                 self._tell_up(n, now, out)
+        turned = n.ease(self._agent_alive, now)
         n.settle()
         n.judge_at = now + n.patience_us if n.state != DOWN else NEVER
         # A change of state is news, and a poll wants an answer, but not more than 16 an interval.
-        if n.state != before or (hello.flags & POLL and now - n.sent_at >= max(n.base_us >> 4, 1)):
+        polled = hello.flags & POLL and now - n.sent_at >= max(n.base_us >> 4, 1)
+        if n.state != before or turned or polled:
             out.append(self._say(n, now, FINAL if hello.flags & POLL else 0))
         elif quality.watched:
             n.next_send = min(n.next_send, n.sent_at + (n.base_us >> 2))
@@ -273,6 +296,7 @@ class Links:
         n.failed = n.failed or n.state == UP
         n.state = DOWN
         n.suspect = False
+        n.ease(False, n.heard_at)
         n.judge_at = NEVER
         n.quality = Quality(n.quality.rtt_us, n.quality.deviation_us)
         n.calm = ()
@@ -303,8 +327,16 @@ class Links:
         return tuple(out) if out else NOTHING
 
     def _judge(self, n: Neighbour, now: Instant, out: list[Effect]) -> None:
-        """Suspect or condemn a neighbour that has been silent, unless this tick is late."""
-        if now - n.judge_at > n.base_us >> 2:
+        """Suspect or condemn a neighbour that has been silent, unless this tick is late.
+
+        One that is to say little and does not say even that is asked now, and judged by the answer.
+        """
+        late = now - n.judge_at > n.base_us >> 2
+        if n.ease(False, now):
+            n.next_send = now
+            if not late:
+                n.heard_at = now - n.patience_us
+        if late:
             n.heard_at = max(n.heard_at, now - n.base_us)
         silence = now - n.heard_at
         if silence >= n.detect_us:
@@ -326,9 +358,13 @@ class Links:
         config = self._config
         interval = n.base_us
         quality = n.quality
+        if n.easy:
+            flags |= EASY
         if n.suspect or quality.watched:
             flags |= POLL
             interval >>= 2
+        elif n.eased and n.state == UP:
+            interval = max(interval, EASY_US)
         elif n.state == DOWN and now - n.heard_at > config.idle_after_us:
             interval = max(interval, config.idle_us)
         if self._agent_alive:

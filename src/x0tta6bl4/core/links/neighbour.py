@@ -7,7 +7,7 @@ from typing import Final
 from x0tta6bl4.core.links.quality import Quality, Window
 from x0tta6bl4.core.links.words import LinkQuality, NeighbourSet
 from x0tta6bl4.core.machine import NEVER, Instant
-from x0tta6bl4.wire.hello import AGENT_ALIVE, DOWN, UP, Hello
+from x0tta6bl4.wire.hello import AGENT_ALIVE, DOWN, EASY, EASY_US, UP, Hello
 
 TOLD_DOWN: Final = 0
 TOLD_UP: Final = 1
@@ -18,6 +18,8 @@ class Neighbour:
     """State of one link, at this end; only `Links` and `calm` change it.
 
     Attributes:
+        easy: we judge it by hellos that come every EASY_US, and say so in ours.
+        eased: it says the same, so ours go out every EASY_US.
         sequence: of our newest hello; `window.top` is the neighbour's.
         skipped: sequences up to `window.top` that never came, so `top - skipped` did.
         scheduled: when a tick was last asked for; -1: none is wanted.
@@ -32,6 +34,8 @@ class Neighbour:
         "config",
         "detect_us",
         "downs",
+        "eased",
+        "easy",
         "echo_at",
         "echo_seen",
         "echo_us",
@@ -82,6 +86,7 @@ class Neighbour:
         self.state = DOWN
         self.suspect = False
         self.failed = False
+        self.easy = self.eased = False
         self.skipped -= self.window.top
         self.window = Window()
         self.quality = Quality()
@@ -108,7 +113,7 @@ class Neighbour:
             (
                 self.config.incarnation,
                 UP,
-                AGENT_ALIVE if self.agent_alive else 0,
+                (AGENT_ALIVE if self.agent_alive else 0) | (EASY if self.eased else 0),
                 self.interval_us,
                 self.multiplier,
                 quality.seen_lost,
@@ -175,9 +180,40 @@ class Neighbour:
         self.interval_us = interval_us
         self.multiplier = multiplier
         self.base_us = base = max(self.config.hello_us, interval_us)
+        if self.easy and base < EASY_US:
+            base = EASY_US
         self.detect_us = multiplier * base
         self.suspect_us = base * 7 // 5
         self.settle()
+
+    def ease(self, wanted: bool, now: int) -> bool:
+        """Judge it by slow hellos from now on, or by fast ones, the first of which is due at once.
+
+        Args:
+            wanted: whether something faster watches this link and tells us.
+            now: instant.
+        Returns:
+            Whether that is another than before, which the neighbour is to hear at once.
+        """
+        quality = self.quality
+        easy = (
+            wanted
+            and self.config.watched
+            and self.state == UP
+            and self.told == TOLD_UP
+            and not self.suspect
+            and not quality.watched
+            and not quality.gray
+        )
+        if easy == self.easy:
+            return False
+        self.easy = easy
+        self.agree(self.interval_us, self.multiplier)
+        if self.state != DOWN:
+            if not easy:
+                self.heard_at = now  # As agreed it may have been silent; it is being asked now.
+            self.judge_at = self.heard_at + self.patience_us
+        return True
 
     def differs(self) -> bool:
         """A flag, or RTT by more than a tenth and 100 µs, or loss by half a percent."""

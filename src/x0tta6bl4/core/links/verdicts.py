@@ -26,6 +26,12 @@ from x0tta6bl4.wire.messages import LinkState
 
 FRESH_US: Final = 50_000
 """Answers count as in a row while the last is no older."""
+STALE_US: Final = 1_000_000
+"""A link that is up without an answer for so long is watched by nobody."""
+OFTEN_US: Final = 3_000_000
+"""For so long after something has happened links are looked at often; more than `hold_us`."""
+BUSY_PACKETS: Final = 20
+"""Sent over a link between two looks: some of such may be lost where hellos are not."""
 
 
 @final
@@ -53,8 +59,15 @@ class KernelDown(Value, frozen=True):
 
 
 @final
+class KernelStirs(Value, frozen=True):
+    """The kernel suspects links, or does no more: they are worth looking at."""
+
+
+@final
 class KernelShows(Value, frozen=True):
-    """How a link stands in the kernel; to be shown every 100 ms, and at once when it is good."""
+    """How a link stands in the kernel; to be shown at once when it is good, every 100 ms up to
+    `often_until`, and every second after it.
+    """
 
     node: str
     dead: bool
@@ -142,8 +155,8 @@ class Judged(Value, frozen=True):
 
 class _Link:
     __slots__ = (
-        "apart_since", "failed", "good_since", "heard", "into", "lost", "out", "proven", "run",
-        "said", "up", "watched",
+        "answers", "apart_since", "failed", "good_since", "heard", "into", "lost", "out", "proven",
+        "run", "said", "up", "watched",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -156,6 +169,7 @@ class _Link:
     def watch(self, was: str) -> None:
         """Begin to be the kernel's."""
         self.watched = True
+        self.answers = False
         self.proven = was != "new"
         self.up = was == "up"
         self.failed = was == "down"
@@ -172,7 +186,8 @@ class _Link:
 class Verdicts:
     """Links of one node that its kernel watches; at most NEIGHBOURS_MAX, others are left out.
 
-    Events: KernelWatches, KernelLeaves, KernelDown, KernelShows, ProxySays, ProxyStarts.
+    Events: KernelWatches, KernelLeaves, KernelDown, KernelStirs, KernelShows, ProxySays,
+    ProxyStarts.
     Effects: Revive, DeclareDead, KernelLost, KernelLoses, MeshHears.
 
     Args:
@@ -181,22 +196,28 @@ class Verdicts:
 
     Attributes:
         deadline: never: what is shown is looked at when it is shown.
+        often_until: something has happened: up to this instant links are to be shown often.
     """
 
-    __slots__ = ("_config", "_judges", "_links", "deadline")
+    __slots__ = ("_config", "_judges", "_links", "deadline", "often_until")
 
     def __init__(self, config: Config | None = None, *, judges: bool = True) -> None:
         self._config = config or Config()
         self._judges = judges
         self._links: dict[str, _Link] = {}
         self.deadline: Final = NEVER
+        self.often_until: int = 0
 
     def handle(self, now: Instant, event: Event) -> Effects:
         """Take one event in."""
         if type(event) is KernelShows:
             link = self._watched(event.node)
             return NOTHING if link is None else self._look(now, link, event)
+        if type(event) is KernelStirs:
+            self._stir(now)
+            return NOTHING
         if type(event) is KernelDown:
+            self._stir(now)
             link = self._watched(event.node)
             if link is None or not link.up:
                 return NOTHING
@@ -204,6 +225,7 @@ class Verdicts:
         if type(event) is ProxySays:
             return self._hear(event.link)
         if type(event) is KernelWatches:
+            self._stir(now)
             link = self._link(event.node)
             if link is not None:
                 link.watch(event.was)
@@ -219,6 +241,20 @@ class Verdicts:
         """Neighbours over whose links the kernel forwards."""
         return frozenset(node for node, link in self._links.items() if link.proven)
 
+    @property
+    def good(self) -> frozenset[str]:
+        """Neighbours whose links the kernel judges and finds good: there few hellos will do."""
+        if not self._judges:
+            return frozenset()
+        return frozenset(
+            node
+            for node, link in self._links.items()
+            if link.watched and link.proven and link.up and link.answers and not link.gray
+        )
+
+    def _stir(self, now: Instant) -> None:
+        self.often_until = now + OFTEN_US
+
     def judged(self, node: str) -> Judged:
         """How a link stands."""
         link = self._watched(node)
@@ -228,9 +264,14 @@ class Verdicts:
 
     # -------------------------------------------------------------------------- the kernel
     def _look(self, now: Instant, link: _Link, shown: KernelShows) -> Effects:
-        link.lost += shown.lost_in + shown.lost_out
+        lost = shown.lost_in + shown.lost_out
+        link.lost += lost
+        link.answers = shown.silent_us < STALE_US
+        if lost or link.gray or shown.came_out >= BUSY_PACKETS or (not link.up and shown.run):
+            self._stir(now)
         if link.up:
             if shown.dead:
+                self._stir(now)
                 return self._down(link, shown.node, shown.silent_us)
             return self._grade(link, shown)
         if link.said is None or link.said.state != "up":

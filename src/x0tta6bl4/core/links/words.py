@@ -21,6 +21,9 @@ class NeighbourSet(Value, frozen=True):
     """Key id for our hellos from now on; new keys alone disturb nothing."""
     hello_us: int = 100 * MS
     """Calm interval, both what we send and the least we want; the greater of both ends counts."""
+    watched: bool = False
+    """Something faster than hellos watches it, for as long as our agent lives: then the neighbour
+    is asked for one each `EASY_US` only, until one stays away, is lost twice, or finds it down."""
 
 
 @final

@@ -380,9 +380,8 @@ class Proxy:
         elif type(item) is PathsItem or type(item) is DirectItem:
             self._on_paths(now, NodeName(item.node))
         elif type(item) is NeighbourItem:
-            self._out += self.links.handle(
-                now, NeighbourSet(item.node, item.incarnation, item.link, item.hello_us)
-            )
+            told = item.node, item.incarnation, item.link, item.hello_us, item.watched
+            self._out += self.links.handle(now, NeighbourSet(*told))
         elif type(item) is NodeItem:
             self.me = NodeName(item.node)
             self._set_stale_at(now)

@@ -19,10 +19,11 @@ from x0tta6bl4.core.machine import (
     Machine,
     Tick,
 )
+from x0tta6bl4.runtime.aio.beat import beat
 from x0tta6bl4.runtime.clocks import clock, unix_us
 from x0tta6bl4.runtime.memory import TIDY_S, tidy
 
-CLOCK_LOOK_S: Final = 0.5
+CLOCK_LOOK_S: Final = 1.0
 CLOCK_STEP_US: Final = 200_000
 EVENTS_MAX: Final = 100_000
 _TICK: Final = Tick()
@@ -84,7 +85,7 @@ class Driver:
             self._arm()
 
     async def watch_clock(self) -> None:
-        """Tell the machine wall time now, and again within CLOCK_LOOK_S of every step."""
+        """Tell the machine wall time now, and again about CLOCK_LOOK_S after every step."""
         offset: int | None = None
         while True:
             wall = unix_us()
@@ -92,7 +93,7 @@ class Driver:
             if offset is None or abs(now_offset - offset) > CLOCK_STEP_US:
                 self.post(ClockSet(wall))
                 offset = now_offset
-            await asyncio.sleep(CLOCK_LOOK_S)
+            await beat(CLOCK_LOOK_S)
 
     def close(self) -> None:
         """Stop the timer."""

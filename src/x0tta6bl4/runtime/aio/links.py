@@ -19,6 +19,7 @@ from typing import Any, Final, Protocol, cast, final
 
 import msgspec
 
+from x0tta6bl4.runtime.aio.beat import beat
 from x0tta6bl4.runtime.ports import TlsPeer
 from x0tta6bl4.wire import codec
 from x0tta6bl4.wire.errors import BadMessage
@@ -289,7 +290,7 @@ class LinkConnections:
     async def _keep_alive(self) -> None:
         sequence = 0
         while True:
-            await asyncio.sleep(ALIVE_EVERY_S)
+            await beat(ALIVE_EVERY_S)
             sequence += 1
             now = asyncio.get_running_loop().time()
             wall = self._unix_s()

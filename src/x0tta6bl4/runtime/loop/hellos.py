@@ -3,7 +3,8 @@
 Each side says with every hello in the channel whether it is deaf, which means that nothing of the
 other came by UDP lately.  A hello goes over the channel too while either of the two is deaf, and
 by UDP always, so that a way that opens again is noticed.  So a wall in one direction only, or a
-NAT that forgot us, costs nothing but duplicates, which the hellos' replay window drops.
+NAT that forgot us, costs nothing but duplicates, which the hellos' replay window drops.  Who has
+asked for few hellos waits for them longer.
 
 A neighbour is answered where its newest genuine hello came from (so a NAT's mapping is used),
 else at its endpoints in turn.  One that replays an older hello from elsewhere changes nothing.
@@ -36,6 +37,8 @@ BATCH_MAX: Final = 256
 DEAF_US_MIN: Final = SECOND // 2
 DEAF_HELLOS: Final = 8
 """Hello intervals without one by UDP after which a neighbour counts as not heard."""
+DEAF_EASY: Final = 3
+"""The same where one each `EASY_US` was asked for."""
 _DATAGRAM_MAX: Final = 512
 
 SocketAddress = tuple[str, int]
@@ -60,11 +63,13 @@ class HelloStatistics(msgspec.Struct, frozen=True, gc=False):
 class _Way:
     """How one neighbour is reached by UDP."""
 
-    __slots__ = ("address", "heard", "newest", "peer_deaf_until", "silent_since", "turn")
+    __slots__ = ("address", "easy", "heard", "newest", "peer_deaf_until", "silent_since", "turn")
 
     def __init__(self, now: Instant) -> None:
         self.address: SocketAddress | None = None
         """Where its newest genuine hello came from."""
+        self.easy = False
+        """Whether our newest hello asked for few."""
         self.heard = Instant(-SECOND * 3600)
         self.silent_since = now
         self.newest = (0, 0)
@@ -128,7 +133,8 @@ class Hellos:
             return
         data = words.pack(hello, _mac(_item(neighbour, hello.link).tx_hello))
         now, way = self._loop.now, self._way(node)
-        deaf = now - way.heard > _deaf_us(neighbour.item)
+        way.easy = hello.flags & words.EASY != 0
+        deaf = now - way.heard > _deaf_us(neighbour.item, way)
         if neighbour.item.udp:
             address = self._address(neighbour, way, deaf)
             if address is not None:
@@ -148,7 +154,7 @@ class Hellos:
         way = self._ways.get(node)
         if neighbour is None or way is None:
             return True
-        return self._loop.now - way.heard > _deaf_us(neighbour.item)
+        return self._loop.now - way.heard > _deaf_us(neighbour.item, way)
 
     def statistics(self) -> HelloStatistics:
         """Snapshot for metrics."""
@@ -191,8 +197,8 @@ class Hellos:
             return
         neighbour, hello = found
         if body[0] & DEAF:
-            until = self._loop.now + _deaf_us(neighbour.item)
-            self._way(node).peer_deaf_until = Instant(until)
+            way = self._way(node)
+            way.peer_deaf_until = Instant(self._loop.now + _deaf_us(neighbour.item, way))
         self._received_channel += 1
         self._on_hello(node, hello)
 
@@ -260,8 +266,9 @@ class Hellos:
         return way
 
 
-def _deaf_us(item: NeighbourItem) -> int:
-    return max(DEAF_US_MIN, DEAF_HELLOS * item.hello_us)
+def _deaf_us(item: NeighbourItem, way: _Way) -> int:
+    few_us = DEAF_EASY * words.EASY_US if way.easy else 0
+    return max(DEAF_US_MIN, DEAF_HELLOS * item.hello_us, few_us)
 
 
 def _item(neighbour: Neighbour, link: int) -> NeighbourItem:
