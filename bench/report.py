@@ -38,6 +38,8 @@ TITLES = {
     "identity_handshake": "What mutual TLS with SVIDs costs",
     "routes": "Programming the kernel's routes",
     "bpf": "The programs in the kernel",
+    "sixty": "Sixty nodes on one machine",
+    "hogs": "Verdicts on a machine without time",
     "simulator": "The simulator: a thousand nodes in virtual time",
 }
 
