@@ -1,4 +1,4 @@
-"""The measurement of sixty nodes, small: both kinds of nodes start, and relays of both kinds die."""
+"""The measurement of sixty nodes, small: both kinds start, and relays of both kinds die."""
 
 from __future__ import annotations
 
