@@ -151,7 +151,10 @@ def run_cells(
                 _end(child)
                 del running[sentinel]
                 cores.append(core)
-                keep(cell, [json.loads(line) for line in lines.read_text().splitlines()])
+                rows = [json.loads(line) for line in lines.read_text().splitlines()]
+                if child.exitcode != 0:
+                    rows.append({"kind": "failed", "error": f"exit code {child.exitcode}"})
+                keep(cell, rows)
     finally:
         for child, *_ in running.values():
             _end(child)
