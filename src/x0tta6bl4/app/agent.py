@@ -497,10 +497,7 @@ class AgentProcess:
         if effect.set in ("bundle", "crls", "federated", "revocations"):
             self.workload_api.identities.changed()
 
-    def _set_gone(self, _effect: SetGone) -> None:
-        self.workload_api.identities.changed()
-
-    def _workloads_changed(self, _effect: words.WorkloadsChanged) -> None:
+    def _identities_changed(self, _effect: SetGone | words.WorkloadsChanged) -> None:
         self.workload_api.identities.changed()
 
     def _ways_changed(self, effect: WaysChanged) -> None:
@@ -532,8 +529,8 @@ class AgentProcess:
         SvidExpired: _expired,
         words.HangUp: _hang_up,
         SetChanged: _set_changed,
-        SetGone: _set_gone,
-        words.WorkloadsChanged: _workloads_changed,
+        SetGone: _identities_changed,
+        words.WorkloadsChanged: _identities_changed,
         WaysChanged: _ways_changed,
         words.TableComplete: _table_complete,
         words.Noticed: _noticed,
