@@ -141,12 +141,18 @@ def start(outcome: Outcome, mesh: KernelMesh, at_once: int) -> None:
     done("every link up")
     wanted = [(n, s) for n in names for s, at in mesh.shape.services.items() if n != at]
 
-    def get(pair: tuple[str, str]) -> None:
+    def get(pair: tuple[str, str]) -> float:
+        at = time.monotonic()
         wait_for(lambda: mesh.gets(*pair), f"{pair[1]} at {pair[0]}", UP_S)
+        return time.monotonic() - at
 
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(get, wanted))
+    pool = ThreadPoolExecutor(4)
+    try:
+        answers = list(pool.map(get, wanted))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # Who interrupts this does not wait.
     done("both services at every node")
+    outcome.figure("seconds to a first answer", spread(answers))
     outcome.figure("seconds from the first start", took)
     outcome.figure(
         "CPU seconds until then", {k: round(cpu_s(v), 1) for k, v in parts(mesh).items()}

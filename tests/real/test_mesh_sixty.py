@@ -8,7 +8,7 @@ from bench.outcome import Outcome
 from bench.sixty import measure, parser
 from tests.real.lab import scratch
 
-pytestmark = [pytest.mark.netns, pytest.mark.night]
+pytestmark = [pytest.mark.netns, pytest.mark.night, pytest.mark.timeout(300)]
 
 
 def test_twelve_nodes_of_both_kinds_lose_relays_and_no_request() -> None:
