@@ -70,18 +70,18 @@ def test_any_bytes_are_read_or_refused(data: bytes) -> None:
 
 @given(
     BYTES16, NUMBERS, NUMBERS, st.one_of(st.just(b""), BYTES16), st.integers(0, 255),
-    st.one_of(st.just(0), NUMBERS),
+    st.one_of(st.just(b""), st.builds(rt.recovery, NUMBERS, NUMBERS)),
 )  # fmt: skip
 def test_routes_are_read_as_written(
-    target: bytes, metric: int, hop: int, source: bytes, protocol: int, rto_min_ms: int
+    target: bytes, metric: int, hop: int, source: bytes, protocol: int, metrics: bytes
 ) -> None:
     route = rt.Route(
-        target, 128, metric, hop, rt.RouteKind.UNICAST, source, protocol, rto_min_ms=rto_min_ms
+        target, 128, metric, hop, rt.RouteKind.UNICAST, source, protocol, metrics=metrics
     )
     assert rt.read_route(said(rt.put_route(route))) == route
     if source:
-        metrics = rt.recovery(rto_min_ms) if rto_min_ms else b""
-        once = rt.put_host(target, metric, hop, source, protocol, metrics)
+        carried = nl.nested(8, metrics) if metrics else b""
+        once = rt.put_host(target, metric, hop, source, protocol, carried)
         assert once == rt.put_route(route)
     unreachable = rt.Route(target, 48, metric, 0, rt.RouteKind.UNREACHABLE, b"", protocol)
     assert rt.read_route(said(rt.put_route(unreachable))) == unreachable

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from x0tta6bl4.edge.kernel import rtnetlink as rt
 from x0tta6bl4.edge.kernel import sysctl
 from x0tta6bl4.edge.kernel.netlink import Monitor, Netlink
 from x0tta6bl4.edge.kernel.routes import (
+    DETOUR_BYTES,
     METRIC,
     PROTOCOL,
     RTO_MIN_MS,
@@ -30,6 +32,8 @@ from x0tta6bl4.wire.errors import Unavailable
 
 pytestmark = pytest.mark.netns
 
+INET6 = socket.AF_INET6
+MSS = 1500 - 60 - DETOUR_BYTES
 SQUARE = (("a", "b"), ("b", "c"), ("c", "d"), ("a", "d"))
 
 
@@ -50,6 +54,19 @@ def passes(here: Host, there: Host, times: int = 1) -> None:
         assert IPv6Address(source[0]).packed == address(here.name)
     sender.close()
     receiver.close()
+
+
+def segment(here: Host, there: Host) -> int:
+    """Bytes that segments to a host carry at most, as that has asked for."""
+    with there.space:
+        listener = socket.create_server((str(IPv6Address(address(there.name))), 0), family=INET6)
+    with here.space:
+        sock = socket.create_connection(listener.getsockname()[:2], 5)
+    accepted, _ = listener.accept()
+    with listener, sock, accepted:
+        sock.send(b"x")
+        assert accepted.recv(10) == b"x"
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
 
 
 def leavings(host: Host) -> list[str]:
@@ -83,7 +100,7 @@ def test_every_route_tells_tcp_to_recover_at_once_also_those_of_an_earlier_versi
     ring: Ring,
 ) -> None:
     a = ring.hosts["a"]
-    says = f"rto_min lock {RTO_MIN_MS}ms quickack 1"
+    says = f"advmss {MSS} rto_min lock {RTO_MIN_MS}ms quickack 1"
 
     def shown(metric: int) -> list[str]:
         words = f"ip -6 route show proto {PROTOCOL} metric {metric}".split()
@@ -102,6 +119,16 @@ def test_every_route_tells_tcp_to_recover_at_once_also_those_of_an_earlier_versi
     assert a.routes.mend().routes_put == 1
     assert says in next(line for line in shown(METRIC) if line.startswith(to))
     a.routes.look()
+    assert not a.routes.mend()
+
+
+def test_segments_of_tcp_fit_a_detour_and_follow_the_mtu_of_the_links(ring: Ring) -> None:
+    a, c = ring.hosts["a"], ring.hosts["c"]
+    assert segment(c, a) == MSS - 12  # Of time stamps.
+    a.routes.fit(1400)
+    assert a.routes.mend().routes_put >= 2 * 3
+    assert segment(c, a) == 1400 - 60 - DETOUR_BYTES - 12
+    a.routes.fit(1400)
     assert not a.routes.mend()
 
 

@@ -199,6 +199,10 @@ class Plane:
         Before `settle` what the detector has from an earlier process is better.
         """
         macs = {(one.index, one.address): one.mac for one in self._adjacent}
+        links = self._routes.links
+        mtus = [links[one.index].mtu for one in self._adjacent if one.index in links]
+        if mtus:
+            self._routes.fit(min(mtus))
         found: dict[str, list[Alternate]] = {one.node: [] for one in self._adjacent}
         for node, (_, exit) in self._table_of(self._ways):
             if exit is not None:
@@ -292,16 +296,20 @@ class Plane:
         """Neighbours for good, and links that source routes can name."""
         self._courses.clear()
         macs = {(one.index, one.address): one.mac for one in self._adjacent}
+        links = self._routes.links
+        mtus = [links[one.index].mtu for one in self._adjacent if one.index in links]
+        if mtus:
+            self._routes.fit(min(mtus))
         self._refused += self._routes.settle(macs)
         if self._source_routes:
-            links = {
+            named = {
                 link_address(self._domain, self._me, one.node).packed: (
                     link_address(self._domain, one.node, one.node).packed,
                     self._exits[one.node],
                 )
                 for one in self._adjacent
             }
-            refused = self._routes.lead(links)
+            refused = self._routes.lead(named)
             self._source_routes = all(one.code != errno.EOPNOTSUPP for one in refused)
 
     def _mend(self, *, laid_out: bool) -> Done:

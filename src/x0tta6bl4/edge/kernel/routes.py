@@ -29,7 +29,7 @@ from typing import Final, final
 from x0tta6bl4.core.machine import Value
 from x0tta6bl4.core.routing.alternates import Way
 from x0tta6bl4.edge.kernel import rtnetlink as rt
-from x0tta6bl4.edge.kernel.netlink import Netlink, Refusal, Request
+from x0tta6bl4.edge.kernel.netlink import Netlink, Refusal, Request, nested
 from x0tta6bl4.wire.errors import Conflict
 from x0tta6bl4.wire.ids import NodeName, TrustDomain
 from x0tta6bl4.wire.mesh_address import link_address, mesh_address
@@ -47,7 +47,11 @@ NEXT_HOPS_MAX: Final = 4096
 _FIRST_ID: Final = 0x78 << 24
 _ID_MASK: Final = 0xFFFFFF
 _LOOPBACK: Final = "lo"
-_RECOVERY: Final = rt.recovery(RTO_MIN_MS)
+DETOUR_BYTES: Final = 40 + 8 + 4 * 16
+"""Headers of a source route of four segments (RFC 8754 section 2): TCP leaves room for them, so
+that what is on its way when a link dies fits the detour, too."""
+_TCP_BYTES: Final = 40 + 20
+_MTU: Final = 1500
 
 
 @final
@@ -96,8 +100,8 @@ class KernelRoutes:
     """
 
     __slots__ = (
-        "_cut", "_hops", "_ids", "_led", "_links", "_netlink", "_own", "_owners", "_prefix",
-        "_routes", "_stale", "_vias", "_wanted",
+        "_cut", "_hops", "_ids", "_led", "_links", "_metrics", "_netlink", "_own", "_owners",
+        "_prefix", "_routes", "_stale", "_vias", "_wanted",
     )  # fmt: skip
 
     def __init__(self, netlink: Netlink, prefix: bytes, own: bytes) -> None:
@@ -118,6 +122,8 @@ class KernelRoutes:
         self._led: dict[bytes, Course] = {}
         """Targets that are addresses of links, not of nodes: of ours, and first segments."""
         self._vias: frozenset[bytes] = frozenset()
+        self._metrics = b""
+        self.fit(_MTU)
 
     # -------------------------------------------------------------------------- start and stop
     def start(self) -> int:
@@ -158,6 +164,15 @@ class KernelRoutes:
                 "stop it (`x0 node stop`), or give each node a network namespace",
             )
 
+    def fit(self, mtu: int) -> None:
+        """Have TCP send segments that fit a detour over links of this many bytes.
+
+        Routes that ask for others are written again at the next change of all (`apply`, `mend`).
+        """
+        metrics = rt.recovery(RTO_MIN_MS, mtu - _TCP_BYTES - DETOUR_BYTES)
+        if metrics != self._metrics:
+            self._metrics, self._stale = metrics, {*self._routes}
+
     def look(self) -> None:
         """Read anew what the kernel has: links, next hops and routes of ours."""
         self.look_at_links()
@@ -168,7 +183,7 @@ class KernelRoutes:
             if route is not None and route.next_hop and route.protocol == PROTOCOL:
                 key = route.target, route.metric
                 self._routes[key] = route.next_hop
-                if route.rto_min_ms != RTO_MIN_MS:
+                if route.metrics != self._metrics:
                     self._stale.add(key)
 
     def look_at_links(self) -> None:
@@ -411,7 +426,8 @@ class KernelRoutes:
         put = [one for one in moved if one[1]]
         drop = [key for key, id in moved if not id]
         requests = [rt.put_next_hop(hop) for hop in hops.values()]
-        requests += [rt.put_host(*key, id, own, PROTOCOL, _RECOVERY) for key, id in put]
+        metrics = nested(8, self._metrics)
+        requests += [rt.put_host(*key, id, own, PROTOCOL, metrics) for key, id in put]
         requests += [
             rt.drop_route(rt.Route(target, 128, metric, protocol=PROTOCOL))
             for target, metric in drop

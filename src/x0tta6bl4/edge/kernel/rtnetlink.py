@@ -77,8 +77,8 @@ _SEG6_LOCAL: Final = 7
 _END_X: Final = 2
 _TO, _OUT, _GATEWAY, _VIA = 1, 4, 5, 18
 """RTA_..., for looking a route up."""
-_METRIC_LOCK, _METRIC_RTO_MIN, _METRIC_QUICK_ACK = 1, 13, 15
-"""RTAX_...: of these only a locked RTO_MIN counts."""
+_METRIC_LOCK, _METRIC_MSS, _METRIC_RTO_MIN, _METRIC_QUICK_ACK = 1, 8, 13, 15
+"""RTAX_...; RTO_MIN counts only if it is locked."""
 
 
 class RouteKind(IntEnum):
@@ -159,8 +159,8 @@ class Route(Value, frozen=True):
     protocol: int = 0
     """Who has written it."""
     table: int = MAIN
-    rto_min_ms: int = 0
-    """`recovery` of TCP connections over it; 0: the kernel's own."""
+    metrics: bytes = b""
+    """Those of `recovery`; none: the kernel's own."""
 
 
 # ------------------------------------------------------------------ links
@@ -366,25 +366,26 @@ def routes(protocol: int = 0, table: int = MAIN) -> bytes:
     return body + attribute(15, _NUMBER.pack(table))
 
 
-def recovery(rto_min_ms: int) -> bytes:
+def recovery(rto_min_ms: int, mss: int) -> bytes:
     """Metrics of a route: how soon TCP sends again what was not confirmed, and confirms itself.
 
     Args:
         rto_min_ms: least time before it is sent again, beyond the round trip (RFC 6298 section
             2.4); the kernel rounds it up to its ticks.  Receivers wait for nothing before they
             confirm, for theirs must be shorter than that.
+        mss: segments that the other end is asked for, bytes (RFC 9293 section 3.7.1).
     """
-    return nested(
-        8,
+    return b"".join((
         attribute(_METRIC_LOCK, _NUMBER.pack(1 << _METRIC_RTO_MIN)),
+        attribute(_METRIC_MSS, _NUMBER.pack(mss)),
         attribute(_METRIC_RTO_MIN, _NUMBER.pack(rto_min_ms)),
         attribute(_METRIC_QUICK_ACK, _NUMBER.pack(1)),
-    )
+    ))  # fmt: skip
 
 
 def put_route(route: Route) -> Request:
     """Make a route, or put it in the place of that with the same target and metric."""
-    metrics = recovery(route.rto_min_ms) if route.rto_min_ms else b""
+    metrics = nested(8, route.metrics) if route.metrics else b""
     if not route.next_hop:
         body = _ROUTE.pack(_V6, route.prefix, 0, 0, route.table, route.protocol, 0, route.kind, 0)
         body += attribute(1, route.target) + attribute(6, _NUMBER.pack(route.metric))
@@ -409,7 +410,7 @@ def put_host(
         next_hop: id of its next-hop object.
         source: of what starts here.
         protocol: who writes it.
-        metrics: of `recovery`.
+        metrics: of `recovery`, as an attribute.
     """
     return (
         NEW_ROUTE,
@@ -472,14 +473,8 @@ def read_route(said: Said) -> Route | None:
         source if len(source) == 16 else b"",
         protocol,
         _number(found[15]) if 15 in found else table,
-        _read_recovery(found[8]) if 8 in found else 0,
+        found.get(8, b""),
     )
-
-
-def _read_recovery(metrics: bytes) -> int:
-    """What `recovery` was given; 0 if this is not of its making."""
-    rto_min_ms = _number(attributes(metrics).get(_METRIC_RTO_MIN, b""))
-    return rto_min_ms if metrics == attributes(recovery(rto_min_ms))[8] else 0
 
 
 _KINDS: Final = frozenset(RouteKind)
