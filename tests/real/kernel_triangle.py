@@ -8,23 +8,29 @@ a---c      from a's mesh address to c's
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import socket
 import struct
+import subprocess
 import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.real.kernel_ring import KernelRing
+from tests.edge.kernel.space import Named
+from tests.real.kernel_ring import KernelRing, OwnMounts
 from x0tta6bl4.app.admin import AdminClient
 from x0tta6bl4.app.mesh import wait_for
+from x0tta6bl4.edge.kernel.libbpf import Libbpf
 from x0tta6bl4.wire import admin
+from x0tta6bl4.wire.errors import X0Error
 from x0tta6bl4.wire.ids import NodeName, TrustDomain
 from x0tta6bl4.wire.mesh_address import mesh_address
 
 PORT = 9999
+OF_ITSELF = ("fe80::", "ff00::", "netdev_budget")
 PERIOD_S = 0.001
 
 
@@ -35,9 +41,30 @@ class Triangle(KernelRing):
     cables = (("a", "b"), ("a", "c"), ("b", "c"))
     server_at = "c"
 
+    def __init__(self, hosts: OwnMounts, root: Path, page: Path) -> None:
+        self.spaces: dict[str, Named] = {}
+        super().__init__(hosts, root, page)
+
+    def close(self) -> None:
+        """See `KernelMesh.close`."""
+        super().close()
+        for space in self.spaces.values():
+            space.close()
+        self.spaces.clear()
+
+    def space(self, name: str) -> Named:
+        """To move this thread into a host; until it is closed the host is there."""
+        found = self.spaces.get(name)
+        if found is None:
+            found = self.spaces[name] = super().space(name)
+        return found
+
     def forwards(self, name: str) -> bool:
         """Whether all links of a node are the kernel's, and alive there."""
-        counters = self.mesh.status(name).counters
+        try:
+            counters = self.mesh.status(name).counters
+        except X0Error:
+            return False  # Its agent is about to begin.
         alive = [key for key in counters if key.startswith("kernel_link_up|")]
         return len(alive) == 2 and all(counters[key] for key in alive)
 
@@ -45,21 +72,55 @@ class Triangle(KernelRing):
         """Until all links of these nodes are the kernel's."""
         wait_for(lambda: all(self.forwards(name) for name in names), "kernels to forward", seconds)
 
-    def check(self, name: str) -> list[admin.Finding]:
-        """What `x0 check` says of a node's kernel, and of its links."""
-        with AdminClient(self.mesh.state(name)) as client:
-            found = client.ask(admin.GetCheck(), admin.CheckAnswer).findings
-        return [one for one in found if one.id.startswith("X0-KRN")]
-
-    def ids(self, name: str) -> list[str]:
-        """The ids of these."""
-        return [one.id for one in self.check(name)]
-
     def kill(self, name: str) -> None:
         """SIGKILL to a node's agent; its proxy goes on."""
         pid = self.agent(name)
         os.kill(pid, signal.SIGKILL)
         wait_for(lambda: pid not in self.mesh.pids(name), "the agent to be gone", 5)
+
+    def findings(self, name: str) -> list[str]:
+        """Ids of what `x0 check` says of a node's kernel, and of links that are down."""
+        with AdminClient(self.mesh.state(name)) as client:
+            found = client.ask(admin.GetCheck(), admin.CheckAnswer).findings
+        return [x.id for x in found if x.id.startswith("X0-KRN") or x.id == "X0-CHK-005"]
+
+    def run(self, name: str, command: str) -> str:
+        """Run a command on a host."""
+        return self.hosts.run(name, *command.split()).stdout
+
+    def unmount(self, name: str) -> None:
+        """Take a node's BPF file system away, where its processes see it."""
+        subprocess.run(["umount", self.pins(name)], check=True, timeout=20)
+
+    def objects(self, name: str) -> set[tuple[str, int]]:
+        """Programs and maps that a node has pinned, with their numbers in the kernel."""
+        library = Libbpf()
+        found = set()
+        for path in self.pins(name).glob("x0_*"):
+            fd = library.unpin(path)
+            assert fd is not None
+            info = Path(f"/proc/self/fdinfo/{fd}").read_text()
+            os.close(fd)
+            lines = dict(line.split(":\t") for line in info.splitlines())
+            kind = "prog" if "prog_id" in lines else "map"
+            found.add((kind, int(lines[f"{kind}_id"])))
+        return found
+
+    def switches(self, name: str) -> list[str]:
+        """All that the kernel of a host could keep of ours, but for what comes by itself."""
+        found = []
+        for command in (
+            "ip -d -o link", "ip -o -6 addr", "ip -6 route show table all", "ip -6 rule",
+            "ip nexthop show", "ip -6 neigh show nud permanent", "tc qdisc show",
+            "sysctl -ae -r net.ipv[46]",
+        ):  # fmt: skip
+            found += [f"{command}: {line}" for line in self.run(name, command).splitlines()]
+        for other in self.ips:
+            if other != name:
+                for side in ("ingress", "egress"):
+                    command = f"tc filter show dev to-{other} {side}"
+                    found += self.run(name, command).splitlines()
+        return [" ".join(x.split()) for x in found if not any(own in x for own in OF_ITSELF)]
 
     def agent(self, name: str) -> int:
         """Process id of a node's agent."""
@@ -68,6 +129,18 @@ class Triangle(KernelRing):
     def pins(self, name: str) -> Path:
         """Where a node pins its programs and maps."""
         return self.mesh.state(name) / "bpf"
+
+
+def living(objects: set[tuple[str, int]]) -> set[tuple[str, int]]:
+    """Those of these programs and maps that the kernel still has."""
+    library = ctypes.CDLL("libbpf.so.1", use_errno=True)
+    found = set()
+    for kind, number in objects:
+        fd = getattr(library, f"bpf_{kind}_get_fd_by_id")(number)
+        if fd >= 0:
+            os.close(fd)
+            found.add((kind, number))
+    return found
 
 
 class Probe:

@@ -113,6 +113,8 @@ class Modes:
             KernelRefused: as `put`.
         """
         at_work = self._programs.attached()
+        names = dict(socket.if_nameindex())
+        self._on = {index: on for index, on in self._on.items() if index in names}
         for index in sorted(_indexes(links) & self._on.keys()):
             if index not in at_work:
                 on = self._on[index]
@@ -153,10 +155,11 @@ class Modes:
     # ------------------------------------------------------------------ what is told
     def text(self, links: Iterable[KernelLink]) -> str:
         """`native on eth0, generic on to-b (veth)`, of interfaces in use."""
-        used = [self._on[index] for index in _indexes(links) & self._on.keys()]
+        names = dict(socket.if_nameindex())  # As they are called now.
+        used = [(names.get(n, ""), self._on[n]) for n in _indexes(links) & self._on.keys()]
         return ", ".join(
-            f"{on.mode.value} on {on.name}" + (f": {on.why}" if on.why else "")
-            for on in sorted(used, key=lambda on: on.name)
+            f"{on.mode.value} on {name or on.name}" + (f": {on.why}" if on.why else "")
+            for name, on in sorted(used, key=lambda one: one[0])
         )
 
     def findings(self, links: Iterable[KernelLink]) -> Iterator[Finding]:

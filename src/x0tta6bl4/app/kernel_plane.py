@@ -21,7 +21,7 @@ from typing import Final, final
 
 from x0tta6bl4.app.kernel_links import KEPT, Kept, KernelLink, Links
 from x0tta6bl4.app.kernel_modes import Modes, Xdp
-from x0tta6bl4.app.kernel_views import counters, explained, findings, unpinned
+from x0tta6bl4.app.kernel_views import Passing, counters, explained, findings, unpinned
 from x0tta6bl4.app.settings import NodeSettings
 from x0tta6bl4.core.agent.words import KernelLinks, KernelPace, ProxySaid
 from x0tta6bl4.core.links import verdicts as said
@@ -88,10 +88,9 @@ class KernelPlane:
         self._members: dict[str, float] = {}
         """By node, when it was last reachable by the kernel; bounded by the ways."""
         self._findings: tuple[Finding, ...] = ()
+        self._passing, self._unsaved = Passing(), False
         self._refused: dict[str, str] = {}
         """Why a neighbour's link is not the kernel's; bounded by the neighbours."""
-        self._unsaved = False
-        """What was agreed on could not be written down."""
         self._tasks: list[asyncio.Task[None]] = []
         self._stirred = asyncio.Event()
         self._good: frozenset[str] = frozenset()
@@ -252,7 +251,8 @@ class KernelPlane:
     def _look_once(self) -> None:
         found = self.routes.look()
         self._guarded(self._mend)
-        self._findings = (*found, *unpinned(self.programs))
+        found += unpinned(self.programs)
+        self._findings = self._passing.told(found, clock())
         if self._unsaved:
             self._save()
 
@@ -260,20 +260,20 @@ class KernelPlane:
         for what in self._modes.mend(self._links):
             self._say("kernel", what)
 
-    def _save(self) -> None:
-        """What was agreed on, for the next agent; a full disk keeps no link from working."""
+    def _save(self) -> None:  # A full disk keeps no link from working.
         self._unsaved = True
         self._links.save()
         self._unsaved = False
 
     def _moved(self) -> None:
-        """Interfaces, addresses or routes are not as they were."""
         self._guarded(self.routes.ready)
         self._guarded(self._rest)
 
-    def _rest(self) -> None:
-        """Over an interface without IPv6 go hellos, but no data: both ends are to leave it."""
+    def _rest(self) -> None:  # Without IPv6 hellos go, but no data: both ends leave the link.
         for link in self._links:
+            if link.used and link.kept and self._connections and self.routes.gone(link.kept.index):
+                link.used = False  # It is agreed on anew, over the interface that comes.
+                self._connections.cut(link.node, "its interface is gone")
             if link.kept is None or self.routes.carries(link.kept.index) != link.rests:
                 continue
             link.rests = not link.rests
@@ -532,7 +532,7 @@ class KernelPlane:
 
     # ------------------------------------------------------------------ what is told
     def look(self) -> None:
-        """Look at everything now, for `x0 check`."""
+        """For `x0 check`: as it is now."""
         self._guarded(self._look_once)
 
     def view(self) -> PlaneView:

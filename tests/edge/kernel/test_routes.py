@@ -282,6 +282,20 @@ def test_what_others_take_away_is_written_again(ring: Ring) -> None:
     passes(a, c)
 
 
+def test_next_hops_of_others_with_ids_like_ours_are_left_alone(ring: Ring) -> None:
+    a, c = ring.hosts["a"], ring.hosts["c"]
+    ids = sorted(a.routes.next_hops)
+    for id in ids:
+        a.space.run(*f"ip -6 nexthop replace id {id} blackhole proto static".split())
+    with a.space:
+        a.routes.look()
+        a.routes.mend()
+    passes(a, c, times=3)
+    assert not set(ids) & {*a.routes.next_hops}
+    shown = a.space.run("ip", "nexthop").splitlines()
+    assert sum("blackhole" in line for line in shown) == len(ids) > 0
+
+
 def test_stopping_leaves_nothing(ring: Ring) -> None:
     for host in ring.hosts.values():
         assert len(leavings(host)) > 5

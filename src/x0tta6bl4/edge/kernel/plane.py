@@ -227,6 +227,10 @@ class Plane:
         """Whether an interface has IPv6."""
         return self._watch.carries(index)
 
+    def gone(self, index: int) -> bool:
+        """Whether an interface of the mesh is no more."""
+        return self._watch.gone(index)
+
     def works(self, index: int) -> bool:
         """Whether `look` finds nothing wrong with an interface."""
         return self._watch.works(index)

@@ -101,7 +101,7 @@ class KernelRoutes:
 
     __slots__ = (
         "_cut", "_hops", "_ids", "_led", "_links", "_metrics", "_netlink", "_own", "_owners",
-        "_prefix", "_routes", "_stale", "_vias", "_wanted",
+        "_prefix", "_routes", "_stale", "_taken", "_vias", "_wanted",
     )  # fmt: skip
 
     def __init__(self, netlink: Netlink, prefix: bytes, own: bytes) -> None:
@@ -114,6 +114,8 @@ class KernelRoutes:
         self._ids: dict[Course, int] = {}
         self._owners: dict[int, Course] = {}
         self._hops: dict[int, rt.NextHop] = {}
+        self._taken: set[int] = set()
+        """Ids of somebody else's next hops."""
         self._routes: dict[tuple[bytes, int], int] = {}
         """What the kernel has, as far as we know."""
         self._stale: set[_Key] = set()
@@ -192,8 +194,9 @@ class KernelRoutes:
         links = (rt.read_link(s) for s in netlink.dump("links", rt.GET_LINK, rt.ALL_LINKS))
         self._links = {link.index: link for link in links if link is not None}
         asked = netlink.dump("next hops", rt.GET_NEXT_HOP, rt.ALL_NEXT_HOPS)
-        hops = (rt.read_next_hop(said) for said in asked)
-        self._hops = {hop.id: hop for hop in hops if hop is not None and _ours(hop)}
+        hops = [hop for said in asked if (hop := rt.read_next_hop(said)) is not None]
+        self._hops = {hop.id: hop for hop in hops if _ours(hop)}
+        self._taken = {hop.id for hop in hops if not _ours(hop)}
         self._routes = {key: id for key, id in self._routes.items() if id in self._hops}
 
     def stop(self) -> list[Refusal]:
@@ -397,7 +400,9 @@ class KernelRoutes:
                 exit = alternate
             elif not self._up(exit):
                 return 0
-        id = self._ids.get(course) or self._new_id(course)
+        id = self._ids.get(course, 0)
+        if not id or id in self._taken:
+            id = self._new_id(course)
         hop = rt.NextHop(id, exit.index, exit.gateway, exit.segments, (), PROTOCOL)
         if self._hops.get(id) != hop:
             hops[id] = hop
@@ -410,7 +415,7 @@ class KernelRoutes:
                 digest.update(struct.pack("=I16sI", exit.index, exit.gateway, len(exit.segments)))
                 digest.update(b"".join(exit.segments))
         id = _FIRST_ID | int.from_bytes(digest.digest()[:3], "big")
-        while id in self._owners:
+        while id in self._owners or id in self._taken:
             id = _FIRST_ID | (id + 1 & _ID_MASK)
         self._ids[course], self._owners[id] = id, course
         return id

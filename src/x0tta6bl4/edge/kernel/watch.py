@@ -136,6 +136,10 @@ class Watch:
         disabled = self._sysctls.get(sysctl.DISABLED.format(link.name))
         return link.mtu >= MTU_MIN and disabled == "0"
 
+    def gone(self, index: int) -> bool:
+        """Whether an interface of the mesh is no more."""
+        return index in self._names and index not in self._links
+
     def works(self, index: int) -> bool:
         """Whether `check` has nothing to say of an interface."""
         link = self._links.get(index)
