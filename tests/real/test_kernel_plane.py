@@ -184,7 +184,7 @@ def test_a_link_that_loses_a_twentieth_is_seen_and_left(ring: KernelRing) -> Non
     other = "c" if by == "b" else "b"
     ring.cut("a", by, one_in=20)
     began = time.monotonic()
-    wait_for(lambda: ring.counter("a", f"kernel_link_gray|{by}") == 1, "a to see it", 10)
+    wait_for(lambda: ring.counter("a", f"kernel_link_gray|{by}") == 1, "a to see it", 30)
     print(f"5 % loss seen after {time.monotonic() - began:.2f} s")
     wait_for(lambda: ring.counter("a", "kernel_link_up|" + by) == 1, "the link to be up", 10)
     wait_for(lambda: way_of(ring) == other, "data to go the other way", 10)

@@ -346,9 +346,22 @@ def test_forty_links_get_their_hellos_evenly(triangle: Triangle, tmp_path: Path)
                     every=4 if number == 138 else 1,
                 )
             )
-    start = {number: a.detector.report(number).asked for number in a.detector.links()}
+
+    def asked() -> dict[int, int]:
+        """Of all links at one moment: looked at anew if that took more than a hello's time."""
+        found: dict[int, int] = {}
+
+        def at_once() -> bool:
+            began = time.monotonic()
+            found.update((n, a.detector.report(n).asked) for n in a.detector.links())
+            return time.monotonic() - began < 0.005
+
+        until(at_once)
+        return found
+
+    start = asked()
     _after(lambda: a.detector.report(100).asked, 40)
-    grown = {number: a.detector.report(number).asked - start[number] for number in start}
+    grown = {number: count - start[number] for number, count in asked().items()}
     seldom = grown.pop(138)
     assert max(grown.values()) - min(grown.values()) <= 2, grown
     assert abs(4 * seldom - grown[100]) <= 8
