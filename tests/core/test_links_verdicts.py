@@ -8,6 +8,7 @@ import pytest
 
 from x0tta6bl4.core.links.verdicts import (
     BUSY_PACKETS,
+    DOUBT_US,
     FRESH_US,
     OFTEN_US,
     STALE_US,
@@ -259,7 +260,6 @@ def test_links_are_looked_at_often_while_something_happens_and_then_seldom() -> 
         (shows(came_out=BUSY_PACKETS), True),  # Some of so many may be lost, and no hello.
         (shows(**calm, lost_in=1), True),
         (shows(**calm, lost_out=1), True),
-        (KernelStirs(), True),
         (shows(**calm, dead=True), True),
         (shows(**calm, dead=True, run=0), False),  # What comes back is said by the kernel.
         (shows(**calm, dead=True, run=3), True),
@@ -270,6 +270,17 @@ def test_links_are_looked_at_often_while_something_happens_and_then_seldom() -> 
         assert (machine.often_until == later + OFTEN_US) == stirs, event
         assert stirs or machine.often_until < later
     assert Config().hold_us < OFTEN_US
+
+
+def test_a_mere_suspicion_is_looked_into_for_a_moment_and_a_loss_for_longer() -> None:
+    story = Story()
+    machine = story.machine
+    story.at(SECOND, shows(dead=True))
+    story.at(10 * SECOND, KernelStirs())
+    assert machine.often_until == 10 * SECOND + DOUBT_US
+    story.at(10 * SECOND + 1, shows(lost_in=1))
+    story.at(10 * SECOND + 2, KernelStirs())
+    assert machine.often_until == 10 * SECOND + 1 + OFTEN_US
 
 
 def test_few_hellos_will_do_where_the_kernel_judges_and_finds_a_link_good() -> None:

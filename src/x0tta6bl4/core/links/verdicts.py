@@ -30,6 +30,9 @@ STALE_US: Final = 1_000_000
 """A link that is up without an answer for so long is watched by nobody."""
 OFTEN_US: Final = 3_000_000
 """For so long after something has happened links are looked at often; more than `hold_us`."""
+DOUBT_US: Final = 250_000
+"""The same for a mere suspicion: on a machine without time most are of answers that come late, and
+many looks would make it later still.  What was lost is seen by then."""
 BUSY_PACKETS: Final = 20
 """Sent over a link between two looks: some of such may be lost where hellos are not."""
 
@@ -214,7 +217,7 @@ class Verdicts:
             link = self._watched(event.node)
             return NOTHING if link is None else self._look(now, link, event)
         if type(event) is KernelStirs:
-            self._stir(now)
+            self._stir(now, DOUBT_US)
             return NOTHING
         if type(event) is KernelDown:
             self._stir(now)
@@ -252,8 +255,8 @@ class Verdicts:
             if link.watched and link.proven and link.up and link.answers and not link.gray
         )
 
-    def _stir(self, now: Instant) -> None:
-        self.often_until = now + OFTEN_US
+    def _stir(self, now: Instant, us: int = OFTEN_US) -> None:
+        self.often_until = max(self.often_until, now + us)
 
     def judged(self, node: str) -> Judged:
         """How a link stands."""
