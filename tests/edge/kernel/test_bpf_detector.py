@@ -18,9 +18,11 @@ import pytest
 
 from tests.edge.kernel.triangle import MESH, NUMBERS, Node, Triangle, until
 from x0tta6bl4.edge.kernel import clock, layout
+from x0tta6bl4.edge.kernel import rtnetlink as rt
 from x0tta6bl4.edge.kernel.detector import Alternate, Detector, Link, Pace
 from x0tta6bl4.edge.kernel.layout import EventKind
 from x0tta6bl4.edge.kernel.libbpf import KernelRefused, Libbpf, is_bpffs, unmount
+from x0tta6bl4.edge.kernel.netlink import Monitor
 from x0tta6bl4.edge.kernel.programs import Mode, Programs
 
 pytestmark = pytest.mark.netns
@@ -266,6 +268,23 @@ def test_nothing_is_left(triangle: Triangle, tmp_path: Path) -> None:
     with space:
         assert clock.exists() is None
     _gone(library, numbers)
+
+
+def test_no_clock_is_made_while_links_are_removed(
+    triangle: Triangle, nodes: dict[str, Node]
+) -> None:
+    with triangle.spaces["a"]:
+        known = {index for index, _ in socket.if_nameindex()}
+        assert clock.exists() is not None
+        monitor = Monitor(rt.GROUP_LINK)
+        nodes["a"].detector.remove()
+        nodes["a"].programs.remove()
+        said, lost = monitor.read()
+        monitor.close()
+    links = [link for one in said if (link := rt.read_link(one)) is not None]
+    assert not lost
+    assert clock.NEAR in {link.name for link in links}
+    assert {link.index for link in links} <= known
 
 
 def _traces(triangle: Triangle) -> str:

@@ -438,9 +438,9 @@ class Detector:
 
         Comes before that one: the frame belongs to nobody, and only an empty track lets go of it.
         """
-        self._write_settings(fan=0, generation=0)
-        clock.remove(self._netlink)
-        for number in list(self._links):
+        numbers, self._links = list(self._links), {}
+        self._write_fan()  # With no links left: each would make the clock anew.
+        for number in numbers:
             self.remove_link(number)
         self.close()
 
