@@ -179,6 +179,21 @@ def test_defaults_are_not_sent() -> None:
     assert msgspec.msgpack.decode(said, type=Intro).kernel == offer
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"link": 256}, {"link": -1}, {"local": b"short"}, {"mac": b"m" * 7}, {"mtu": -1},
+        {"mtu": 1 << 31}, {"slot": 2}, {"slot": -2},
+    ],
+)  # fmt: skip
+def test_an_offer_of_what_no_kernel_has_is_no_message(wrong: dict[str, int | bytes]) -> None:
+    offer = messages.KernelOffer(3, b"l" * 16, b"m" * 6, 1500, -1)
+    bad = msgspec.structs.replace(offer, **wrong)
+    intro = Intro(1, "a", 2, 3, (), 100_000, 5, kernel=bad)
+    with pytest.raises(BadMessage, match="X0-MSG-002"):
+        list(codec.link_reader().feed(codec.encode(intro)))
+
+
 # ------------------------------------------------------------------ records
 def test_a_record_is_bounded_and_its_signature_covers_everything_but_itself() -> None:
     one = record()

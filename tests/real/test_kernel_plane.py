@@ -20,8 +20,8 @@ from tests.real.kernel_ring import IPS, KernelRing, Requests
 from tests.real.lab import PAGE_BYTES, Ticks, scratch
 from x0tta6bl4.app import settings as cfg
 from x0tta6bl4.app.admin import AdminClient
-from x0tta6bl4.app.kernel_plane import open_plane
 from x0tta6bl4.app.mesh import wait_for
+from x0tta6bl4.app.planes import open_plane
 from x0tta6bl4.wire.admin import Fine, Renew
 from x0tta6bl4.wire.ids import NodeName, TrustDomain
 from x0tta6bl4.wire.mesh_address import mesh_address

@@ -26,7 +26,7 @@ from x0tta6bl4.app.admin import AdminServer
 from x0tta6bl4.app.admission import Admission, Admitted
 from x0tta6bl4.app.authority_link import AuthorityLink
 from x0tta6bl4.app.desk import Desk
-from x0tta6bl4.app.kernel_plane import KernelPlane, open_plane
+from x0tta6bl4.app.planes import KernelPlane, open_plane
 from x0tta6bl4.app.resolver import Resolver
 from x0tta6bl4.app.trust import Trusts
 from x0tta6bl4.app.wallet import Wallet, private_dir, read_private, write_private

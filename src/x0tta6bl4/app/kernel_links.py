@@ -13,7 +13,8 @@ from x0tta6bl4.app.wallet import read_private, write_private
 from x0tta6bl4.core.links.verdicts import Judged, Verdicts
 from x0tta6bl4.edge.kernel.layout import LINKS_MAX
 from x0tta6bl4.edge.kernel.plane import Adjacent
-from x0tta6bl4.wire.errors import X0Error
+from x0tta6bl4.runtime.aio.links import Offers
+from x0tta6bl4.wire.errors import Refused, X0Error
 from x0tta6bl4.wire.ids import NodeName
 
 KEPT: Final = "kernel-links"
@@ -118,6 +119,30 @@ class Links:
     def numbered(self, number: int) -> KernelLink | None:
         """The link of a number."""
         return self._by_number.get(number)
+
+    def agreed(self, link: KernelLink, offers: Offers) -> Kept:
+        """What both ends have said, as one.
+
+        Raises:
+            Refused: X0-KRN-147 the neighbour says that it is where this node or another one is:
+                whose data would go there?
+        """
+        mine, theirs = offers.mine, offers.theirs
+        taken = {(mine.local, mine.mac): "this node"}
+        for other in self:
+            if other is not link and other.kept and other.kept.index == offers.index:
+                taken[other.kept.peer, other.kept.peer_mac] = other.node
+        for (address, mac), node in taken.items():
+            if address == theirs.local or mac == theirs.mac:
+                raise Refused(
+                    "X0-KRN-147",
+                    f"{link.node} says that it is at the address of {node}",
+                    "each node on an interface has an address and a hardware address of its own",
+                )
+        return Kept(
+            link.node, link.number, offers.index, mine.local, mine.mac, theirs.local, theirs.mac,
+            theirs.link, min(mine.mtu, theirs.mtu),
+        )  # fmt: skip
 
     def save(self) -> None:
         """Write down what was agreed on.

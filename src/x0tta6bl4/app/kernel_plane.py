@@ -19,17 +19,16 @@ from ipaddress import IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Final, final
 
-from x0tta6bl4.app.kernel_links import KEPT, Kept, KernelLink, Links
+from x0tta6bl4.app.kernel_links import Kept, KernelLink, Links
 from x0tta6bl4.app.kernel_modes import Modes, Xdp
-from x0tta6bl4.app.kernel_views import Passing, counters, explained, findings, unpinned
-from x0tta6bl4.app.settings import NodeSettings
+from x0tta6bl4.app.kernel_views import Passing, counters, dropped, explained, findings, unpinned
 from x0tta6bl4.core.agent.words import KernelLinks, KernelPace, ProxySaid
 from x0tta6bl4.core.links import verdicts as said
 from x0tta6bl4.core.machine import Effect, Event
 from x0tta6bl4.core.routing.forwarding import WaysChanged
 from x0tta6bl4.edge.kernel.detector import Detector, Link, keys_of
 from x0tta6bl4.edge.kernel.filter import MEMBERS_MAX, Filter, Member
-from x0tta6bl4.edge.kernel.layout import EventKind, Reason
+from x0tta6bl4.edge.kernel.layout import EventKind
 from x0tta6bl4.edge.kernel.libbpf import Libbpf
 from x0tta6bl4.edge.kernel.plane import LOOK_EVERY_S, Adjacent, Plane
 from x0tta6bl4.edge.kernel.programs import Programs
@@ -37,10 +36,10 @@ from x0tta6bl4.runtime.aio.beat import until_beat
 from x0tta6bl4.runtime.aio.links import LinkConnections, Offers
 from x0tta6bl4.runtime.clocks import clock, unix_us
 from x0tta6bl4.wire.admin import Finding, PlaneView
-from x0tta6bl4.wire.errors import X0Error
+from x0tta6bl4.wire.errors import Refused, X0Error
 from x0tta6bl4.wire.ids import NodeName, SpiffeId, TrustDomain, node_of
 from x0tta6bl4.wire.mesh_address import mesh_prefix
-from x0tta6bl4.wire.messages import KernelOffer, LinkState, ProxyFact, Ready
+from x0tta6bl4.wire.messages import MTU_MAX, KernelOffer, LinkState, ProxyFact, Ready
 
 TICK_S: Final = 0.1
 """Between two looks at links while something happens, LEASE_S otherwise: verdicts are events."""
@@ -306,8 +305,8 @@ class KernelPlane:
             self._refused[node] = str(error)
             return None
         offer = KernelOffer(
-            link.number, found.local, found.mac, found.mtu, link.slot if link.used else -1,
-            native=self._modes.native(found.index), eases=True,
+            link.number, found.local, found.mac, min(found.mtu, MTU_MAX),
+            link.slot if link.used else -1, native=self._modes.native(found.index), eases=True,
         )  # fmt: skip
         return found.index, offer
 
@@ -327,19 +326,21 @@ class KernelPlane:
         told = self._verdicts.handle(clock(), said.KernelLeaves(node))
         self._pace()
         self._changed()
+        self._guarded(self._save)
         self._carry_out(told)
 
     def _agree(self, node: NodeName, offers: Offers) -> None:
         link = self._links.get(node)
         if link is None:
             return
+        try:
+            kept = self._links.agreed(link, offers)
+        except Refused as error:
+            self._refused[node] = error.what
+            raise
         self._refused.pop(node, None)
         mine, theirs = offers.mine, offers.theirs
         link.eases = theirs.eases
-        kept = Kept(
-            node, link.number, offers.index, mine.local, mine.mac, theirs.local, theirs.mac,
-            theirs.link, min(mine.mtu, theirs.mtu),
-        )  # fmt: skip
         if kept != link.kept:
             self._watch(link, kept)
         if offers.secret != link.secret:
@@ -553,48 +554,8 @@ class KernelPlane:
             if link.kept is not None:
                 slot = self.detector.slot(link.number)
                 found |= counters(link, self.detector.report(link.number), slot)
-        for reason, count in self.programs.counters().items():
-            name = reason.name.lower()
-            if reason not in _FINE:
-                found[f"kernel_dropped_total|{name}"] = count
-        return found
-
-
-_FINE: Final = (Reason.HELLO_ANSWERED, Reason.HELLO_ACCEPTED, Reason.FILTER_PASSED)
+        return found | dropped(self.programs)
 
 
 def _nowhere(event: Event) -> None:
     """Nobody listens before `run`, which says how all links are."""
-
-
-def open_plane(settings: NodeSettings, say: Say) -> tuple[KernelPlane | None, PlaneView]:
-    """The plane that node.toml asks for, as far as this host can.
-
-    Args:
-        settings: of the node.
-        say: a line for the events log.
-    Returns:
-        The kernel's plane, or None; and what is in force without it, with the reason.
-    Raises:
-        Unavailable: `plane = "kernel"`, and this host can't; the reason is X0-KRN-...
-    """
-    wish, state_dir = settings.data.plane, Path(settings.state_dir)
-    names = [link.node for link in settings.link]
-    domain, me = TrustDomain(settings.trust_domain), NodeName(settings.node)
-    if wish == "userspace":
-        if (state_dir / KEPT).exists():  # Of a life in kernel mode that was killed.
-            with contextlib.suppress(X0Error, OSError):
-                KernelPlane(domain, me, state_dir, names, say).remove()
-        return None, PlaneView()
-    try:
-        return KernelPlane(domain, me, state_dir, names, say, settings.data.xdp), PlaneView()
-    except X0Error as error:
-        if wish == "kernel":
-            raise
-        why = f"{error.id}: {error.what}"
-        say("kernel", f"data goes through user space: {why}")
-        wrong = Finding(
-            "X0-KRN-143", "warning", f"data goes through user space: {why}",
-            error.hint or 'say plane = "userspace" if that is meant',
-        )  # fmt: skip
-        return None, PlaneView("userspace", f"userspace, because {why}", (wrong,))

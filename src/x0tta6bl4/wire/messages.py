@@ -7,12 +7,14 @@ proxy by its expiry or by being named in `Delta.drops`, never by being absent fr
 
 from __future__ import annotations
 
-from typing import Final, final
+from typing import Annotated, Final, final
 
 import msgspec
+from msgspec import Meta
 
 LINK_VERSION: Final = 1
 PROXY_VERSION: Final = 1
+MTU_MAX: Final = 65_535
 
 
 class Message(
@@ -37,14 +39,14 @@ class KernelOffer(Message, frozen=True, forbid_unknown_fields=False):
     says so (`ready`), and only then sends the other end under them.
     """
 
-    link: int
-    """Number of the link at the sender, 0..255."""
-    local: bytes
+    link: Annotated[int, Meta(ge=0, le=255)]
+    """Number of the link at the sender."""
+    local: Annotated[bytes, Meta(min_length=16, max_length=16)]
     """Link-local IPv6 address of its interface."""
-    mac: bytes
+    mac: Annotated[bytes, Meta(min_length=6, max_length=6)]
     """Hardware address of its interface."""
-    mtu: int
-    slot: int
+    mtu: Annotated[int, Meta(ge=0, le=MTU_MAX)]
+    slot: Annotated[int, Meta(ge=-1, le=1)]
     """Of the keys in use when the connection began; -1: none."""
     ready: bool = False
     """It takes hellos under the keys of this connection."""

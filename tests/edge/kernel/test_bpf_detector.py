@@ -416,6 +416,27 @@ def test_what_can_not_be_a_link_is_refused(triangle: Triangle, nodes: dict[str, 
         a.detector.set_alternates(AB, [stranger])
 
 
+def test_nobody_gets_the_place_of_another_link(triangle: Triangle, nodes: dict[str, Node]) -> None:
+    a = nodes["a"]
+    there = a.detector._read(AB)
+    thief = Link(
+        number=200,
+        peer_number=0,
+        ifindex=there["ifindex"],
+        local_mac=there["local_mac"],
+        peer_mac=there["peer_mac"],
+        local=IPv6Address(there["local"]),
+        peer=IPv6Address("fe80::bad"),
+        incarnation=1,
+    )
+    with pytest.raises(KernelRefused, match="X0-KRN-010.*another neighbour's hardware address"):
+        a.detector.set_link(thief)
+    assert 200 not in a.detector.links()
+    a.detector.remove_link(200)  # It was none: that takes nothing from the other one either.
+    assert set(a.detector.links()) >= {AB, AC}
+    a.detector.set_alternates(AC, [triangle.alternate("ab", "c")])
+
+
 def test_somebody_elses_xdp_program_is_left_alone(triangle: Triangle, tmp_path: Path) -> None:
     triangle.cut("ab")
     a = Node(triangle, "a", tmp_path / "pins", Pace())

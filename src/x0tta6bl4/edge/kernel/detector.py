@@ -188,10 +188,16 @@ class Detector:
             KernelRefused: X0-KRN-010 a number or address that can't be.
         """
         _check(link)
+        port = _port(link.ifindex, link.peer_mac)
+        if self._ports.get(port, link.number) != link.number:
+            raise KernelRefused(
+                "X0-KRN-010",
+                f"{link.peer_mac.hex(':')} is another neighbour's hardware address",
+                "each neighbour on an interface has its own",
+            )
         values = self._read(link.number)
+        old = _port_of(values)
         fresh = not values["flags"] & Flag.ACTIVE
-        if not fresh:
-            self._forget_port(values)
         interval = self._pace.hello_us * link.every * 1000
         values |= {
             "incarnation": link.incarnation,
@@ -213,7 +219,8 @@ class Detector:
             values["forgiven"] = 0
             self._programs.maps["x0_states"].put(key, layout.STATE.pack(downs=1))
         self._write(link.number, values)
-        port = _port(link.ifindex, link.peer_mac)
+        if old != port:
+            self._forget_port(link.number, old)
         self._programs.maps["x0_ports"].put(port, key)
         self._ports[port] = link.number
         self._arm(link.number)
@@ -251,7 +258,7 @@ class Detector:
     def remove_link(self, number: int) -> None:
         """Watch a link no longer; its data is diverted no more."""
         values = self._read(number)
-        self._forget_port(values)
+        self._forget_port(number, _port_of(values))
         self.set_alternates(number, ())
         self._forget_choice(number)
         self._links.pop(number, None)
@@ -459,10 +466,10 @@ class Detector:
         assert data is not None
         return data
 
-    def _forget_port(self, values: dict[str, Any]) -> None:
-        port = _port_of(values)
-        self._programs.maps["x0_ports"].delete(port)
-        self._ports.pop(port, None)
+    def _forget_port(self, number: int, port: bytes) -> None:
+        if self._ports.get(port) == number:
+            del self._ports[port]
+            self._programs.maps["x0_ports"].delete(port)
 
     def _forget_choice(self, number: int) -> None:
         """A link that is gone is nobody's alternate, whoever gets its number next."""
