@@ -151,6 +151,25 @@ def test_a_second_node_in_the_same_namespace_is_refused(world: World) -> None:
     assert [world.way(name) for name in "bcd"] == ["to-b", "to-c", "to-b"]
 
 
+def test_another_nodes_address_stops_the_plane_only_where_nodes_have_theirs(world: World) -> None:
+    world.plane.table(TABLE)
+    there = IPv6Address(address("other"))
+    # As made from a router advertisement for the mesh's prefix, by anybody on the cable.
+    world.space.run(*f"ip -6 addr add {there}/64 dev to-b noprefixroute".split())
+    assert world.look() == []
+    with world.space:
+        second = Plane(DOMAIN, NodeName("a"), world.state)
+        assert second.start(world.adjacent())
+        second.close()
+    world.space.run(*f"ip -6 addr add {there}/128 dev lo noprefixroute".split())
+    world.space.run("ip", "link", "set", "to-b", "down")
+    assert world.look() == ["X0-KRN-141", "X0-KRN-131"]
+    world.space.run("ip", "link", "set", "to-b", "up")
+    world.space.run(*f"ip -6 addr del {there}/128 dev lo".split())
+    assert world.look() == []
+    assert [world.way(name) for name in "bcd"] == ["to-b", "to-c", "to-b"]
+
+
 def test_stopping_leaves_nothing(world: World) -> None:
     world.plane.table(TABLE)
     assert world.state.exists()

@@ -25,7 +25,7 @@ from x0tta6bl4.edge.kernel.routes import TARGETS_MAX, Course, Done, Exit, Kernel
 from x0tta6bl4.edge.kernel.sysctl import Sysctls
 from x0tta6bl4.edge.kernel.watch import GROUPS, Watch
 from x0tta6bl4.wire.admin import Finding
-from x0tta6bl4.wire.errors import Unavailable
+from x0tta6bl4.wire.errors import Conflict, Unavailable
 from x0tta6bl4.wire.ids import NodeName, TrustDomain
 from x0tta6bl4.wire.mesh_address import link_address, mesh_address, mesh_prefix
 
@@ -245,6 +245,8 @@ class Plane:
         found = self._watch.check()
         try:
             self._routes.start()
+        except Conflict as error:
+            return [Finding(error.id, "error", error.what, error.hint), *found]
         except Unavailable as error:
             if not found:
                 found.append(Finding("X0-KRN-140", "error", error.what, error.hint or _AGAIN))

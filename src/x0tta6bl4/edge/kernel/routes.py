@@ -46,7 +46,8 @@ NEXT_HOPS_MAX: Final = 4096
 """From here on a change tidies up by itself."""
 _FIRST_ID: Final = 0x78 << 24
 _ID_MASK: Final = 0xFFFFFF
-_LOOPBACK: Final = "lo"
+_LOOPBACK: Final = 1
+"""Index of `lo` in every network namespace (`LOOPBACK_IFINDEX`)."""
 DETOUR_BYTES: Final = 40 + 8 + 4 * 16
 """Headers of a source route of four segments (RFC 8754 section 2): TCP leaves room for them, so
 that what is on its way when a link dies fits the detour, too."""
@@ -139,21 +140,24 @@ class KernelRoutes:
         """
         self._be_alone()
         self.look()
-        loopback = next((n for n, link in self._links.items() if link.name == _LOOPBACK), 1)
         unreachable = rt.Route(self._prefix, 48, METRIC, 0, rt.RouteKind.UNREACHABLE, b"", PROTOCOL)
         self._netlink.carry_out(
             "mesh address",
-            [rt.put_address(rt.Address(loopback, self._own, 128)), rt.put_route(unreachable)],
+            [rt.put_address(rt.Address(_LOOPBACK, self._own, 128)), rt.put_route(unreachable)],
         )
         return len(self._routes)
 
     def _be_alone(self) -> None:
-        """Two nodes in one network namespace would take each other's routes for their own."""
+        """Two nodes in one network namespace would take each other's routes for their own.
+
+        Nodes have their addresses on the loopback interface; elsewhere anybody on the same cable
+        can give us one, by a router advertisement (RFC 4862).
+        """
         others = set()
-        for said in self._netlink.dump("addresses", rt.GET_ADDRESS, rt.addresses()):
-            address = rt.read_address(said)
-            if address is not None and address.address[:8] == self._prefix[:8]:
-                others.add(address.address)
+        for said in self._netlink.dump("addresses", rt.GET_ADDRESS, rt.addresses(_LOOPBACK)):
+            at = rt.read_address(said)
+            if at and at.index == _LOOPBACK and at.address[:8] == self._prefix[:8]:
+                others.add(at.address)
         for said in self._netlink.dump("routes", rt.GET_ROUTE, rt.routes(PROTOCOL)):
             route = rt.read_route(said)
             if route is not None and route.protocol == PROTOCOL and route.prefix == 48:
