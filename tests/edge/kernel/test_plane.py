@@ -87,6 +87,30 @@ def test_what_it_is_told_becomes_routes(world: World) -> None:
     assert gone == ""
 
 
+def test_a_neighbour_out_of_reach_stays_so_at_another_address_until_it_is_gone(
+    world: World,
+) -> None:
+    world.plane.table(TABLE)
+    at_b, at_c = world.adjacent()
+    moved = Adjacent(at_b.node, at_b.index, link_local(b"\2" * 6).packed, at_b.mac)
+    world.plane.cut("b", True)
+    for now in (moved, at_b):
+        with world.space:
+            world.plane.neighbours([now, at_c])
+        assert [world.way(name) for name in "bcd"] == ["to-c", "to-c", "to-c"]
+    with world.space:
+        world.plane.neighbours([moved, at_c])
+    world.plane.cut("b", False)
+    with world.space:
+        world.plane.neighbours([at_b, at_c])
+    assert [world.way(name) for name in "bcd"] == ["to-b", "to-c", "to-b"]
+    world.plane.cut("b", True)
+    for some in ([at_c], [at_b, at_c]):
+        with world.space:
+            world.plane.neighbours(some)
+    assert [world.way(name) for name in "bcd"] == ["to-b", "to-c", "to-b"]
+
+
 def test_the_detector_gets_what_the_routes_have(world: World) -> None:
     e = Way("b", "c", Guard.LINK, ("c", "f", "e"))
     world.plane.table({**TABLE, "e": e, "g": Way("c", "", Guard.NONE, ())})

@@ -161,7 +161,11 @@ class Plane:
             Unavailable: as `start`.
         """
         self._adjacent = tuple(adjacent)
-        self._exits = {one.node: Exit(one.index, one.address) for one in self._adjacent}
+        exits: dict[str, Exit] = {x.node: Exit(x.index, x.address) for x in self._adjacent}
+        was, self._exits = self._exits, exits
+        self._routes.follow(
+            {exit.neighbour: exits[node].neighbour for node, exit in was.items() if node in exits}
+        )
         mesh = {one.index for one in self._adjacent}
         self._routes.look_at_links()
         self._watch.use(link for index, link in self._routes.links.items() if index in mesh)

@@ -111,7 +111,7 @@ class KernelRoutes:
         self._own = own
         self._links: dict[int, rt.Link] = {}
         self._cut: dict[tuple[int, bytes], None] = {}
-        """Neighbours out of reach; as bounded as links are."""
+        """Neighbours out of reach; as bounded as neighbours are (`follow`)."""
         self._ids: dict[Course, int] = {}
         self._owners: dict[int, Course] = {}
         self._hops: dict[int, rt.NextHop] = {}
@@ -286,6 +286,14 @@ class KernelRoutes:
                 lost |= not self._next_hop(course, hops)
         done = self._carry_out(hops, [])
         return self.change(dict(self._wanted)) if lost else done
+
+    def follow(self, moves: Mapping[tuple[int, bytes], tuple[int, bytes]]) -> None:
+        """Neighbours are somewhere else; before the table says so.
+
+        Args:
+            moves: where each is now, by where it was; those that are not named are gone.
+        """
+        self._cut = {moves[where]: None for where in self._cut if where in moves}
 
     def mend(self) -> Done:
         """After a look: write again what others have taken away."""
