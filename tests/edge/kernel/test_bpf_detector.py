@@ -26,6 +26,8 @@ from x0tta6bl4.edge.kernel.netlink import Monitor
 from x0tta6bl4.edge.kernel.programs import Mode, Programs
 
 pytestmark = pytest.mark.netns
+_FILTERS, _NEW_FILTER = 4, 44
+"""RTNLGRP_TC and RTM_NEWTFILTER."""
 AB, AC, BA, CA = (NUMBERS[way] for way in ("ab", "ac", "ba", "ca"))
 
 
@@ -458,8 +460,15 @@ def test_native_mode_where_both_ends_have_it(triangle: Triangle, tmp_path: Path)
     b.revive(BA)
     with a.space:
         assert a.programs.attached() == {a.space.index("ab"): Mode.NATIVE}
+        monitor = Monitor(rt.GROUP_LINK, _FILTERS)
         a.programs.attach(a.space.index("ab"), Mode.GENERIC)
+        said, _ = monitor.read()
+        monitor.close()
         assert a.programs.attached() == {a.space.index("ab"): Mode.GENERIC}
+    kinds = [one.kind for one in said if one.kind in (rt.NEW_LINK, _NEW_FILTER)]
+    assert {*kinds} == {rt.NEW_LINK, _NEW_FILTER}
+    # Nobody would filter or answer if XDP went before the other is there.
+    assert kinds == sorted(kinds, reverse=True)
 
 
 def test_no_verdict_while_our_own_clock_stands(triangle: Triangle, nodes: dict[str, Node]) -> None:

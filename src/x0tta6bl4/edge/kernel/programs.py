@@ -243,11 +243,12 @@ class Programs:
     def _attach(self, ifindex: int, mode: Mode) -> None:
         if mode is Mode.NATIVE:
             self.library.attach_xdp(ifindex, self.programs[_INGRESS])
-        elif self._xdp_on(ifindex) == _OURS:
-            self.library.detach_xdp(ifindex)
         arriving = _ARRIVE if mode is Mode.NATIVE else _GENERIC
         self.library.attach_tc(ifindex, self.programs[arriving], Direction.INGRESS)
         self.library.attach_tc(ifindex, self.programs[_LEAVE], Direction.EGRESS)
+        # Last: both at once only count a rate twice; XDP leaves no hello of ours to the other.
+        if mode is Mode.GENERIC and self._xdp_on(ifindex) == _OURS:
+            self.library.detach_xdp(ifindex)
 
     def attach_clock(self, ifindex: int) -> None:
         """Put the program that sends requests at the end of the clock's track.
