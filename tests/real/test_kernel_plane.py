@@ -197,6 +197,8 @@ def test_who_is_no_member_is_dropped_and_counted(ring: KernelRing) -> None:
     to = mesh_address(TrustDomain("hosts.mesh"), NodeName("d"))
     stranger = IPv6Address(int(to) + 1)
     key = "kernel_dropped_total|filter_no_member"
+    led = ("ip", "-6", "route", "get", str(to))
+    wait_for(lambda: " dev to-" in ring.hosts.run("b", *led, check=False).stdout, "b's table", 20)
     before = ring.counter("d", key)
     with ring.space("b"), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
         sock.setsockopt(socket.IPPROTO_IPV6, 78, 1)  # IPV6_FREEBIND
