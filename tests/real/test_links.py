@@ -15,7 +15,7 @@ from x0tta6bl4.edge.tls.aio import SslContext
 from x0tta6bl4.edge.tls.context import ALPN_LINK, TlsContext
 from x0tta6bl4.edge.tls.x509 import Svid
 from x0tta6bl4.runtime.aio import links
-from x0tta6bl4.runtime.aio.links import LinkConnections, LinkKeys
+from x0tta6bl4.runtime.aio.links import NEWS_AT_ONCE, NEWS_EVERY_S, LinkConnections, LinkKeys
 from x0tta6bl4.wire import codec
 from x0tta6bl4.wire.ids import NodeName
 from x0tta6bl4.wire.messages import LINK_VERSION, Flood, Intro, LinkMessage
@@ -149,6 +149,26 @@ def test_a_proxy_that_starts_anew_gets_new_keys_over_the_same_connection() -> No
             assert a.up[-1][2].tx_hello != before.tx_hello
             assert a.up[-1][2].tx_hello == b.up[-1][2].rx_hello
             assert a.links.counts["dialled"] == 1
+
+    asyncio.run(story())
+
+
+def test_a_neighbour_that_greets_without_end_is_heard_now_and_then_and_last() -> None:
+    async def story() -> None:
+        ca = FakeCa()
+        a, b = Agent(ca, "a"), Agent(ca, "b")
+        a.greet(1)
+        b.greet(1)
+        async with pair(a, b):
+            await a.until(lambda: bool(a.up))
+            await b.until(lambda: bool(b.up))
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            for number in range(2, 600):
+                a.greet(number)
+            await b.until(lambda: b.up[-1][1].proxy_incarnation == 599)
+            most = 2 + NEWS_AT_ONCE + (loop.time() - began) / NEWS_EVERY_S
+            assert NEWS_AT_ONCE < len(b.up) <= most
 
     asyncio.run(story())
 

@@ -34,6 +34,8 @@ DIAL_LAST_S: Final = 2.0
 ACCEPTING_MAX: Final = 64
 OUTBOX_BYTES_MAX: Final = 8 * 1024 * 1024
 OLD_CONNECTION_S: Final = 1.0
+NEWS_AT_ONCE, NEWS_EVERY_S = 8, 0.1
+"""Greetings that follow the first one: so many are heard at once, then the newest each so often."""
 
 
 @final
@@ -96,8 +98,8 @@ class _Connection:
     """One TLS connection to a neighbour."""
 
     __slots__ = (
-        "dialled", "first", "heard_at", "intro", "node", "not_after", "place", "ready", "tls",
-        "writer",
+        "dialled", "first", "heard_at", "intro", "news", "news_at", "node", "not_after", "place",
+        "ready", "tls", "waits", "writer",
     )  # fmt: skip
 
     def __init__(self, writer: asyncio.StreamWriter, dialled: bool) -> None:
@@ -114,6 +116,9 @@ class _Connection:
         self.ready = False
         """The kernel takes hellos under the keys of this connection."""
         self.heard_at = 0.0
+        self.news, self.news_at = float(NEWS_AT_ONCE), 0.0
+        self.waits = False
+        """A greeting is heard a little later, or a newer one in its place."""
         self.not_after = min(self.tls.peer_not_after_unix_s, self.tls.own_not_after_unix_s)
 
     def send(self, message: LinkMessage) -> bool:
@@ -472,7 +477,7 @@ class LinkConnections:
                 connection.first = intro.kernel
             connection.intro = intro
             if self._up.get(connection.node) is connection:
-                self._announce(connection)
+                self._announce_news(connection)
         elif connection.intro is None:
             raise BadMessage("X0-LNK-009", "a message before the greeting")
         elif kind is Redial:
@@ -494,6 +499,23 @@ class LinkConnections:
             asyncio.get_running_loop().call_later(OLD_CONNECTION_S, old.writer.transport.abort)
         self._announce(new)
         return True
+
+    def _announce_news(self, connection: _Connection) -> None:
+        """A neighbour greets again; what it costs to hear that is bounded."""
+        loop = asyncio.get_running_loop()
+        since, connection.news_at = loop.time() - connection.news_at, loop.time()
+        connection.news = min(NEWS_AT_ONCE, connection.news + since / NEWS_EVERY_S)
+        if connection.news >= 1 and not connection.waits:
+            connection.news -= 1
+            self._announce(connection)
+        elif not connection.waits:
+            connection.waits = True
+            loop.call_later(NEWS_EVERY_S, self._announce_newest, connection)
+
+    def _announce_newest(self, connection: _Connection) -> None:
+        connection.waits = False
+        if self._up.get(connection.node) is connection:
+            self._announce_news(connection)
 
     def _announce(self, connection: _Connection) -> None:
         if connection.intro is not None and self._intro is not None:
