@@ -27,6 +27,7 @@ SEGMENTS: Final = "ipv6/conf/{}/seg6_enabled"
 SWITCHES_MAX: Final = 4096
 _ROOT: Final = Path("/proc/sys/net")
 _FILE_BYTES_MAX: Final = 1 << 20
+_VALUE_BYTES_MAX: Final = 4096
 
 
 @final
@@ -59,8 +60,12 @@ class Sysctls:
         Args:
             name: below net/, e.g. `ipv6/conf/eth0/forwarding`.
         """
-        try:
-            return (_ROOT / _safe(name)).read_text(encoding="ascii").strip()
+        try:  # Looked at each second for each link: less than half of what Path takes.
+            file = os.open(f"{_ROOT}/{_safe(name)}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return os.read(file, _VALUE_BYTES_MAX).decode("ascii").strip()
+            finally:
+                os.close(file)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
