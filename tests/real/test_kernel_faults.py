@@ -173,7 +173,7 @@ def test_another_layout_or_no_pins_is_a_short_gap_for_who_has_no_other_way(
     gap_ms = probe.gap(500, ALONE_MS / 1000)
     print(f"{change}: {gap_ms:.0f} ms")
     assert gap_ms < ALONE_MS
-    wait_for(lambda: not living(before), "the programs of before to be gone", 5)
+    wait_for(lambda: not living(before), "the programs of before to be gone", 20)
     ring.heal("a", "c")
     back(ring, probe)
 

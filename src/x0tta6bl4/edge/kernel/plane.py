@@ -203,10 +203,6 @@ class Plane:
         Before `settle` what the detector has from an earlier process is better.
         """
         macs = {(one.index, one.address): one.mac for one in self._adjacent}
-        links = self._routes.links
-        mtus = [links[one.index].mtu for one in self._adjacent if one.index in links]
-        if mtus:
-            self._routes.fit(min(mtus))
         found: dict[str, list[Alternate]] = {one.node: [] for one in self._adjacent}
         for node, (_, exit) in self._table_of(self._ways):
             if exit is not None:
