@@ -105,6 +105,18 @@ class Pair:
                 self.now = Instant(until)
                 return
 
+    def drop_one(self, end: str) -> None:
+        """Lose the next hello that an end sends, and no other."""
+        lost: list[int] = []
+
+        def drops(source: str, at: int, _: Hello) -> bool:
+            if source == end and not lost:
+                lost.append(at)
+                return True
+            return False
+
+        self.drops = drops
+
     def kinds(self, end: str) -> list[str]:
         return [type(fact).__name__ for _, who, fact in self.told if who == end]
 
@@ -153,15 +165,7 @@ def test_a_lost_hello_is_cleared_up_within_a_round_trip_of_the_first_probe() -> 
     pair = Pair()
     pair.run(SECOND)
     pair.told.clear()
-    lost: list[int] = []
-
-    def one(source: str, at: int, _: Hello) -> bool:
-        if source == "b" and not lost:
-            lost.append(at)
-            return True
-        return False
-
-    pair.drops = one
+    pair.drop_one("b")
     pair.run(400 * MS)
     facts = [(at, fact) for at, end, fact in pair.told if end == "a"]
     # The next calm hello may come before 1.4 intervals are over (jitter): then nothing is told.

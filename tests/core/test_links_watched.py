@@ -140,15 +140,7 @@ def test_silence_ends_it_and_is_judged_by_questions() -> None:
 
 def test_a_hello_lost_among_few_is_cleared_up_at_once() -> None:
     pair = ready()
-    lost: list[int] = []
-
-    def one(source: str, at: int, _: Hello) -> bool:
-        if source == "b" and not lost:
-            lost.append(at)
-            return True
-        return False
-
-    pair.drops = one
+    pair.drop_one("b")
     pair.run(30 * SECOND)
     told = [(at, fact) for at, end, fact in pair.told if end == "a"]
     assert [type(fact) for _, fact in told][:2] == [LinkSuspected, LinkUp]

@@ -95,15 +95,24 @@ async def pair(a: Agent, b: Agent, both_dial: bool = False) -> AsyncIterator[Non
         yield
 
 
+@contextlib.asynccontextmanager
+async def linked(
+    one: int = 1, other: int = 1, *, both_dial: bool = False
+) -> AsyncIterator[tuple[Agent, Agent]]:
+    """Two agents that have greeted each other, with proxies of these incarnations."""
+    ca = FakeCa()
+    a, b = Agent(ca, "a"), Agent(ca, "b")
+    a.greet(one)
+    b.greet(other)
+    async with pair(a, b, both_dial):
+        await a.until(lambda: bool(a.up))
+        await b.until(lambda: bool(b.up))
+        yield a, b
+
+
 def test_both_ends_hear_the_greeting_and_export_the_same_keys_crosswise() -> None:
     async def story() -> None:
-        ca = FakeCa()
-        a, b = Agent(ca, "a"), Agent(ca, "b")
-        a.greet(11)
-        b.greet(22)
-        async with pair(a, b):
-            await a.until(lambda: bool(a.up))
-            await b.until(lambda: bool(b.up))
+        async with linked(11, 22) as (a, b):
             mine, theirs = a.up[-1][2], b.up[-1][2]
             assert a.up[-1][:2] == ("b", b.intro(22))
             assert (mine.link, mine.tx_hello, mine.tx_setup) == (
@@ -136,13 +145,7 @@ def test_what_comes_along_with_a_greeting_is_heard_once_the_link_is_up() -> None
 
 def test_a_proxy_that_starts_anew_gets_new_keys_over_the_same_connection() -> None:
     async def story() -> None:
-        ca = FakeCa()
-        a, b = Agent(ca, "a"), Agent(ca, "b")
-        a.greet(11)
-        b.greet(22)
-        async with pair(a, b):
-            await a.until(lambda: bool(a.up))
-            await b.until(lambda: bool(b.up))
+        async with linked(11, 22) as (a, b):
             before = a.up[-1][2]
             b.greet(23)
             await a.until(lambda: a.up[-1][1].proxy_incarnation == 23)
@@ -155,13 +158,7 @@ def test_a_proxy_that_starts_anew_gets_new_keys_over_the_same_connection() -> No
 
 def test_a_neighbour_that_greets_without_end_is_heard_now_and_then_and_last() -> None:
     async def story() -> None:
-        ca = FakeCa()
-        a, b = Agent(ca, "a"), Agent(ca, "b")
-        a.greet(1)
-        b.greet(1)
-        async with pair(a, b):
-            await a.until(lambda: bool(a.up))
-            await b.until(lambda: bool(b.up))
+        async with linked() as (a, b):
             loop = asyncio.get_running_loop()
             began = loop.time()
             for number in range(2, 600):
@@ -175,16 +172,10 @@ def test_a_neighbour_that_greets_without_end_is_heard_now_and_then_and_last() ->
 
 def test_a_new_svid_replaces_the_connection_without_a_down() -> None:
     async def story() -> None:
-        ca = FakeCa()
-        a, b = Agent(ca, "a"), Agent(ca, "b")
-        a.greet()
-        b.greet()
-        async with pair(a, b):
-            await a.until(lambda: bool(a.up))
-            await b.until(lambda: bool(b.up))
+        async with linked() as (a, b):
             for renewed in (a, b):  # The one that dials, and the one that was dialled.
                 count = len(a.up), len(b.up)
-                renewed.svid = ca.svid(f"node/{renewed.name}")
+                renewed.svid = renewed.ca.svid(f"node/{renewed.name}")
                 renewed.links.redial()
                 await a.until(lambda n=count: len(a.up) > n[0])  # type: ignore[misc]
                 await b.until(lambda n=count: len(b.up) > n[1])  # type: ignore[misc]
@@ -199,13 +190,7 @@ def test_a_new_svid_replaces_the_connection_without_a_down() -> None:
 
 def test_of_two_connections_dialled_at_once_one_survives_at_both_ends() -> None:
     async def story() -> None:
-        ca = FakeCa()
-        a, b = Agent(ca, "a"), Agent(ca, "b")
-        a.greet()
-        b.greet()
-        async with pair(a, b, both_dial=True):
-            await a.until(lambda: bool(a.up))
-            await b.until(lambda: bool(b.up))
+        async with linked(both_dial=True) as (a, b):
             await asyncio.sleep(links.OLD_CONNECTION_S + 0.3)
             assert a.links.peers() == ["b"]
             assert b.links.peers() == ["a"]
