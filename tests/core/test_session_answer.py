@@ -7,7 +7,6 @@ check missing must let at least one through, so that a green run means something
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
@@ -248,15 +247,37 @@ def test_new_of_a_session_that_exists_joins_it() -> None:
     assert next(iter(rig.server.sessions.values())).active is held
 
 
-def test_a_circuit_silent_for_two_seconds_is_dropped() -> None:
+def closings(rig: Rig, after: int, until: int) -> list[tuple[int, str]]:
+    """Circuits that a server closes which hears nothing: (milliseconds since NOW, reason)."""
+    found = []
+    for at in range(NOW + after, NOW + until, 10 * MS):
+        for effect in rig.server.handle(Instant(at), Tick()):
+            if type(effect) is facts.CloseCircuit:
+                found.append(((at - NOW) // MS, effect.reason))
+    return found
+
+
+@pytest.mark.parametrize("calm_s", [0, 7])
+def test_a_circuit_with_streams_that_is_silent_for_two_seconds_is_dropped(calm_s: int) -> None:
     rig = Rig()
-    said = rig.server.handle(Instant(NOW + 1_999 * MS), Tick())
-    assert not any(type(effect) is facts.CloseCircuit for effect in said)
-    closed: list[Any] = []
-    for step in range(1, 400):
-        now = Instant(NOW + 2 * SECOND + step * 10 * MS)
-        closed += [e for e in rig.server.handle(now, Tick()) if type(e) is facts.CloseCircuit]
-    assert [effect.reason for effect in closed] == ["silent"]
+    opened = calm_s * SECOND
+    assert closings(rig, 0, opened) == []
+    Told(rig.pipes[0], 1, ended=False, finished=False)
+    rig.first.circuit.feed(memoryview(frames.frame(7, frames.WINDOW, 1)))
+    session = next(iter(rig.server.sessions))
+    rig.server.handle(Instant(NOW + opened), facts.Owing(session))
+    ((at, reason),) = closings(rig, opened, opened + 20 * SECOND)
+    assert reason == "silent"
+    assert opened // MS + 2000 <= at <= opened // MS + 4100
+
+
+def test_a_circuit_without_streams_has_more_time() -> None:
+    rig = Rig()
+    standby = rig.accept()
+    found = closings(rig, 0, 30 * SECOND)
+    assert [reason for _, reason in found] == ["silent", "silent"]
+    assert all(12_000 <= at <= 24_100 for at, _ in found), found
+    assert standby.number not in rig.server.circuits
 
 
 def test_circuits_and_sessions_of_one_source_are_bounded() -> None:

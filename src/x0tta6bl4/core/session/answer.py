@@ -1,13 +1,13 @@
 """The server's end: all circuits that a proxy has accepted, and the sessions they carry.
 
     circuit   accepted --NEW or JOIN--> active --JOIN on another--> lame --1 s--> closed
-                 '--- 2 s without a byte, expiry, revocation ---> closed
+                 '--- silence, expiry, revocation ---> closed
     session   --NEW--> carried --circuit gone--> waiting --60 s--> ended
                           ^---------JOIN------------'
 
 The server never judges and never dials.  A session is found only under the identities of the
 circuit that asks for it, so nobody joins another's; a JOIN that fails closes its circuit and
-changes nothing.
+changes nothing.  Silence is 2 s without a byte where streams are, and 12 s elsewhere.
 
 Source: RFC 8684 section 3.2 (MP_JOIN); models of the house, session rules.
 """
@@ -63,7 +63,7 @@ class Held:
     """One accepted circuit."""
 
     __slots__ = (
-        "bytes_in", "circuit", "ends_at", "heard_at", "lame_until", "number", "session",
+        "bytes_in", "circuit", "ends_at", "heard_at", "lame_until", "look_at", "number", "session",
         "source", "target", "up",
     )  # fmt: skip
 
@@ -76,6 +76,8 @@ class Held:
         self.session: Carried | None = None
         self.ends_at: int = NEVER
         self.heard_at: int = now
+        self.look_at: int = NEVER
+        """When it is asked next whether something came."""
         self.bytes_in = 0
         self.lame_until = 0
 
@@ -216,7 +218,7 @@ class Server:
         if held.ends_at <= now:
             self._close(now, held, "expired")
             return
-        self._push(now + limits.silence, _SILENCE, held.number)
+        self._look(held, now + limits.calm_silence)
         if held.up.generation != self._generations.get(held.target, held.up.generation):
             self._effects.append(SendFrame(held.number, frames.frame(0, frames.MOVE)))
 
@@ -313,6 +315,9 @@ class Server:
         if session is not None and not session.owing:
             session.owing = True
             self._push(now + self._limits.ack_delay, _ACK, number)
+            active, soon = session.active, now + self._limits.silence
+            if active is not None and active.look_at > soon and session.pipe.streams:
+                self._look(active, soon)  # It was calm.
 
     def _on_svid(self, event: SvidChanged) -> None:
         self._generations[event.id] = event.generation
@@ -357,15 +362,19 @@ class Server:
         elif what == _LAME:
             if held.lame_until and held.lame_until <= now:
                 self._close(now, held, "left")
-        elif held.circuit.bytes_in != held.bytes_in:
-            # Something came since the last look, which was not later than half the limit ago.
-            held.bytes_in = held.circuit.bytes_in
-            held.heard_at = now
-            self._push(now + limits.silence // 2, _SILENCE, held.number)
-        elif now - held.heard_at >= limits.silence:
-            self._close(now, held, "silent")
-        else:
-            self._push(held.heard_at + limits.silence, _SILENCE, held.number)
+        elif held.look_at <= now:
+            session = held.session
+            busy = session is not None and bool(session.pipe.streams)
+            silence = limits.silence if busy else limits.calm_silence
+            if held.circuit.bytes_in != held.bytes_in:
+                # Something came since the last look, which was not later than half the limit ago.
+                held.bytes_in = held.circuit.bytes_in
+                held.heard_at = now
+                self._look(held, now + silence // 2)
+            elif now - held.heard_at >= silence:
+                self._close(now, held, "silent")
+            else:
+                self._look(held, held.heard_at + silence)
 
     def _end_if_gone(self, now: Instant, number: int) -> None:
         session = self.sessions.get(number)
@@ -432,6 +441,10 @@ class Server:
         held.ends_at = min(ends, NEVER)
         self._push(held.ends_at, _END, held.number)
 
+    def _look(self, held: Held, when: int) -> None:
+        held.look_at = when
+        self._push(when, _SILENCE, held.number)
+
     def _push(self, when: int, what: int, number: int) -> None:
         due = self._due
         heapq.heappush(due, (when, what, number))
@@ -443,6 +456,8 @@ class Server:
         held = self.circuits.get(number)
         if held is None:
             return number in self.sessions
+        if what == _SILENCE:
+            return when == held.look_at
         return what != _END or when == held.ends_at
 
 

@@ -11,6 +11,7 @@ from x0tta6bl4.core.machine import NEVER, Instant
 from x0tta6bl4.core.session import frames
 from x0tta6bl4.core.session.circuit import Circuit
 from x0tta6bl4.core.session.facts import Limits, Path, PathsChanged, SendFrame, Up
+from x0tta6bl4.core.session.pipe import Pipe
 
 MARKS_MAX: Final = 8
 
@@ -97,12 +98,19 @@ class Carrier:
             or self.circuit.bytes_out >= limits.roll_bytes
         )
 
-    def due(self, now: Instant, active: bool, limits: Limits) -> tuple[int, int]:
-        """When this circuit ends, and when something about it has to be looked at."""
+    def due(self, now: Instant, active: bool, every: int, limits: Limits) -> tuple[int, int]:
+        """When this circuit ends, and when something about it has to be looked at.
+
+        Args:
+            now: the instant.
+            active: whether it carries the session.
+            every: between pings, microseconds.
+            limits: of the session.
+        """
         if self.lame_until:
             return self.ends_at, self.lame_until
         if not self.ping_out:
-            return self.ends_at, self.ping_at + limits.ping_every
+            return self.ends_at, self.ping_at + every
         since = max(self.ping_at, self.alive_at)
         if not active:
             return self.ends_at, since + self.patience(limits)
@@ -152,14 +160,19 @@ class Quiet:
         self.frame_at: int = now
         self._opened = self._written = 0
 
-    def look(self, now: Instant, streams: bool, opened: int, written: int) -> None:
+    def look(self, now: Instant, pipe: Pipe) -> None:
         """Compare with the last look: streams now, streams opened so far, bytes written."""
-        if streams or opened != self._opened:
-            self._opened = opened
+        if pipe.streams or pipe.opened_total != self._opened:
+            self._opened = pipe.opened_total
             self.stream_at = now
-        if written != self._written:
-            self._written = written
+        if pipe.ring.written != self._written:
+            self._written = pipe.ring.written
             self.frame_at = now
+
+    def ping_every(self, now: Instant, limits: Limits) -> int:
+        """Between pings of its circuits; for a stream that comes they are late, so sent at once."""
+        calm = now - self.stream_at >= limits.calm_after
+        return limits.calm_every if calm else limits.ping_every
 
 
 def crowded(carrier: Carrier, active: Carrier | None, paths: tuple[Path, ...]) -> bool:

@@ -287,6 +287,7 @@ class Client:
 
     # ------------------------------------------------------------------ what is due
     def _settle(self, now: Instant, judge: bool) -> None:
+        self._quiet.look(now, self.pipe)
         self._see_progress(now, judge)
         if self._ack_at <= now:
             self._acknowledge(now)
@@ -418,9 +419,10 @@ class Client:
             self._move(now, standby, "moved")
 
     def _ping_idle(self, now: Instant) -> None:
+        every = self._quiet.ping_every(now, self._limits)
         for carrier in self._carriers():
             quiet = not carrier.lame_until and not carrier.ping_out
-            if quiet and now - carrier.ping_at >= self._limits.ping_every:
+            if quiet and now - carrier.ping_at >= every:
                 self._ping(now, carrier)
 
     def _dial(self, now: Instant) -> None:
@@ -465,7 +467,6 @@ class Client:
 
     def _end_idle(self, now: Instant) -> None:
         pipe, limits = self.pipe, self._limits
-        self._quiet.look(now, bool(pipe.streams), pipe.opened_total, pipe.ring.written)
         said = pipe.ring.confirmed >= pipe.ring.written
         if said and now - self._quiet.stream_at >= limits.idle_max:
             self._end("idle")
@@ -581,20 +582,19 @@ class Client:
 
     def _next(self, now: Instant) -> Instant:
         """When something may be due next."""
-        limits = self._limits
-        due: list[int] = [self._ack_at, self._quiet.stream_at + limits.idle_max]
-        active = self.active
+        limits, active, quiet = self._limits, self.active, self._quiet
+        due: list[int] = [self._ack_at, quiet.stream_at + limits.idle_max]
+        due += (quiet.frame_at + limits.rest_after, self._gone_since(now) + limits.pause_max)
+        every = quiet.ping_every(now, limits)
         for carrier in self._carriers():
-            due += carrier.due(now, carrier is active, limits)
+            due += carrier.due(now, carrier is active, every, limits)
         if self.watching and active is not None and not active.ping_out:
             due.append(now + active.threshold(limits) // 4)
-        due.append(self._gone_since(now) + limits.pause_max)
         if active is None:
             due.append(self._lost_at + limits.second_dial)
         elif active.suspect_at:
             due += [begun + limits.second_dial for begun in self._dials.values()]
         if len(self._dials) < self._wanted(now):
             due.append(self._dial_at)
-        due.append(self._quiet.frame_at + limits.rest_after)
         soonest = min(when for when in due if when > now) if due else NEVER
         return Instant(min(soonest, NEVER))

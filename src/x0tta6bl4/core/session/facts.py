@@ -208,12 +208,18 @@ class Limits(Value, frozen=True):
     threshold_unknown: int = SECOND
     """The same before the first round trip was measured (RFC 6298 section 2)."""
     ping_every: int = SECOND
+    calm_after: int = 5 * SECOND
+    """A session without a stream for this long is calm: nobody waits for what it would find out."""
+    calm_every: int = 5 * SECOND
+    """Between pings of a calm session; less than half of `calm_silence`."""
     ack_delay: int = 5 * MS
     """What came in is acknowledged after one to two of these, if no chunk takes the ACK along."""
     late: int = 12 * MS
     """A tick later than this judges nobody: we were the ones who slept."""
     silence: int = 2 * SECOND
-    """The server drops a circuit without a byte for this long."""
+    """The server drops a circuit without a byte for this long, if streams are on it."""
+    calm_silence: int = 12 * SECOND
+    """The same where none are: of a standby, whose session nobody here knows, or a calm session."""
     expiry_margin: int = SECOND
     """A circuit closes this long before the earlier notAfter."""
     pause_max: int = 60 * SECOND
