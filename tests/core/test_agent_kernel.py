@@ -111,6 +111,18 @@ def test_what_a_relay_said_before_it_died_is_not_taken_for_news() -> None:
     assert table(mesh["a"])["d"].hop == table(mesh["d"])["a"].hop == "b"
 
 
+def test_a_link_that_one_end_alone_has_lost_for_a_moment_is_the_kernels_again() -> None:
+    mesh = Mesh("abcd", DIAMOND, forwards=True)
+    kernels(mesh)
+    mesh.run(3)
+    mesh["a"].link_state("b", "down")
+    mesh.run(0.5)
+    assert table(mesh["a"])["d"].hop == table(mesh["d"])["a"].hop == "c"
+    mesh["a"].link_state("b")
+    mesh.run(1)
+    assert table(mesh["a"])["d"].hop == table(mesh["d"])["a"].hop == "b"
+
+
 def test_a_node_whose_table_of_before_is_at_work_says_so_at_once_and_replaces_it_later() -> None:
     mesh = Mesh("abcd", DIAMOND, forwards=True)
     kernels(mesh)

@@ -331,6 +331,11 @@ class Own:
         return effects
 
     # -------------------------------------------------------------------------- publications
+    def repeat(self) -> None:
+        """Publish the node's own record once more, though nothing has changed in it."""
+        self._published.pop("", None)
+        self.stale = True
+
     def stop(self) -> None:
         """The agent is about to stop: say for how long its record may be used."""
         self._stopping = True

@@ -11,7 +11,7 @@ still be about, and says otherwise.  So it does not call links the kernel's befo
 complete, which is a while after the first of them is up; with the table of an earlier life at work
 it does at once, and that table stands for a while instead.  And a link that was lost is the
 kernel's again only when the other end has said something since: before, what names it was said
-before it was lost.
+before it was lost.  So who hears that the other end alone has lost a link says its own once more.
 
 Source: RFC 6987 section 2 (a starting router is sent nothing in transit), RFC 4724 section 4.2
 (until then a table of before stands).
@@ -134,11 +134,13 @@ class Planes:
         return self._forward(now, AdjacencyWanted(ours))
 
     def _hear(self, now: Instant, node: str, links: tuple[Adjacency, ...]) -> Effects:
-        """A node has said something new."""
+        """A node has said something new; that it has lost a link which is good here is answered."""
         if any(link.node == self._me for link in links):
             self._naming.add(node)
-        else:
+        elif node in self._naming:
             self._naming.discard(node)
+            if any(link.node == node and link.kernel for link in self._own.adjacency or ()):
+                self._own.repeat()
         if node not in self._silent:
             return NOTHING
         self._silent.discard(node)
