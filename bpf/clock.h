@@ -76,7 +76,7 @@ INLINE int turn(struct __sk_buff *skb)
 			turns->round++;
 		}
 		beat = map_lookup(&x0_fan, &at);
-		if (beat && beat->every && turns->round % beat->every == 0)
+		if (beat)
 			ask(skb, beat->link);
 		at++;
 	}

@@ -224,7 +224,10 @@ INLINE int leave(struct __sk_buff *skb)
 	return TC_OK;
 }
 
-/* Data that came on a link, counted after the driver has joined packets (GRO says how many). */
+/*
+ * Data that came on a link, counted after the driver has joined packets (GRO says how many). What
+ * ends its source route here comes in once more for what is within, and shows the same headers.
+ */
 INLINE int arrive(struct __sk_buff *skb)
 {
 	struct data_frame *frame = (void *)(long)skb->data;
@@ -232,7 +235,8 @@ INLINE int arrive(struct __sk_buff *skb)
 	struct x0_state *state;
 	__u32 *at;
 
-	if (skb->protocol != HTONS(TYPE_IPV6) || (void *)(frame + 1) > end || is_hello(frame, end))
+	if (skb->protocol != HTONS(TYPE_IPV6) || (void *)(frame + 1) > end ||
+	    skb->tc_index == X0_ARRIVED || is_hello(frame, end))
 		return TC_OK;
 	at = link_at(skb->ifindex, frame->ethernet.source);
 	if (!at)
@@ -240,6 +244,7 @@ INLINE int arrive(struct __sk_buff *skb)
 	state = map_lookup(&x0_states, at);
 	if (state)
 		__sync_fetch_and_add(&state->received, segments(skb));
-	skb->tc_index = 0;
+	if (frame->ipv6.next == NEXT_ROUTING)
+		skb->tc_classid = X0_ARRIVED; /* becomes its tc_index, which is zero otherwise */
 	return TC_OK;
 }

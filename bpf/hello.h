@@ -142,8 +142,6 @@ INLINE int hear(__u32 ifindex, struct hello_frame *frame, void *end)
 		return XDP_DROP;
 	}
 	if (hello->incarnation > state->peer_incarnation) {
-		if (state->peer_incarnation)
-			tell(number, X0_EVENT_RESTARTED, now, 0);
 		state->peer_incarnation = hello->incarnation;
 		state->top[0] = state->top[1] = 0;
 		state->window[0] = state->window[1] = 0;

@@ -20,6 +20,7 @@ enum {
 	X0_GOOD = 10,       /* answers in a row after which a dead link is worth telling about */
 	X0_SEGMENTS = 16,   /* of a source route; a power of two */
 	X0_DIVERTED = 0x5830, /* tc_index of a packet that was diverted once already */
+	X0_ARRIVED = 0x5831,  /* of one that was counted and may come in once more */
 };
 
 enum x0_kind { X0_REQUEST = 1, X0_ANSWER = 2 };
@@ -125,7 +126,7 @@ struct x0_settings {
 } PACKED(8);
 
 struct x0_beat {
-	__u32 link, every;  /* one hello every so many rounds */
+	__u32 link, one;    /* 1; programs of before send in every so many rounds */
 } PACKED(8);
 
 struct x0_turns {
@@ -138,7 +139,6 @@ enum x0_event_kind {
 	X0_EVENT_CLEARED = 2,  /* a suspicion was wrong */
 	X0_EVENT_DOWN = 3,
 	X0_EVENT_GOOD = 4,     /* X0_GOOD answers in a row, on a link that is down */
-	X0_EVENT_RESTARTED = 5, /* the peer has a new incarnation */
 };
 
 struct x0_event {

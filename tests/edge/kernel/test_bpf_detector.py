@@ -159,7 +159,7 @@ def test_new_keys_disturb_nothing(triangle: Triangle, nodes: dict[str, Node]) ->
     assert a.report(AB).refused <= 2  # under way with the old ones
 
 
-def test_a_dead_peer_is_told_from_a_restarted_one(
+def test_a_peer_that_has_died_and_begins_anew_is_good_again(
     triangle: Triangle, nodes: dict[str, Node], tmp_path: Path
 ) -> None:
     a, b = nodes["a"], nodes["b"]
@@ -167,7 +167,7 @@ def test_a_dead_peer_is_told_from_a_restarted_one(
     until(lambda: a.told(AB, EventKind.DOWN))
     b = Node(triangle, "b", tmp_path / "b2", Pace())
     b.watch(triangle, "a")
-    until(lambda: a.told(AB, EventKind.RESTARTED) and a.told(AB, EventKind.GOOD))
+    until(lambda: a.told(AB, EventKind.GOOD))
     a.revive(AB)
 
 
@@ -364,7 +364,6 @@ def test_forty_links_get_their_hellos_evenly(triangle: Triangle, tmp_path: Path)
                     local=IPv6Address(base["local"]),
                     peer=IPv6Address(base["peer"]),
                     incarnation=1,
-                    every=4 if number == 138 else 1,
                 )
             )
 
@@ -383,9 +382,7 @@ def test_forty_links_get_their_hellos_evenly(triangle: Triangle, tmp_path: Path)
     start = asked()
     _after(lambda: a.detector.report(100).asked, 40)
     grown = {number: count - start[number] for number, count in asked().items()}
-    seldom = grown.pop(138)
     assert max(grown.values()) - min(grown.values()) <= 2, grown
-    assert abs(4 * seldom - grown[100]) <= 8
     with a.space:
         a.detector.remove_link(138)
     assert 138 not in a.detector.links()
@@ -408,7 +405,6 @@ def test_what_can_not_be_a_link_is_refused(triangle: Triangle, nodes: dict[str, 
         {"peer_number": -1},
         {"local": IPv6Address("fd00::1")},
         {"peer_mac": b""},
-        {"every": 0},
     ):
         fields = {name: getattr(base, name) for name in base.__struct_fields__} | wrong
         with pytest.raises(KernelRefused, match="X0-KRN-010"):

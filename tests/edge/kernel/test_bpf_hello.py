@@ -146,6 +146,18 @@ def test_a_new_incarnation_begins_anew_and_an_old_one_is_a_replay(world: World) 
     assert world.state()["peer_incarnation"] == 2
 
 
+def test_a_neighbour_can_not_fill_the_ring_of_events_with_new_incarnations(world: World) -> None:
+    ring = Ring(world.programs.library, world.programs.maps["x0_events"])
+    ring.read()
+    world.link()
+    for incarnation in range(1, 2001):  # The ring holds some 2,000 events of all links.
+        world.run("x0_ingress", hello_frame(hello(incarnation=incarnation)))
+    told = ring.read()
+    ring.close()
+    assert told == []
+    assert world.counted() == {"HELLO_ANSWERED": 2000}
+
+
 def test_both_slots_are_accepted_and_the_chosen_one_is_sent_under(world: World) -> None:
     other, mine = (3, 4), (5, 6)
     world.link(receive_key=(*kw.RECEIVE, *other), send_key=(*kw.SEND, *mine), send_slot=1)

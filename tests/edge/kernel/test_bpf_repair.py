@@ -26,7 +26,7 @@ from x0tta6bl4.edge.kernel.routes import DETOUR_BYTES
 
 pytestmark = pytest.mark.netns
 SQUARE = (("a", "b"), ("b", "d"), ("a", "c"), ("c", "d"))
-NUMBERS = {"a": 1, "b": 2, "d": 4}
+NUMBERS = {"a": 1, "b": 2, "c": 3, "d": 4}
 """Of the link to each node, wherever it is watched."""
 _HOPS = socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT
 _CAME_IN_PIECES, _RETRANSMITTED = 20, 100
@@ -127,6 +127,23 @@ def test_it_goes_around_the_dead_link_and_none_circles(ring: Ring, b: Watcher) -
         assert "Ip6InHdrErrors 0" in " ".join(
             host.space.run("cat", "/proc/thread-self/net/snmp6").split()
         )
+
+
+def test_what_leaves_its_source_route_here_is_counted_once(
+    ring: Ring, b: Watcher, tmp_path: Path
+) -> None:
+    c, d = (Watcher(ring.hosts[name], tmp_path / name, ring) for name in "cd")
+    c.watch(ring.hosts["d"].space, "d")
+    d.watch(ring.hosts["c"].space, "c")
+    sender, receiver = ring.hosts["b"].udp(), ring.hosts["d"].udp()
+    receiver.settimeout(5)
+    for _ in range(50):
+        sender.sendto(b"around", receiver.getsockname())
+        assert receiver.recv(100) == b"around"
+    assert b.detector.report(NUMBERS["d"]).repaired == 50
+    sent = c.detector.report(NUMBERS["d"]).sent
+    assert sent >= 50
+    assert d.detector.report(NUMBERS["c"]).received == sent
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv6Address
 from typing import Any, Final, final
 
@@ -30,6 +30,8 @@ KEY_BYTES: Final = 16
 SLOTS: Final = 2
 _FRAME: Final = bytes(12) + b"\x86\xdd" + bytes(clock.FRAME_BYTES - 14)
 _ROUTE: Final = struct.Struct("<II16s")  # layout.ROUTE, in one go
+_ONE_ADDRESS: Final = 32 + 128
+"""Bits of a route: of the link, then of the destination."""
 _ZERO: Final = bytes(4)
 
 
@@ -66,8 +68,6 @@ class Link(Value, frozen=True):
     incarnation: int
     """Of ours: greater than any before under the same keys, e.g. microseconds of the wall clock."""
     mtu: int = 1500
-    every: int = 1
-    """Requests go out every so many intervals: more for a link that nobody uses."""
     measure_tcp: bool = True
     """Count retransmitted segments; costs one look-up per packet."""
 
@@ -83,7 +83,6 @@ class Alternate(Value, frozen=True):
     """Addresses along which it is led, 16 bytes each; empty: the neighbour knows how to go on."""
     source: bytes = b""
     """Of the header that leads it: this node's mesh address."""
-    prefix_bits: int = 128
 
 
 @final
@@ -166,7 +165,7 @@ class Detector:
         self._pace = pace
         self._netlink = Netlink()
         self._ring = Ring(programs.library, programs.maps["x0_events"])
-        self._links = dict(self._read_fan())
+        self._links = set(self._read_fan())
         self._ports = {_port_of(self._read(number)): number for number in self._links}
         self._alternates = self._read_alternates()
         self._seen: dict[int, dict[str, int]] = {}
@@ -198,12 +197,12 @@ class Detector:
         values = self._read(link.number)
         old = _port_of(values)
         fresh = not values["flags"] & Flag.ACTIVE
-        interval = self._pace.hello_us * link.every * 1000
+        interval = self._pace.hello_us * 1000
         values |= {
             "incarnation": link.incarnation,
             "dead_ns": interval * self._pace.multiplier,
             "suspect_ns": interval * self._pace.suspect_percent // 100,
-            "late_ns": self._pace.hello_us * 1000,
+            "late_ns": interval,
             "unanswered": max(self._pace.multiplier - 1, 1),
             "ifindex": link.ifindex,
             "peer_session": link.peer_number,
@@ -224,7 +223,7 @@ class Detector:
         self._programs.maps["x0_ports"].put(port, key)
         self._ports[port] = link.number
         self._arm(link.number)
-        self._links[link.number] = link.every
+        self._links.add(link.number)
         self._write_fan()
 
     def set_keys(self, number: int, slot: int, send: bytes, receive: bytes) -> None:
@@ -261,7 +260,7 @@ class Detector:
         self._forget_port(number, _port_of(values))
         self.set_alternates(number, ())
         self._forget_choice(number)
-        self._links.pop(number, None)
+        self._links.discard(number)
         self._seen.pop(number, None)
         self._write_fan()
         self._write(number, dict.fromkeys(values, 0) | _NO_LINK)
@@ -279,9 +278,9 @@ class Detector:
         """Whether a link was told to `rest`, also by the process before."""
         return not self._read(number)["flags"] & Flag.ACTIVE
 
-    def links(self) -> dict[int, int]:
-        """Numbers of the links that are watched, with `every`; after adoption, those of before."""
-        return dict(self._links)
+    def links(self) -> frozenset[int]:
+        """Numbers of the links that are watched; after adoption, those of before."""
+        return frozenset(self._links)
 
     def revive(self, number: int) -> None:
         """Take the kernel's verdict back: data goes over this link again, from this packet on."""
@@ -316,7 +315,7 @@ class Detector:
             if value is None:  # There are few of these, and destinations by the thousand.
                 value = known[what] = self._value(number, one)
             if value:
-                wanted[_ROUTE.pack(32 + one.prefix_bits, number, one.destination.packed)] = value
+                wanted[_ROUTE.pack(_ONE_ADDRESS, number, one.destination.packed)] = value
         held = self._alternates.get(number, {})
         table = self._programs.maps["x0_alternates"]
         changed = 0
@@ -371,6 +370,8 @@ class Detector:
         found = []
         for data in self._ring.read():
             values = layout.EVENT.unpack(data[: layout.EVENT.size])
+            if values["kind"] not in _KINDS:
+                continue  # Said by an older program, just before this one took its place.
             found.append(
                 LinkEvent(
                     number=values["link"],
@@ -445,7 +446,7 @@ class Detector:
 
         Comes before that one: the frame belongs to nobody, and only an empty track lets go of it.
         """
-        numbers, self._links = list(self._links), {}
+        numbers, self._links = self._links, set()
         self._write_fan()  # With no links left: each would make the clock anew.
         for number in numbers:
             self.remove_link(number)
@@ -485,15 +486,10 @@ class Detector:
             done = self._programs.run(VERDICTS, context=layout.ARMED.pack(link=number))
             assert done.verdict == 0, done.verdict
 
-    def _read_fan(self) -> list[tuple[int, int]]:
-        fan = self._settings()["fan"]
-        found = []
-        for at in range(min(fan, layout.LINKS_MAX)):
-            beat = layout.BEAT.unpack(
-                self._programs.maps["x0_fan"].get(struct.pack("I", at)) or b""
-            )
-            found.append((beat["link"], beat["every"]))
-        return found
+    def _read_fan(self) -> Iterator[int]:
+        for at in range(min(self._settings()["fan"], layout.LINKS_MAX)):
+            beat = self._programs.maps["x0_fan"].get(struct.pack("I", at)) or b""
+            yield layout.BEAT.unpack(beat)["link"]
 
     def _read_alternates(self) -> dict[int, dict[bytes, bytes]]:
         table = self._programs.maps["x0_alternates"]
@@ -505,9 +501,9 @@ class Detector:
 
     def _write_fan(self) -> None:
         fan = self._programs.maps["x0_fan"]
-        links = sorted(self._links.items())
-        for at, (link, every) in enumerate(links):
-            fan.put(struct.pack("I", at), layout.BEAT.pack(link=link, every=every))
+        links = sorted(self._links)
+        for at, link in enumerate(links):
+            fan.put(struct.pack("I", at), layout.BEAT.pack(link=link, one=1))
         held = self._settings()
         if not links:
             self._write_settings(fan=0, generation=0)
@@ -558,6 +554,7 @@ _COUNTS: Final = (
     "answers", "requests", "gaps",
 )  # fmt: skip
 _32_BITS: Final = 0xFFFFFFFF
+_KINDS: Final = frozenset(EventKind)
 _NO_LINK: Final[dict[str, Any]] = {
     "receive_key": (0,) * 4,
     "send_key": (0,) * 4,
@@ -578,8 +575,6 @@ def _check(link: Link) -> None:
         wrong = f"{link.local} or {link.peer} is no link-local address"
     elif len(link.local_mac) != 6 or len(link.peer_mac) != 6:
         wrong = "a hardware address that is not 6 bytes long"
-    elif link.every < 1:
-        wrong = f"a hello every {link.every} intervals"
     if wrong:
         raise KernelRefused("X0-KRN-010", wrong, "this interface can't be a link in kernel mode")
 

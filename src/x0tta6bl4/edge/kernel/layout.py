@@ -52,7 +52,6 @@ class EventKind(enum.IntEnum):
     CLEARED = 2
     DOWN = 3
     GOOD = 4
-    RESTARTED = 5
 
 
 class Reason(enum.IntEnum):
@@ -155,7 +154,7 @@ SETTINGS: Final = Layout(
     renewed_ns="Q", agent_ns="Q", stand_down_ns="Q", period_ns="Q",
     layout="I", clock_ifindex="I", fan="I", generation="I", build="I", reserved="I",
 )  # fmt: skip
-BEAT: Final = Layout("x0_beat", link="I", every="I")
+BEAT: Final = Layout("x0_beat", link="I", one="I")
 TURNS: Final = Layout("x0_turns", turned_ns="Q", turns="Q", cursor="I", round="I")
 EVENT: Final = Layout("x0_event", link="I", kind="I", at_ns="Q", silent_ns="Q")
 FILTER: Final = Layout("x0_filter", prefix="8s", mask="8s", flags="I", reserved="I")
