@@ -169,7 +169,7 @@ def test_a_second_node_in_the_same_namespace_is_refused(world: World) -> None:
     for domain, name in ((DOMAIN, "other"), (TrustDomain("other.org"), "a")):
         with world.space:
             second = Plane(domain, NodeName(name), None)
-            with pytest.raises(Conflict, match="X0-KRN-141"):
+            with pytest.raises(Conflict, match="X0-KRN-148"):
                 second.start(world.adjacent())
         second.close()
     assert [world.way(name) for name in "bcd"] == ["to-b", "to-c", "to-b"]
@@ -187,7 +187,7 @@ def test_another_nodes_address_stops_the_plane_only_where_nodes_have_theirs(worl
         second.close()
     world.space.run(*f"ip -6 addr add {there}/128 dev lo noprefixroute".split())
     world.space.run("ip", "link", "set", "to-b", "down")
-    assert world.look() == ["X0-KRN-141", "X0-KRN-131"]
+    assert world.look() == ["X0-KRN-148", "X0-KRN-131"]
     world.space.run("ip", "link", "set", "to-b", "up")
     world.space.run(*f"ip -6 addr del {there}/128 dev lo".split())
     assert world.look() == []

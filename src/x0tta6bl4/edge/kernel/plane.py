@@ -147,7 +147,7 @@ class Plane:
         Returns:
             Whether an earlier process's table stands, so that `settle` is to follow.
         Raises:
-            Conflict: X0-KRN-141 another node's routes are in this network namespace.
+            Conflict: X0-KRN-148 another node's routes are in this network namespace.
             Unavailable: the kernel refuses (X0-KRN-103, X0-KRN-120) or does not answer.
         """
         self._held = self._routes.start() > 0

@@ -135,7 +135,7 @@ class KernelRoutes:
         Returns:
             How many routes were found.
         Raises:
-            Conflict: X0-KRN-141 another node's routes are here.
+            Conflict: X0-KRN-148 another node's routes are here.
             Unavailable: the kernel refuses (X0-KRN-103) or does not answer.
         """
         self._be_alone()
@@ -165,7 +165,7 @@ class KernelRoutes:
         others -= {self._own, self._prefix}
         if others:
             raise Conflict(
-                "X0-KRN-141",
+                "X0-KRN-148",
                 f"routes of another node are here: {IPv6Address(min(others))}",
                 "stop it (`x0 node stop`), or give each node a network namespace",
             )
