@@ -146,6 +146,48 @@ def test_a_stream_on_a_calm_session_asks_its_standby_at_once() -> None:
     assert standby.answered_at >= opened
 
 
+ELSEWHERE = (("a", "t", "b"), ("a", "u", "b"))
+
+
+def test_a_calm_session_does_not_run_after_paths_that_come_back() -> None:
+    pair = calm()
+    wires = pair.open_wires
+    for _ in range(12):
+        pair.a.give(facts.PathsChanged(pair.client.number, ELSEWHERE))
+        pair.run(5 * SECOND)
+        pair.a.give(facts.PathsChanged(pair.client.number, pair.paths))
+        pair.run(5 * SECOND)
+    assert pair.open_wires == wires
+
+
+@pytest.mark.parametrize("opens", [False, True])
+def test_a_calm_session_follows_its_paths_when_a_stream_comes_or_later(opens: bool) -> None:
+    pair = calm()
+    wires = pair.open_wires
+    pair.paths = ELSEWHERE
+    pair.a.give(facts.PathsChanged(pair.client.number, pair.paths))
+    pair.run(LIMITS.calm_jitter // 2 - SECOND)
+    assert pair.open_wires == wires
+    if opens:
+        talk(pair)
+    pair.run(2 * SECOND if opens else LIMITS.calm_jitter)
+    assert not set(map(id, wires)) & set(map(id, pair.open_wires))
+    assert pair.client.active is not None
+    assert pair.client.active.path in ELSEWHERE
+
+
+def test_a_calm_session_takes_its_time_to_go_over_to_a_standby_that_stays() -> None:
+    pair = calm()
+    standby = pair.client.standby
+    assert standby is not None
+    pair.paths = (standby.path, ELSEWHERE[0])
+    pair.a.give(facts.PathsChanged(pair.client.number, pair.paths))
+    pair.run(LIMITS.calm_jitter // 2 - SECOND)
+    assert pair.client.moves == 0
+    pair.run(LIMITS.calm_jitter // 2 + SECOND)
+    assert pair.client.active is standby
+
+
 def test_a_suspect_is_kept_while_no_standby_answers() -> None:
     pair = running()
     for wire in pair.open_wires:

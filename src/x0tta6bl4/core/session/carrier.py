@@ -151,28 +151,35 @@ class Quiet:
     Attributes:
         stream_at: instant at which the last stream was seen.
         frame_at: instant at which something new was seen to have been written.
+        calm: whether there was no stream for so long that nobody waits for this session.
     """
 
-    __slots__ = ("_opened", "_written", "frame_at", "stream_at")
+    __slots__ = ("_opened", "_written", "calm", "frame_at", "stream_at")
 
     def __init__(self, now: Instant) -> None:
         self.stream_at: int = now
         self.frame_at: int = now
+        self.calm = False
         self._opened = self._written = 0
 
-    def look(self, now: Instant, pipe: Pipe) -> None:
-        """Compare with the last look: streams now, streams opened so far, bytes written."""
+    def look(self, now: Instant, pipe: Pipe, limits: Limits) -> bool:
+        """Compare with the last look: streams now, streams opened so far, bytes written.
+
+        Returns:
+            Whether the session was calm, and is no more.
+        """
         if pipe.streams or pipe.opened_total != self._opened:
             self._opened = pipe.opened_total
             self.stream_at = now
         if pipe.ring.written != self._written:
             self._written = pipe.ring.written
             self.frame_at = now
+        before, self.calm = self.calm, now - self.stream_at >= limits.calm_after
+        return before and not self.calm
 
-    def ping_every(self, now: Instant, limits: Limits) -> int:
+    def ping_every(self, limits: Limits) -> int:
         """Between pings of its circuits; for a stream that comes they are late, so sent at once."""
-        calm = now - self.stream_at >= limits.calm_after
-        return limits.calm_every if calm else limits.ping_every
+        return limits.calm_every if self.calm else limits.ping_every
 
 
 def crowded(carrier: Carrier, active: Carrier | None, paths: tuple[Path, ...]) -> bool:
@@ -182,7 +189,22 @@ def crowded(carrier: Carrier, active: Carrier | None, paths: tuple[Path, ...]) -
     return not all(_meet(path, active.path) for path in paths)
 
 
-def leaves(
+def strays(active: Carrier | None, standby: Carrier | None, event: PathsChanged) -> bool:
+    """Mark circuits that are on no path of ours any more.
+
+    Returns:
+        Whether there is one that was before.
+    """
+    found = False
+    for carrier in (active, standby):
+        if carrier is not None:
+            left = _leaves(carrier, active, standby, event)
+            found = found or (left and not carrier.off_path)
+            carrier.off_path = left
+    return found
+
+
+def _leaves(
     carrier: Carrier, active: Carrier | None, standby: Carrier | None, event: PathsChanged
 ) -> bool:
     """Whether a circuit is to be replaced because of what the paths are now."""
@@ -197,14 +219,14 @@ def _paths_of(*carriers: Carrier | None) -> list[Path]:
     return [carrier.path for carrier in carriers if carrier is not None]
 
 
-def spread(active: Carrier | None, now: Instant, limits: Limits) -> int:
-    """How long a session may take to act on a renewal.
+def spread(active: Carrier | None, now: Instant, limits: Limits, calm: bool = False) -> int:
+    """How long a session may take to act on a renewal, or a calm one on new paths.
 
     All sessions of an SVID hear of it at once, and a third circuit of each, with its handshake,
     would stand in the way of what goes on.
     """
     left = active.ends_at - now if active is not None else 0
-    return max(0, min(limits.renew_spread, left // 4))
+    return max(0, min(limits.calm_jitter if calm else limits.renew_spread, left // 4))
 
 
 def _meet(one: Path, other: Path) -> bool:

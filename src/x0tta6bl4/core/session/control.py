@@ -35,7 +35,7 @@ from x0tta6bl4.core.machine import (
     Tick,
 )
 from x0tta6bl4.core.session import facts, frames
-from x0tta6bl4.core.session.carrier import Carrier, Marks, Quiet, leaves, spread
+from x0tta6bl4.core.session.carrier import Carrier, Marks, Quiet, spread, strays
 from x0tta6bl4.core.session.facts import LIMITS, Limits, Path, Token, Up
 from x0tta6bl4.core.session.frames import Join, Mac
 from x0tta6bl4.core.session.pipe import Pipe
@@ -148,7 +148,9 @@ class Client:
         elif type(event) is facts.SvidChanged:
             self.generation = event.generation
             self._forgive(now)
-            self._standby_at = now + self._jitter(spread(self.active, now, self._limits))
+            self._standby_at = now + self._jitter(
+                spread(self.active, now, self._limits.renew_spread)
+            )
         elif type(event) is facts.PathsChanged:
             self._on_paths(now, event)
         elif type(event) is ClockSet:
@@ -230,7 +232,9 @@ class Client:
             self._on_joined(now, carrier, event.body)
         elif event.kind == frames.MOVE:
             carrier.moved = True
-            self._standby_at = now + self._jitter(spread(self.active, now, self._limits))
+            self._standby_at = now + self._jitter(
+                spread(self.active, now, self._limits.renew_spread)
+            )
         elif event.kind == frames.GONE:
             if carrier is self.active:
                 self._end("gone")
@@ -274,20 +278,15 @@ class Client:
         """Leave, one after the other and without haste, what is no longer a path of ours."""
         if event.paths != self._paths:
             self._forgive(now)
-        self._paths = event.paths
-        if not event.paths:
-            return
-        for carrier in (self.active, self.standby):
-            if carrier is None:
-                continue
-            left = leaves(carrier, self.active, self.standby, event)
-            if left and not carrier.off_path:
-                self._standby_at = now + self._jitter()
-            carrier.off_path = left
+        self._paths, calm = event.paths, self._quiet.calm
+        if event.paths and strays(self.active, self.standby, event):
+            rest = spread(self.active, now, self._limits, calm) // 2
+            self._standby_at = now + (rest + self._jitter(rest) if calm else self._jitter())
 
     # ------------------------------------------------------------------ what is due
     def _settle(self, now: Instant, judge: bool) -> None:
-        self._quiet.look(now, self.pipe)
+        if self._quiet.look(now, self.pipe, self._limits):
+            self._standby_at = min(self._standby_at, now + self._jitter())
         self._see_progress(now, judge)
         if self._ack_at <= now:
             self._acknowledge(now)
@@ -414,12 +413,13 @@ class Client:
         active = self.active
         if active is None or standby is None or not self._stale(active) or self._stale(standby):
             return
-        busy = self._lame or self._joining_since or (active.moved and now < self._standby_at)
+        waits = (active.moved or self._quiet.calm) and now < self._standby_at
+        busy = self._lame or self._joining_since or waits
         if standby.answered_at >= 0 and not busy:
             self._move(now, standby, "moved")
 
     def _ping_idle(self, now: Instant) -> None:
-        every = self._quiet.ping_every(now, self._limits)
+        every = self._quiet.ping_every(self._limits)
         for carrier in self._carriers():
             quiet = not carrier.lame_until and not carrier.ping_out
             if quiet and now - carrier.ping_at >= every:
@@ -585,7 +585,7 @@ class Client:
         limits, active, quiet = self._limits, self.active, self._quiet
         due: list[int] = [self._ack_at, quiet.stream_at + limits.idle_max]
         due += (quiet.frame_at + limits.rest_after, self._gone_since(now) + limits.pause_max)
-        every = quiet.ping_every(now, limits)
+        every = quiet.ping_every(limits)
         for carrier in self._carriers():
             due += carrier.due(now, carrier is active, every, limits)
         if self.watching and active is not None and not active.ping_out:
@@ -596,5 +596,7 @@ class Client:
             due += [begun + limits.second_dial for begun in self._dials.values()]
         if len(self._dials) < self._wanted(now):
             due.append(self._dial_at)
+        elif active is not None and self._stale(active):
+            due.append(self._standby_at)
         soonest = min(when for when in due if when > now) if due else NEVER
         return Instant(min(soonest, NEVER))
