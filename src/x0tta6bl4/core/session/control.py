@@ -148,9 +148,7 @@ class Client:
         elif type(event) is facts.SvidChanged:
             self.generation = event.generation
             self._forgive(now)
-            self._standby_at = now + self._jitter(
-                spread(self.active, now, self._limits.renew_spread)
-            )
+            self._standby_at = now + self._jitter(spread(self.active, now, self._limits))
         elif type(event) is facts.PathsChanged:
             self._on_paths(now, event)
         elif type(event) is ClockSet:
@@ -232,9 +230,7 @@ class Client:
             self._on_joined(now, carrier, event.body)
         elif event.kind == frames.MOVE:
             carrier.moved = True
-            self._standby_at = now + self._jitter(
-                spread(self.active, now, self._limits.renew_spread)
-            )
+            self._standby_at = now + self._jitter(spread(self.active, now, self._limits))
         elif event.kind == frames.GONE:
             if carrier is self.active:
                 self._end("gone")
