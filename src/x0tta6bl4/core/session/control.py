@@ -592,7 +592,5 @@ class Client:
             due += [begun + limits.second_dial for begun in self._dials.values()]
         if len(self._dials) < self._wanted(now):
             due.append(self._dial_at)
-        elif active is not None and self._stale(active):
-            due.append(self._standby_at)
         soonest = min(when for when in due if when > now) if due else NEVER
         return Instant(min(soonest, NEVER))
