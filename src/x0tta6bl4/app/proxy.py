@@ -6,7 +6,6 @@ agent that connects again and reads the snapshot back.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import hashlib
 import hmac
@@ -84,9 +83,6 @@ CONTEXTS_MAX: Final = 4096
 OUTCOMES_MAX: Final = 256
 REFUSED_EVERY: Final = 10 * SECOND
 """Between two notices of refusals of one caller and name for one reason; others are counted."""
-NICE: Final = -5
-"""Where many processes want a processor, bytes and hellos go before what agents work out: else a
-busy agent looks like a dead node to its neighbours, whose agents are the busier for it."""
 
 
 class CountedTls(Engine):
@@ -517,8 +513,6 @@ def run(settings: cfg.NodeSettings) -> None:
     log.configure(settings.log.level, settings.log.file)
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-    with contextlib.suppress(PermissionError):  # Only root may.
-        os.setpriority(os.PRIO_PROCESS, 0, min(NICE, os.getpriority(os.PRIO_PROCESS, 0)))
     proxy = ProxyProcess(settings)
     woken, wake = socket.socketpair()
     woken.setblocking(False)
