@@ -56,8 +56,10 @@ async def serve(
     site = Site(runner, "127.0.0.1", 0, source=source, authorize=authorize, id=id, **more)
     await site.start()
     assert site.name == f"https://127.0.0.1:{site.port}"
-    yield site.port
-    await runner.cleanup()
+    try:
+        yield site.port
+    finally:
+        await runner.cleanup()
 
 
 class Client:

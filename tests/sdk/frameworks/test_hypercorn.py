@@ -46,9 +46,11 @@ async def serve(
     more |= {"source": source, "authorize": authorize, "id": id, "shutdown_trigger": trigger}
     serving = asyncio.create_task(hypercorn_serve(app, config, **more))
     await stories.until(lambda: begun.is_set() or serving.done())
-    yield port
-    over.set()
-    await serving
+    try:
+        yield port
+    finally:
+        over.set()
+        await serving
 
 
 def test_load_over_rotations(served: WorkloadApi, run: Run) -> None:

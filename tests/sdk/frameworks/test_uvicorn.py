@@ -41,9 +41,11 @@ async def uvicorn_serving(
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
     await stories.until(lambda: server.started or serving.done())
-    yield server.servers[0].sockets[0].getsockname()[1]
-    server.should_exit = True
-    await serving
+    try:
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:  # Left to itself after a failed story, uvloop waits for it without end.
+        server.should_exit = True
+        await serving
 
 
 @pytest.fixture(params=["h11", "httptools"])
