@@ -10,6 +10,7 @@ from x0tta6bl4.app.kernel_links import Links
 from x0tta6bl4.core.links.verdicts import Verdicts
 from x0tta6bl4.runtime.aio.links import Offers
 from x0tta6bl4.wire.errors import Refused
+from x0tta6bl4.wire.ids import NodeName
 from x0tta6bl4.wire.messages import KernelOffer
 
 
@@ -21,13 +22,13 @@ def at(last: int, mtu: int = 1500) -> KernelOffer:
 
 
 def offers(theirs: KernelOffer, index: int = 4) -> Offers:
-    return Offers(index, at(1), theirs, theirs, b"s" * 32)
+    return Offers(index, at(1), theirs, b"s" * 32)
 
 
 @pytest.fixture
 def links(tmp_path: Path) -> Links:
     """To b and c; b is agreed on."""
-    made = Links(tmp_path, ["b", "c"], Verdicts())
+    made = Links(NodeName("a"), tmp_path, ["b", "c"], Verdicts())
     b = made.get("b")
     assert b is not None
     b.kept = made.agreed(b, offers(at(2, 1400)))

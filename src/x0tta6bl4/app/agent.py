@@ -243,7 +243,7 @@ class AgentProcess:
             self.kernel,
         )
         if self.kernel is not None:
-            self.kernel.run(self.links, self.driver.post, lambda: self.machine.sets.banned)
+            self.kernel.run(self.links, self.driver.post, self.machine.sets, self._spawn)
         self.trusts.on_new_svid = self.links.redial
         listen = [split_address(s.control.listen)] if s.control.listen else []
         neighbours = {NodeName(link.node): link.address for link in s.link}

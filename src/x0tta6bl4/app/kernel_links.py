@@ -9,6 +9,7 @@ from typing import Final, final
 
 import msgspec
 
+from x0tta6bl4.app.kernel_keys import Keys
 from x0tta6bl4.app.wallet import read_private, write_private
 from x0tta6bl4.core.links.verdicts import Judged, Verdicts
 from x0tta6bl4.edge.kernel.layout import LINKS_MAX
@@ -41,28 +42,22 @@ class KernelLink:
 
     Attributes:
         kept: what was agreed on; None: the neighbour has not offered its kernel yet.
-        secret: of the connection whose keys are in `slot`.
-        used: hellos are sent under them.
-        used_at: since these monotonic seconds.
+        keys: of its hellos.
         rests: its interface has no IPv6, and both ends leave it.
         eases: the neighbour's proxy can be asked for few hellos.
     """
 
     __slots__ = (
-        "_verdicts", "eases", "kept", "node", "number", "rests", "secret", "slot", "used",
-        "used_at",
+        "_verdicts", "eases", "kept", "keys", "node", "number", "rests",
     )  # fmt: skip
 
-    def __init__(self, node: NodeName, number: int, verdicts: Verdicts) -> None:
+    def __init__(self, node: NodeName, number: int, keys: Keys, verdicts: Verdicts) -> None:
         self._verdicts = verdicts
         self.node = node
         self.number = number
         self.kept: Kept | None = None
-        self.used = self.rests = False
-        self.used_at = 0.0
-        self.eases = False
-        self.secret = b""
-        self.slot = -1
+        self.keys = keys
+        self.rests = self.eases = False
 
     @property
     def judged(self) -> Judged:
@@ -85,14 +80,17 @@ class Links:
     """The links of a node, with numbers that a restart keeps.
 
     Args:
-        state_dir: of the node.
+        me: this node.
+        state_dir: of it.
         nodes: configured neighbours, at most LINKS_MAX.
         verdicts: how links stand.
     """
 
     __slots__ = ("_by_node", "_by_number", "_path", "gone")
 
-    def __init__(self, state_dir: Path, nodes: Iterable[str], verdicts: Verdicts) -> None:
+    def __init__(
+        self, me: NodeName, state_dir: Path, nodes: Iterable[str], verdicts: Verdicts
+    ) -> None:
         self._path = state_dir / KEPT
         kept = {one.node: one for one in self._read()}
         wanted = list(nodes)[:LINKS_MAX]
@@ -102,7 +100,8 @@ class Links:
             one = kept.get(node)
             if one is None and not free:
                 continue  # As many as there are numbers have gone since: none for this one.
-            link = KernelLink(NodeName(node), one.number if one else free.pop(0), verdicts)
+            number = one.number if one else free.pop(0)
+            link = KernelLink(NodeName(node), number, Keys(number, me < node), verdicts)
             link.kept = one
             self._by_node[node] = link
         self._by_number = {link.number: link for link in self._by_node.values()}

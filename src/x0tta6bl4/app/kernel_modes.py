@@ -147,7 +147,8 @@ class Modes:
         for link in watched:
             assert link.kept is not None
             index = link.kept.index
-            late = link.used and not link.proven and now > link.used_at + PROOF_S
+            keys = link.keys
+            late = keys.used and not link.proven and now > keys.used_at + PROOF_S
             if late and self.native(index) and index not in proven:
                 return index, f"{link.node} did not answer in {PROOF_S:g} s"
         return None

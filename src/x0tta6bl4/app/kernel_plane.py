@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from ipaddress import IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Final, final
@@ -22,11 +22,12 @@ from typing import Final, final
 from x0tta6bl4.app.kernel_links import Kept, KernelLink, Links
 from x0tta6bl4.app.kernel_modes import Modes, Xdp
 from x0tta6bl4.app.kernel_views import Passing, counters, dropped, explained, findings, unpinned
+from x0tta6bl4.core.agent.told import Sets
 from x0tta6bl4.core.agent.words import KernelLinks, KernelPace, ProxySaid
 from x0tta6bl4.core.links import verdicts as said
 from x0tta6bl4.core.machine import Effect, Event
 from x0tta6bl4.core.routing.forwarding import WaysChanged
-from x0tta6bl4.edge.kernel.detector import Detector, Link, keys_of
+from x0tta6bl4.edge.kernel.detector import Detector, Link
 from x0tta6bl4.edge.kernel.filter import MEMBERS_MAX, Filter, Member
 from x0tta6bl4.edge.kernel.layout import EventKind
 from x0tta6bl4.edge.kernel.libbpf import Libbpf
@@ -44,8 +45,6 @@ from x0tta6bl4.wire.messages import MTU_MAX, KernelOffer, LinkState, ProxyFact, 
 TICK_S: Final = 0.1
 """Between two looks at links while something happens, LEASE_S otherwise: verdicts are events."""
 LEASE_S: Final = 1.0
-OLD_SLOT_S: Final = 5.0
-"""Hellos under the keys before the last are taken for so long."""
 MEND_S: Final = 0.05
 """After a verdict it is seen whether somebody took the programs off."""
 PINS: Final = "bpf"
@@ -53,6 +52,7 @@ SWITCHES: Final = "switches"
 MEMBER_S: Final = 120.0
 """How long a node that the kernel reaches no more may go on sending: the restart time."""
 Post = Callable[[Event], None]
+Spawn = Callable[[Awaitable[None]], object]
 Say = Callable[[str, str], None]
 """(kind, text) for the events log."""
 
@@ -90,15 +90,15 @@ class KernelPlane:
         self._passing, self._unsaved = Passing(), False
         self._refused: dict[str, str] = {}
         """Why a neighbour's link is not the kernel's; bounded by the neighbours."""
-        self._tasks: list[asyncio.Task[None]] = []
         self._stirred = asyncio.Event()
         self._good: frozenset[str] = frozenset()
         """Neighbours of whose proxies few hellos are wanted, as the agent was told."""
         self._connections: LinkConnections | None = None
-        self._banned: Callable[[], frozenset[str]] = frozenset
+        self._sets: Sets | None = None
+        """While it runs."""
         self.programs = Programs.open(Libbpf(), state_dir / PINS)
         self._verdicts = said.Verdicts(judges=not self.programs.without_verdicts)
-        self._links = Links(state_dir, neighbours, self._verdicts)
+        self._links = Links(me, state_dir, neighbours, self._verdicts)
         try:
             self._modes = Modes(self.programs, xdp)
             self.detector = Detector(self.programs)
@@ -120,8 +120,7 @@ class KernelPlane:
             if link in judged:
                 dead = self.detector.report(link.number).dead
                 self._decide(said.KernelWatches(link.node, "down" if dead else "up"))
-                link.slot = self.detector.slot(link.number)
-                link.used, link.rests = True, self.detector.rests(link.number)
+                link.keys.used, link.rests = True, self.detector.rests(link.number)
             elif link.kept is not None and link.kept.index in self._modes:
                 self._set_link(link, link.kept)  # The maps are new, what was agreed on is not.
                 self._decide(said.KernelWatches(link.node, "unjudged"))
@@ -142,21 +141,21 @@ class KernelPlane:
         return held
 
     # ------------------------------------------------------------------ life
-    def run(
-        self, connections: LinkConnections, post: Post, banned: Callable[[], frozenset[str]]
-    ) -> None:
+    def run(self, connections: LinkConnections, post: Post, sets: Sets, spawn: Spawn) -> None:
         """Begin to listen and to tick, in the running loop.
 
         Args:
             connections: tell neighbours when keys are in.
             post: gives an event to the agent's machine.
-            banned: SPIFFE IDs that are revoked.
+            sets: who is revoked.
+            spawn: runs what has no end; the agent ends with it if it fails.
         """
-        self._connections, self._post, self._banned = connections, post, banned
+        self._connections, self._post, self._sets = connections, post, sets
         loop = asyncio.get_running_loop()
         loop.add_reader(self.detector.fileno(), self._events)
         loop.add_reader(self.routes.fileno(), self._moved)
-        self._tasks = [loop.create_task(self._tick()), loop.create_task(self._look())]
+        spawn(self._tick())
+        spawn(self._look())
         self._post(KernelLinks(self._verdicts.forwarding, self._held))
 
     def end(self, *, for_good: bool) -> None:
@@ -201,13 +200,11 @@ class KernelPlane:
         return self.routes.stop() if hasattr(self, "routes") else []
 
     def _leave(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
+        if self._sets is not None:
             loop = asyncio.get_running_loop()
             loop.remove_reader(self.detector.fileno())
             loop.remove_reader(self.routes.fileno())
-        self._tasks = []
+        self._sets = None
 
     async def _tick(self) -> None:
         """Lease, revivals, members: level, not edge."""
@@ -270,17 +267,19 @@ class KernelPlane:
 
     def _rest(self) -> None:  # Without IPv6 hellos go, but no data: both ends leave the link.
         for link in self._links:
-            if link.used and link.kept and self._connections and self.routes.gone(link.kept.index):
-                link.used = False  # It is agreed on anew, over the interface that comes.
+            keys, kept = link.keys, link.kept
+            if keys.used and kept and self._connections and self.routes.gone(kept.index):
+                keys.used = False  # It is agreed on anew, over the interface that comes.
                 self._connections.cut(link.node, "its interface is gone")
-            if link.kept is None or self.routes.carries(link.kept.index) != link.rests:
+            if kept is None or self.routes.carries(kept.index) != link.rests:
                 continue
-            link.rests = not link.rests
             if link.rests:
-                self.detector.rest(link.number)
-                self._show(link)
+                self._set_link(link, kept)
             else:
-                self._set_link(link, link.kept)
+                self.detector.rest(link.number)
+            link.rests = not link.rests  # Not before the kernel has taken it: it is tried again.
+            if link.rests:
+                self._show(link)
 
     def _guarded(self, work: Callable[..., object], *arguments: object) -> None:
         """What the kernel refuses now is told, and tried again at the next turn."""
@@ -305,8 +304,8 @@ class KernelPlane:
             self._refused[node] = str(error)
             return None
         offer = KernelOffer(
-            link.number, found.local, found.mac, min(found.mtu, MTU_MAX),
-            link.slot if link.used else -1, native=self._modes.native(found.index), eases=True,
+            link.number, found.local, found.mac, min(found.mtu, MTU_MAX), -1,
+            native=self._modes.native(found.index), eases=True,
         )  # fmt: skip
         return found.index, offer
 
@@ -322,7 +321,8 @@ class KernelPlane:
         if link is None or link.kept is None:
             return
         self._guarded(self.detector.remove_link, link.number)
-        link.kept, link.secret, link.slot, link.used = None, b"", -1, False
+        link.keys.forget()
+        link.kept = None
         told = self._verdicts.handle(clock(), said.KernelLeaves(node))
         self._pace()
         self._changed()
@@ -343,17 +343,9 @@ class KernelPlane:
         link.eases = theirs.eases
         if kept != link.kept:
             self._watch(link, kept)
-        if offers.secret != link.secret:
-            ours, first = (mine, offers.first) if self._me > node else (offers.first, mine)
-            slot = 1 - ours.slot if ours.slot >= 0 else 1 - first.slot if first.slot >= 0 else 0
-            self.detector.set_keys(link.number, slot, *keys_of(offers.secret, self._me < node))
-            link.secret, link.slot, link.used = offers.secret, slot, False
-            if self._connections is not None:
-                self._connections.ready(node)
-        if theirs.ready and not link.used:
-            self.detector.use_slot(link.number, link.slot)
-            link.used, link.used_at = True, time.monotonic()
-            asyncio.get_running_loop().call_later(OLD_SLOT_S, self._drop_old, link, link.secret)
+        say = link.keys.heard(self.detector, offers.secret, theirs)
+        if say and self._connections is not None:
+            self._connections.offer(node, **say)
         why = self._modes.stands_alone(offers.index, node, theirs)
         if why:
             self._leave_driver(offers.index, why)
@@ -368,7 +360,7 @@ class KernelPlane:
         for link in self._links:
             if self._connections is not None and link.kept and link.kept.index == index:
                 native = self._modes.native(index)
-                unheard = link.used and not native and not link.proven
+                unheard = link.keys.used and not native and not link.proven
                 self._connections.offer(link.node, native=native, unheard=unheard)
 
     def _watch(self, link: KernelLink, kept: Kept) -> None:
@@ -395,10 +387,6 @@ class KernelPlane:
                 mtu=kept.mtu,
             )
         )
-
-    def _drop_old(self, link: KernelLink, secret: bytes) -> None:
-        if link.secret == secret and self._tasks:
-            self._guarded(self.detector.drop_slot, link.number, 1 - link.slot)
 
     def _changed(self) -> None:
         """Neighbours have changed: routes and alternates name others."""
@@ -524,7 +512,7 @@ class KernelPlane:
         if self._held:
             return
         self._members = {n: at for n, at in self._members.items() if now - at < MEMBER_S}
-        banned = {node_of(SpiffeId(id)) for id in self._banned()}
+        banned = {node_of(SpiffeId(id)) for id in self._sets.banned} if self._sets else set()
         members = {
             self.routes.address(node): Member(denied=node in banned)
             for node in list(self._members)[:MEMBERS_MAX]

@@ -34,9 +34,10 @@ class Message(
 class KernelOffer(Message, frozen=True, forbid_unknown_fields=False):
     """That the kernel of the sender forwards over the interface which this connection uses.
 
-    With one from both ends, both watch the link in the kernel.  Keys are exported from the
-    connection and go into one of two slots, the one that is not in use; who has put them there
-    says so (`ready`), and only then sends the other end under them.
+    With one from both ends, both watch the link in the kernel, under keys that are exported from
+    the connection.  It comes first with the greeting, then once more as soon as the connection
+    counts, with a slot; the receiver puts the key of the sender's hellos into the other slot and
+    says so (`ready`), and only then does the sender use it.
     """
 
     link: Annotated[int, Meta(ge=0, le=255)]
@@ -47,9 +48,11 @@ class KernelOffer(Message, frozen=True, forbid_unknown_fields=False):
     """Hardware address of its interface."""
     mtu: Annotated[int, Meta(ge=0, le=MTU_MAX)]
     slot: Annotated[int, Meta(ge=-1, le=1)]
-    """Of the keys in use when the connection began; -1: none."""
+    """In which the key of its hellos was when the connection began to count; -1: it does not."""
+    fresh: bool = False
+    """There was no key in it: its kernel has sent nothing yet, in this life."""
     ready: bool = False
-    """It takes hellos under the keys of this connection."""
+    """It takes hellos under the key of this connection."""
     native: bool = False
     """Its programs are in the driver of its interface."""
     unheard: bool = False

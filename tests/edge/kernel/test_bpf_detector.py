@@ -147,13 +147,13 @@ def test_loss_is_counted_by_direction(triangle: Triangle, nodes: dict[str, Node]
 def test_new_keys_disturb_nothing(triangle: Triangle, nodes: dict[str, Node]) -> None:
     a, b = nodes["a"].detector, nodes["b"].detector
     one, other = b"1" * 16, b"2" * 16
-    for detector, number, send, receive in ((a, AB, one, other), (b, BA, other, one)):
-        detector.set_keys(number, 1, send, receive)
+    a.take_under(AB, 1, other)
+    b.take_under(BA, 1, one)
     downs = a.report(AB).downs
-    a.use_slot(AB, 1)
-    b.use_slot(BA, 1)
+    a.send_under(AB, 1, one)
+    b.send_under(BA, 1, other)
     for detector, number in ((a, AB), (b, BA)):
-        detector.drop_slot(number, 0)
+        detector.take_under(number, 0, bytes(16))
     _after(lambda: a.report(AB).answers, 40)
     assert a.report(AB).downs == downs
     assert a.report(AB).refused <= 2  # under way with the old ones

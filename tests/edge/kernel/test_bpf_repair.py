@@ -65,8 +65,9 @@ class Watcher:
                     incarnation=1,
                 )
             )
-        keys = keys_of(bytes(range(32)), here.name < name)
-        self.detector.set_keys(NUMBERS[name], 0, *keys)
+        send, take = keys_of(bytes(range(32)), here.name < name)
+        self.detector.take_under(NUMBERS[name], 0, take)
+        self.detector.send_under(NUMBERS[name], 0, send)
 
     def revive(self, number: int) -> None:
         """When the kernel finds it good."""

@@ -65,7 +65,9 @@ class Node:
                 )
             )
             secret = b"".join(sorted((mine, theirs))).ljust(32, b"k")
-            self.detector.set_keys(number, 0, *keys_of(secret, self.name < other))
+            send, take = keys_of(secret, self.name < other)
+            self.detector.take_under(number, 0, take)
+            self.detector.send_under(number, 0, send)
         return number
 
     def events(self) -> list[LinkEvent]:

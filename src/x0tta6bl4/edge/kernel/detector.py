@@ -27,7 +27,6 @@ from x0tta6bl4.edge.kernel.programs import START, VERDICTS, Programs
 
 ALTERNATES_MAX: Final = 65_536
 KEY_BYTES: Final = 16
-SLOTS: Final = 2
 _FRAME: Final = bytes(12) + b"\x86\xdd" + bytes(clock.FRAME_BYTES - 14)
 _ROUTE: Final = struct.Struct("<II16s")  # layout.ROUTE, in one go
 _ONE_ADDRESS: Final = 32 + 128
@@ -66,7 +65,7 @@ class Link(Value, frozen=True):
     """Link-local address of the interface; hellos have no other."""
     peer: IPv6Address
     incarnation: int
-    """Of ours: greater than any before under the same keys, e.g. microseconds of the wall clock."""
+    """Of ours, e.g. microseconds of the wall clock; one that is not above the last is made so."""
     mtu: int = 1500
     measure_tcp: bool = True
     """Count retransmitted segments; costs one look-up per packet."""
@@ -178,7 +177,7 @@ class Detector:
 
     # ------------------------------------------------------------------ links
     def set_link(self, link: Link) -> None:
-        """Watch a link, or go on watching it with other values; keys come by `set_keys`.
+        """Watch a link, or go on watching it with other values; keys come by `take_under`.
 
         A link that is new begins dead, with nothing counted: `revive` it when the kernel says GOOD.
         The interface must carry the programs (`Programs.attach`).
@@ -199,7 +198,7 @@ class Detector:
         fresh = not values["flags"] & Flag.ACTIVE
         interval = self._pace.hello_us * 1000
         values |= {
-            "incarnation": link.incarnation,
+            "incarnation": max(link.incarnation, values["incarnation"] + 1),
             "dead_ns": interval * self._pace.multiplier,
             "suspect_ns": interval * self._pace.suspect_percent // 100,
             "late_ns": interval,
@@ -226,33 +225,34 @@ class Detector:
         self._links.add(link.number)
         self._write_fan()
 
-    def set_keys(self, number: int, slot: int, send: bytes, receive: bytes) -> None:
-        """Put the keys of both directions into one of two slots.
+    def take_under(self, number: int, slot: int, key: bytes) -> None:
+        """Put a key into one of two slots; hellos under either are taken."""
+        self._write(number, _with_key(self._read(number), "receive_key", slot, key))
 
-        Hellos under either slot are accepted; which one we send under is said by `use_slot`, once
-        the peer has these keys, too.
-        """
-        assert slot in range(SLOTS)
-        assert len(send) == len(receive) == KEY_BYTES
-        values = self._read(number)
-        for name, key in (("send_key", send), ("receive_key", receive)):
-            slots = list(values[name])
-            slots[2 * slot : 2 * slot + 2] = struct.unpack("<2Q", key)
-            values[name] = slots
-        self._write(number, values)
-
-    def use_slot(self, number: int, slot: int) -> None:
-        """Send under the keys of this slot from now on."""
-        assert slot in range(SLOTS)
-        self._write(number, self._read(number) | {"send_slot": slot})
+    def send_under(self, number: int, slot: int, key: bytes) -> None:
+        """Send under this key in this slot from now on: the peer takes hellos under it."""
+        values = _with_key(self._read(number), "send_key", slot, key)
+        self._write(number, values | {"send_slot": slot})
 
     def slot(self, number: int) -> int:
-        """Under the keys of which slot hellos of a watched link are sent."""
+        """Under the key of which slot hellos of a link are sent."""
         return int(self._read(number)["send_slot"])
 
-    def drop_slot(self, number: int, slot: int) -> None:
-        """Forget the keys of a slot: nothing is accepted under them any more."""
-        self.set_keys(number, slot, bytes(KEY_BYTES), bytes(KEY_BYTES))
+    def sends(self, number: int) -> bool:
+        """Whether there is a key in that slot."""
+        values = self._read(number)
+        return any(values["send_key"][2 * values["send_slot"] :][:2])
+
+    def forget_peer(self, number: int) -> None:
+        """The peer's kernel begins anew: what it has sent so far is taken no more, whatever comes.
+
+        Its incarnations may be lower than before: nothing can be played again without its key.
+        """
+        self._write(number, self._read(number) | {"receive_key": _NO_LINK["receive_key"]})
+        state = layout.STATE.unpack(self._state(number))
+        state |= {"peer_incarnation": 0, "top": (0, 0), "window": (0, 0)}
+        self._programs.maps["x0_states"].put(struct.pack("I", number), layout.STATE.pack(**state))
+        self._arm(number)  # That was its timer, too.
 
     def remove_link(self, number: int) -> None:
         """Watch a link no longer; its data is diverted no more."""
@@ -577,6 +577,13 @@ def _check(link: Link) -> None:
         wrong = "a hardware address that is not 6 bytes long"
     if wrong:
         raise KernelRefused("X0-KRN-010", wrong, "this interface can't be a link in kernel mode")
+
+
+def _with_key(values: dict[str, Any], name: str, slot: int, key: bytes) -> dict[str, Any]:
+    assert (slot in (0, 1), len(key)) == (True, KEY_BYTES)
+    keys = list(values[name])
+    keys[2 * slot : 2 * slot + 2] = struct.unpack("<2Q", key)
+    return values | {name: keys}
 
 
 def _port(ifindex: int, mac: bytes) -> bytes:

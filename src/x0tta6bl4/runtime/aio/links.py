@@ -56,9 +56,7 @@ class Offers(msgspec.Struct, frozen=True, gc=False):
     index: int
     """Of the interface here."""
     mine: KernelOffer
-    """As the connection began."""
-    first: KernelOffer
-    """The neighbour's, as the connection began."""
+    """As was said last."""
     theirs: KernelOffer
     """The neighbour's, as it is now."""
     secret: bytes
@@ -88,7 +86,7 @@ class KernelSide(Protocol):
         """What to offer on a connection between two addresses, and its interface."""
 
     def offered(self, node: NodeName, offers: Offers) -> None:
-        """Both ends have made their offers, or the neighbour takes hellos under the new keys."""
+        """The connection counts, both ends have made their offers, or one says more."""
 
     def withdrawn(self, node: NodeName) -> None:
         """One of the ends makes no offer."""
@@ -98,8 +96,8 @@ class _Connection:
     """One TLS connection to a neighbour."""
 
     __slots__ = (
-        "dialled", "first", "heard_at", "intro", "news", "news_at", "node", "not_after", "place",
-        "ready", "tls", "waits", "writer",
+        "dialled", "heard_at", "intro", "news", "news_at", "node", "not_after", "place", "tls",
+        "waits", "writer",
     )  # fmt: skip
 
     def __init__(self, writer: asyncio.StreamWriter, dialled: bool) -> None:
@@ -112,9 +110,6 @@ class _Connection:
         self.node = node
         self.intro: Intro | None = None
         self.place: tuple[int, KernelOffer] | None = None
-        self.first: KernelOffer | None = None
-        self.ready = False
-        """The kernel takes hellos under the keys of this connection."""
         self.heard_at = 0.0
         self.news, self.news_at = float(NEWS_AT_ONCE), 0.0
         self.waits = False
@@ -199,24 +194,14 @@ class LinkConnections:
     def _stamped(self, intro: Intro, connection: _Connection) -> Intro:
         """The greeting with the time of now, by which neighbours compare clocks, and an offer."""
         offer = connection.place[1] if connection.place else None
-        if offer is not None:
-            offer = msgspec.structs.replace(offer, ready=connection.ready)
         return msgspec.structs.replace(intro, unix_us=int(self._unix_s() * 1e6), kernel=offer)
 
-    def ready(self, node: NodeName) -> None:
-        """Tell a neighbour that the kernel takes hellos under the keys of its connection."""
-        connection = self._up.get(node)
-        if connection is not None and self._intro is not None and not connection.ready:
-            connection.ready = True
-            connection.send(self._stamped(self._intro, connection))
-
-    def offer(self, node: NodeName, *, native: bool, unheard: bool) -> None:
-        """Tell a neighbour that the programs here are in another place than was offered."""
+    def offer(self, node: NodeName, **changed: int) -> None:
+        """Tell a neighbour that these fields of the kernel's offer are others now."""
         connection = self._up.get(node)
         if connection is not None and connection.place is not None and self._intro is not None:
             index, offer = connection.place
-            offer = msgspec.structs.replace(offer, native=native, unheard=unheard)
-            connection.place = index, offer
+            connection.place = index, msgspec.structs.replace(offer, **changed)
             connection.send(self._stamped(self._intro, connection))
 
     def redial(self) -> None:
@@ -473,8 +458,6 @@ class LinkConnections:
                     f"clock of {intro.node} differs by {skew:.0f} s",
                     "set both clocks by NTP",
                 )
-            if connection.intro is None:
-                connection.first = intro.kernel
             connection.intro = intro
             if self._up.get(connection.node) is connection:
                 self._announce_news(connection)
@@ -521,14 +504,14 @@ class LinkConnections:
         if connection.intro is not None and self._intro is not None:
             keys = derive_keys(connection.tls, self._intro, connection.intro)
             self._owner.link_up(connection.node, connection.intro, keys)
-            place, first, theirs = connection.place, connection.first, connection.intro.kernel
+            place, theirs = connection.place, connection.intro.kernel
             if self._kernel is None:
                 return
-            if not (place and first and theirs):
+            if not (place and theirs):
                 self._kernel.withdrawn(connection.node)
                 return
             secret = connection.tls.exporter(b"EXPERIMENTAL x0 kernel hello", b"", 32)
-            self._kernel.offered(connection.node, Offers(*place, first, theirs, secret))
+            self._kernel.offered(connection.node, Offers(*place, theirs, secret))
 
     def _lost(self, connection: _Connection, reason: str) -> None:
         if self._up.get(connection.node) is connection:

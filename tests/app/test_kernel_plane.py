@@ -1,0 +1,116 @@
+"""The kernel's plane of one node: what the kernel refuses is tried again, what fails is told."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import random
+import ssl
+import struct
+from collections.abc import Awaitable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.edge.kernel.space import Space, Spaces, link_local
+from x0tta6bl4.app.kernel_plane import KernelPlane
+from x0tta6bl4.core.agent.snapshot import Snapshot
+from x0tta6bl4.core.agent.told import Sets
+from x0tta6bl4.edge.kernel.libbpf import KernelRefused
+from x0tta6bl4.runtime.aio.links import LinkConnections, Offers
+from x0tta6bl4.wire.ids import NodeName, TrustDomain
+from x0tta6bl4.wire.messages import KernelOffer
+
+pytestmark = pytest.mark.netns
+B = NodeName("b")
+
+
+class House:
+    """A node with one neighbour on a cable, agreed with it."""
+
+    def __init__(self, here: Space, there: Space, state: Path) -> None:
+        self.here, self.state = here, state
+        here.wire("to-b", there, "to-a")
+        here.run("ip", "addr", "add", "10.0.0.1/30", "dev", "to-b")
+        self.said: list[str] = []
+        with here:
+            self.plane = KernelPlane(
+                TrustDomain("example.org"), NodeName("a"), state, ["b"],
+                lambda _, text: self.said.append(text),
+            )  # fmt: skip
+            placed = self.plane.place(B, "10.0.0.1", "10.0.0.2")
+            assert placed is not None
+            mac = there.mac("to-a")
+            theirs = KernelOffer(7, link_local(mac).packed, mac, 1500, 0)
+            self.plane.offered(B, Offers(*placed, theirs, bytes(range(32))))
+        self.number = placed[1].link
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    with Spaces() as spaces:
+        try:
+            made = House(spaces.add(), spaces.add(), tmp_path)
+        except KernelRefused as error:
+            pytest.skip(f"no programs in this kernel: {error}")
+        yield made
+        with made.here:
+            assert made.plane.remove() == []
+
+
+def test_a_link_that_the_kernel_does_not_let_rest_is_tried_again(house: House) -> None:
+    plane, links = house.plane, house.plane.programs.maps["x0_links"]
+    whole, links.fd = links.fd, read_only(house.state / "bpf" / "x0_links")
+    house.here.sysctl("ipv6.conf.to-b.disable_ipv6", "1")
+    with house.here:
+        plane._moved()
+        assert not plane.detector.rests(house.number)
+        assert house.said, "it was refused"
+        os.close(links.fd)
+        links.fd = whole
+        plane._rest()
+        assert plane.detector.rests(house.number)
+
+
+def read_only(pin: Path) -> int:
+    """A map that can be read and not written: BPF_F_RDONLY."""
+    options = struct.pack("QII", 16, 1 << 3, 0)
+    fd: int = ctypes.CDLL("libbpf.so.1").bpf_obj_get_opts(os.fsencode(pin), options)
+    assert fd >= 0
+    return fd
+
+
+def test_what_must_not_happen_ends_the_agent(house: House) -> None:
+    failures: list[BaseException] = []
+
+    async def live() -> None:
+        tasks = set()
+
+        async def watched(work: Awaitable[None]) -> None:
+            try:
+                await work
+            except AssertionError as error:
+                failures.append(error)
+
+        def spawn(work: Awaitable[None]) -> None:
+            tasks.add(asyncio.create_task(watched(work)))
+
+        tls = ssl.create_default_context()
+        nobody: Any = None
+        links = LinkConnections(NodeName("a"), nobody, tls, tls, lambda: 0.0, random.Random(1))
+        house.plane.run(links, lambda _: None, Sets(Snapshot()), spawn)
+        assert len(tasks) == 2
+        house.plane._links._by_node["b"].number = 256  # No link has this number.
+        done, ends = await asyncio.wait(tasks, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+        for task in ends:
+            task.cancel()
+        await asyncio.gather(*ends, return_exceptions=True)
+        house.plane._links._by_node["b"].number = house.number
+        house.plane._leave()
+        assert len(done) == 1
+
+    with house.here:
+        asyncio.run(live())
+    assert len(failures) == 1
