@@ -238,6 +238,19 @@ def test_where_no_alternate_is_packets_are_led_around_the_ring(ring: Ring) -> No
     assert receiver.recv(100) == b"back"
 
 
+def test_who_comes_after_a_crash_leads_packets_around_the_ring_too(ring: Ring) -> None:
+    """The way to the first segment is one of those that the earlier life has left."""
+    a, b = ring.hosts["a"], ring.hosts["b"]
+    sender, receiver = a.udp(), b.udp()
+    a.begin()
+    a.apply()
+    a.routes.tidy()
+    a.routes.cut(a.exits["b"].neighbour, True)
+    b.space.run("ip", "link", "set", "to-a", "down")
+    sender.sendto(b"around", receiver.getsockname())
+    assert receiver.recv(100) == b"around"
+
+
 def test_a_link_that_leaves_the_map_is_replaced_by_its_alternate(ring: Ring) -> None:
     """b's way to d led over c or a; the link a-b is gone for good: b learns it from the map."""
     a, b, c = (ring.hosts[name] for name in "abc")

@@ -247,7 +247,7 @@ class KernelRoutes:
         wanted, routes, stale = self._wanted, self._routes, self._stale
         hops: dict[int, rt.NextHop] = {}
         moved: list[tuple[_Key, int]] = []
-        changes = {**self._first_segments(changes.values()), **changes}
+        changes = {**changes, **self._first_segments(changes.values())}
         seen: dict[int, tuple[int, int]] = {id(None): (0, 0)}
         for target, course in changes.items():
             if course is None:
