@@ -212,7 +212,7 @@ class Limits(Value, frozen=True):
     """A session without a stream for this long is calm: nobody waits for what it would find out."""
     calm_every: int = 5 * SECOND
     """Between pings of a calm session; less than half of `calm_silence`."""
-    calm_jitter: int = 16 * SECOND
+    calm_jitter: int = 120 * SECOND
     """Half of this, to all of it, after its paths have changed a calm session follows; in a mesh
     whose figures move all the time it would else make circuits for nobody, and move them more."""
     ack_delay: int = 5 * MS
