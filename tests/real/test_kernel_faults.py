@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -248,12 +249,19 @@ def test_an_agent_that_stands_still_costs_nothing(ring: Triangle, probe: Probe) 
     back(ring, probe)
 
 
-def test_a_stop_leaves_nothing_at_all(ring: Triangle) -> None:
+@pytest.mark.parametrize("agent", ["alive", "killed"])
+def test_a_stop_leaves_nothing_at_all(ring: Triangle, agent: str) -> None:
     objects = ring.objects("c")
     assert len(living(objects)) == len(objects) > 15
     at_work = ring.switches("c")
     assert len(set(at_work) - set(ring.untouched)) > 10
-    ring.mesh.end("c")
+    if agent == "alive":
+        ring.mesh.end("c")
+    else:
+        ring.kill("c")
+        assert "the agent is gone already" in stop(ring, "c")
+        wait_for(lambda: not ring.mesh.pids("c"), "its proxy to end", 10)
+        assert "X0-ADM-001" in stop(ring, "c", status=1)
     assert sorted(set(ring.switches("c")) ^ set(ring.untouched)) == []
     wait_for(lambda: not living(objects), "programs and maps to be gone", 5)
     left = {path.name for path in ring.mesh.state("c").iterdir()}
@@ -261,6 +269,16 @@ def test_a_stop_leaves_nothing_at_all(ring: Triangle) -> None:
     wait_for(lambda: ring.findings("a") != [], "a to miss c", 10)
     ring.mesh.start("c")
     ring.mesh.wait_ready("c")
+
+
+def stop(ring: Triangle, name: str, status: int = 0) -> str:
+    """`x0 node stop` at a host; what it says."""
+    command = (sys.executable, "-m", "x0tta6bl4", "node", "stop", "--state-dir")
+    log = ring.mesh.root / f"stop-{name}.log"
+    log.unlink(missing_ok=True)
+    done = ring.hosts.start(name, *command, str(ring.mesh.state(name)), log=log)
+    assert done.wait(30) == status, log.read_text()
+    return log.read_text()
 
 
 @pytest.mark.night

@@ -229,13 +229,8 @@ class Mesh:
         parts = {"node": ("agent", "proxy"), "authority": ("authority",)}.get(part, (part,))
         if node == "authority":
             parts = ("authority",)
-        found = []
-        for each in parts:
-            with contextlib.suppress(OSError, ValueError):
-                pid = int((self.state(node) / f"{each}.pid").read_text())
-                if _is_ours(pid):
-                    found.append(pid)
-        return found
+        found = [living(self.state(node) / f"{each}.pid") for each in parts]
+        return [pid for pid in found if pid]
 
     def kill(self, node: str, part: Part = "node") -> None:
         """SIGKILL; returns when the processes are gone."""
@@ -381,11 +376,12 @@ def read_lines(stream: Iterator[bytes]) -> Iterator[dict[str, object]]:
                 yield value
 
 
-def _is_ours(pid: int) -> bool:
-    """Whether a pid from a file is still a living process of this program (pids are reused)."""
+def living(file: Path) -> int:
+    """The pid in a file, if that is still a process of this program (pids are reused); else 0."""
     try:
+        pid = int(file.read_text())
         stat = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (OSError, IndexError):
-        return False
-    return stat[0] != "Z" and b"x0tta6bl4" in command
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pid if stat[0] != "Z" and b"x0tta6bl4" in command else 0

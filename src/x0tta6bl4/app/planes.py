@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 from pathlib import Path
 
 from x0tta6bl4.app.kernel_links import KEPT
-from x0tta6bl4.app.kernel_plane import KernelPlane, Say
+from x0tta6bl4.app.kernel_plane import PINS, SWITCHES, KernelPlane, Say
+from x0tta6bl4.app.mesh import living
 from x0tta6bl4.app.settings import NodeSettings
+from x0tta6bl4.app.wallet import Wallet
 from x0tta6bl4.wire.admin import Finding, PlaneView
-from x0tta6bl4.wire.errors import X0Error
-from x0tta6bl4.wire.ids import NodeName, TrustDomain
+from x0tta6bl4.wire.errors import Unavailable, X0Error
+from x0tta6bl4.wire.ids import NodeName, TrustDomain, domain_of, node_of
 
 
 def open_plane(settings: NodeSettings, say: Say) -> tuple[KernelPlane | None, PlaneView]:
@@ -28,7 +32,7 @@ def open_plane(settings: NodeSettings, say: Say) -> tuple[KernelPlane | None, Pl
     names = [link.node for link in settings.link]
     domain, me = TrustDomain(settings.trust_domain), NodeName(settings.node)
     if wish == "userspace":
-        if (state_dir / KEPT).exists():  # Of a life in kernel mode that was killed.
+        if is_left(state_dir):
             with contextlib.suppress(X0Error, OSError):
                 KernelPlane(domain, me, state_dir, names, say).remove()
         return None, PlaneView()
@@ -46,4 +50,53 @@ def open_plane(settings: NodeSettings, say: Say) -> tuple[KernelPlane | None, Pl
         return None, PlaneView("userspace", f"userspace, because {why}", (wrong,))
 
 
-__all__ = ["KernelPlane", "open_plane"]
+def is_left(state_dir: Path) -> bool:
+    """Whether a life in kernel mode, if it is over, was killed: an end leaves none of these."""
+    files = [state_dir / name for name in (KEPT, SWITCHES)]
+    return any(file.exists() for file in files) or any((state_dir / PINS).glob("x0_*"))
+
+
+def end_dead(state_dir: Path) -> str | None:
+    """Do what an agent that was killed could not: end its proxy, and the kernel's half of its node.
+
+    To be called in the network namespace of the node.
+
+    Args:
+        state_dir: of a node whose agent does not answer.
+    Returns:
+        What was done; None: there was nothing to do, or the agent lives.
+    Raises:
+        X0Error: it can't be done, or not all of it.
+    """
+    if living(state_dir / "agent.pid"):
+        return None
+    done = []
+    proxy = living(state_dir / "proxy.pid")
+    if proxy:
+        os.kill(proxy, signal.SIGTERM)
+        done.append("its proxy is stopped")
+    if is_left(state_dir):
+        svid = Wallet(state_dir).svid
+        me = node_of(svid.id) if svid else None
+        if svid is None or me is None:
+            raise Unavailable(
+                "X0-KRN-149",
+                f"whose kernel mode {state_dir} was is not known: there is no SVID in it",
+                "start the node with its node.toml, then stop it",
+            )
+        left = KernelPlane(domain_of(svid.id), me, state_dir, (), _unheard).remove()
+        if left:
+            raise Unavailable(
+                "X0-KRN-150",
+                f"left in the kernel: {'; '.join(left)}"[:1000],
+                "x0 node stop tries it again; the log of the kernel may say more (dmesg)",
+            )
+        done.append("its programs, routes and switches are taken out of the kernel")
+    return ", ".join(done) or None
+
+
+def _unheard(kind: str, text: str) -> None:
+    """There is no log."""
+
+
+__all__ = ["KernelPlane", "end_dead", "open_plane"]

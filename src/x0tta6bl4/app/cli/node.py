@@ -13,6 +13,7 @@ from x0tta6bl4.app.cli.reach import (
     authority_option,
     confirmed,
     json_option,
+    node_dirs,
     node_options,
     one_node,
     print_fields,
@@ -53,12 +54,28 @@ Examples:
 )
 @node_options
 def stop(name: str, state_dir: Path | None) -> None:
-    """Stop a node of this host: agent and proxy."""
-    from x0tta6bl4.wire.admin import Fine, Stop
+    """Stop a node of this host: agent and proxy.
 
-    with one_node(state_dir, name) as client:
-        client.ask(Stop(), Fine)
-    print("stopping")
+    Also one whose agent was killed: its proxy, and what it had in the kernel, end too.
+    """
+    from x0tta6bl4.wire.admin import Fine, Stop
+    from x0tta6bl4.wire.errors import Unavailable
+
+    [path, *_] = node_dirs(state_dir, name)
+    try:
+        with one_node(path, name) as client:
+            client.ask(Stop(), Fine)
+    except Unavailable as error:
+        if error.id != "X0-ADM-001":
+            raise
+        from x0tta6bl4.app.planes import end_dead
+
+        done = end_dead(path)
+        if done is None:
+            raise
+        print(f"the agent is gone already; {done}")
+    else:
+        print("stopping")
 
 
 @node.command(
