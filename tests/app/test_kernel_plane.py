@@ -14,13 +14,18 @@ from typing import Any
 
 import pytest
 
+from tests.edge.kernel import kernel_world as kw
 from tests.edge.kernel.space import Space, Spaces, link_local
 from x0tta6bl4.app.kernel_plane import KernelPlane
+from x0tta6bl4.app.settings import Data
 from x0tta6bl4.core.agent.snapshot import Snapshot
 from x0tta6bl4.core.agent.told import Sets
+from x0tta6bl4.core.routing.alternates import Way
+from x0tta6bl4.core.routing.forwarding import WaysChanged
 from x0tta6bl4.edge.kernel.libbpf import KernelRefused
 from x0tta6bl4.runtime.aio.links import LinkConnections, Offers
 from x0tta6bl4.wire.ids import NodeName, TrustDomain
+from x0tta6bl4.wire.mesh_address import mesh_address
 from x0tta6bl4.wire.messages import KernelOffer
 
 pytestmark = pytest.mark.netns
@@ -31,7 +36,7 @@ class House:
     """A node with one neighbour on a cable, agreed with it."""
 
     def __init__(self, here: Space, there: Space, state: Path) -> None:
-        self.here, self.state = here, state
+        self.here, self.state, self.mac = here, state, there.mac
         here.wire("to-b", there, "to-a")
         here.run("ip", "addr", "add", "10.0.0.1/30", "dev", "to-b")
         self.said: list[str] = []
@@ -39,13 +44,26 @@ class House:
             self.plane = KernelPlane(
                 TrustDomain("example.org"), NodeName("a"), state, ["b"],
                 lambda _, text: self.said.append(text),
+                Data(member_pps=1, deny_from=("192.0.2.0/24",), allow_from=("192.0.2.7/32",)),
             )  # fmt: skip
             placed = self.plane.place(B, "10.0.0.1", "10.0.0.2")
             assert placed is not None
             mac = there.mac("to-a")
             theirs = KernelOffer(7, link_local(mac).packed, mac, 1500, 0)
             self.plane.offered(B, Offers(*placed, theirs, bytes(range(32))))
-        self.number = placed[1].link
+        self.number, self.index = placed[1].link, placed[0]
+
+    def comes_in(self, packet: bytes) -> bool:
+        """Whether the filter lets a packet from the neighbour in."""
+        kind = b"\x86\xdd" if packet[0] >> 4 == 6 else b"\x08\x00"
+        context = bytearray(192)
+        struct.pack_into("=I", context, 40, self.index)  # `ifindex` of struct __sk_buff
+        with self.here:
+            run = self.plane.programs.run(
+                "x0_generic", bytes(6) + self.mac("to-a") + kind + packet, context=bytes(context)
+            )
+        assert run.verdict in (kw.OK, kw.SHOT)
+        return run.verdict == kw.OK
 
 
 @pytest.fixture
@@ -72,6 +90,20 @@ def test_a_link_that_the_kernel_does_not_let_rest_is_tried_again(house: House) -
         links.fd = whole
         plane._rest()
         assert plane.detector.rests(house.number)
+
+
+def test_what_the_settings_turn_away_does_not_come_in(house: House) -> None:
+    for last, passes in ((6, False), (7, True)):
+        assert house.comes_in(bytes([0x45]) + bytes(11) + bytes([192, 0, 2, last]) + bytes(30)) == (
+            passes
+        )
+    domain = TrustDomain("example.org")
+    here, there = (mesh_address(domain, NodeName(name)) for name in "ab")
+    packet = kw.ipv6(bytes(40), there, here, next=59)
+    assert not house.comes_in(packet)
+    house.plane.ways(WaysChanged((("b", Way(B)),)))
+    assert [house.comes_in(packet) for _ in range(70)].count(True) in (65, 66)
+    assert house.plane.counters()["kernel_dropped_total|filter_rate"] > 0
 
 
 def read_only(pin: Path) -> int:

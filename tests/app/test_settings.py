@@ -129,6 +129,22 @@ BAD: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "X0-CFG-006",
         ("data.advertise",),
     ),
+    "a prefix with host bits": (
+        HEAD + '[data]\ndeny_from = ["192.0.2.0/24", "192.0.2.1/24"]',
+        "X0-CFG-008",
+        ("data.deny_from[1]", "192.0.2.1/24"),
+    ),
+    "a host name let in": (
+        HEAD + '[data]\nallow_from = ["example.org"]',
+        "X0-CFG-008",
+        ("data.allow_from[0]", "example.org"),
+    ),
+    "more prefixes than the filter holds": (
+        HEAD + "[data]\ndeny_from = " + str(["192.0.2.1"] * 8_193),
+        "X0-CFG-006",
+        ("data.deny_from", "8192"),
+    ),
+    "a negative rate": (HEAD + "[data]\nmember_pps = -1", "X0-CFG-006", ("at least 0",)),
     "a trust domain with a space": (
         'trust_domain = "a b"\nnode = "a"\nstate_dir = "/x"',
         "X0-CFG-007",

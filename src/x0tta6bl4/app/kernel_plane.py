@@ -15,13 +15,14 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from ipaddress import IPv6Address, IPv6Network
+from ipaddress import IPv6Address, IPv6Network, ip_network
 from pathlib import Path
 from typing import Final, final
 
 from x0tta6bl4.app.kernel_links import Kept, KernelLink, Links
-from x0tta6bl4.app.kernel_modes import Modes, Xdp
+from x0tta6bl4.app.kernel_modes import Modes
 from x0tta6bl4.app.kernel_views import Passing, counters, dropped, explained, findings, unpinned
+from x0tta6bl4.app.settings import Data
 from x0tta6bl4.core.agent.told import Sets
 from x0tta6bl4.core.agent.words import KernelLinks, KernelPace, ProxySaid
 from x0tta6bl4.core.links import verdicts as said
@@ -49,6 +50,7 @@ MEND_S: Final = 0.05
 """After a verdict it is seen whether somebody took the programs off."""
 PINS: Final = "bpf"
 SWITCHES: Final = "switches"
+DENIED: Final = Member(denied=True)
 MEMBER_S: Final = 120.0
 """How long a node that the kernel reaches no more may go on sending: the restart time."""
 Post = Callable[[Event], None]
@@ -67,7 +69,7 @@ class KernelPlane:
         state_dir: of the node; pins, switches and agreements are kept in it.
         neighbours: configured ones.
         say: a line for the events log.
-        xdp: `[data] xdp` of node.toml.
+        data: of node.toml: where programs are, and what the filter lets in.
     Raises:
         Unavailable: this host can't (X0-KRN-...); nothing is left behind.
     """
@@ -79,9 +81,10 @@ class KernelPlane:
         state_dir: Path,
         neighbours: Iterable[str],
         say: Say,
-        xdp: Xdp = "auto",
+        data: Data = Data(),  # noqa: B008
     ) -> None:
         self._domain, self._me = domain, me
+        self._member = Member(rate_pps=data.member_pps)
         self._say = say
         self._post: Post = _nowhere
         self._members: dict[str, float] = {}
@@ -100,9 +103,13 @@ class KernelPlane:
         self._verdicts = said.Verdicts(judges=not self.programs.without_verdicts)
         self._links = Links(me, state_dir, neighbours, self._verdicts)
         try:
-            self._modes = Modes(self.programs, xdp)
+            self._modes = Modes(self.programs, data.xdp)
             self.detector = Detector(self.programs)
             self._filter = Filter(self.programs)
+            self._filter.set_sources(
+                dict.fromkeys(map(ip_network, data.deny_from), True)
+                | dict.fromkeys(map(ip_network, data.allow_from), False)
+            )
             self.routes = Plane(domain, me, state_dir / SWITCHES)
             self._held = self._begin()
         except BaseException:
@@ -135,7 +142,8 @@ class KernelPlane:
             self.routes.settle()
             self._set_alternates()
         if held and not judged:
-            self._filter.set_members(dict.fromkeys(map(IPv6Address, self.routes.targets), Member()))
+            known = map(IPv6Address, self.routes.targets)
+            self._filter.set_members(dict.fromkeys(known, self._member))
         prefix = IPv6Network((mesh_prefix(self._domain) + bytes(10), 48))
         self._filter.switch(prefix)
         return held
@@ -514,7 +522,7 @@ class KernelPlane:
         self._members = {n: at for n, at in self._members.items() if now - at < MEMBER_S}
         banned = {node_of(SpiffeId(id)) for id in self._sets.banned} if self._sets else set()
         members = {
-            self.routes.address(node): Member(denied=node in banned)
+            self.routes.address(node): DENIED if node in banned else self._member
             for node in list(self._members)[:MEMBERS_MAX]
         }
         self._filter.set_members(members)

@@ -37,7 +37,7 @@ def open_plane(settings: NodeSettings, say: Say) -> tuple[KernelPlane | None, Pl
                 KernelPlane(domain, me, state_dir, names, say).remove()
         return None, PlaneView()
     try:
-        return KernelPlane(domain, me, state_dir, names, say, settings.data.xdp), PlaneView()
+        return KernelPlane(domain, me, state_dir, names, say, settings.data), PlaneView()
     except X0Error as error:
         if wish == "kernel":
             raise

@@ -71,6 +71,14 @@ class Data(Section, frozen=True):
     `generic` behind it, as on any interface.  Native falls back to generic where the driver refuses
     or nobody answers.  `auto`: native, but generic on veth, where native mode takes joined packets
     apart."""
+    member_pps: Annotated[int, Meta(ge=0, le=1_000_000_000)] = 0
+    """Packets a second that the kernel takes from each mesh address on the mesh's interfaces, with
+    64 more at once; 0: no limit."""
+    deny_from: tuple[str, ...] = ()
+    """Prefixes (`192.0.2.0/24`, `2001:db8::/32`) from which the kernel takes nothing at all on the
+    mesh's interfaces; the longest prefix counts."""
+    allow_from: tuple[str, ...] = ()
+    """Prefixes within these that are let in all the same."""
     udp: bool = True
     """Whether hellos may go by UDP; false: over a TCP connection of the proxies."""
 
@@ -425,6 +433,8 @@ class _NodeJudge:
                 "use another port",
             )
         _advertised(self.where, "data.advertise", data.advertise)
+        for key in ("deny_from", "allow_from"):
+            self.where.networks(f"data.{key}", getattr(data, key))
         if data.advertise and not data.listen:
             raise self.where.error(
                 "X0-CFG-011",

@@ -11,6 +11,8 @@ from x0tta6bl4.wire.address import split_address
 from x0tta6bl4.wire.errors import BadConfig, BadId
 
 UNIX_PATH_BYTES_MAX: Final = 107
+PREFIXES_MAX: Final = 8_192
+"""Of each list: the kernel's filter holds twice as many."""
 _SOCKET_NAME_BYTES: Final = len("/authority.sock")
 
 
@@ -99,6 +101,18 @@ class Where:
                 f"{host!r} is no address of this host",
                 'listen on an IP address; "0.0.0.0" is all of them',
             ) from None
+
+    def networks(self, key: str, prefixes: tuple[str, ...]) -> None:
+        """Prefixes of IPv4 or IPv6, each with nothing behind its length."""
+        if len(prefixes) > PREFIXES_MAX:
+            raise self.error("X0-CFG-006", key, f"more than {PREFIXES_MAX} prefixes", "join some")
+        for i, text in enumerate(prefixes):
+            try:
+                ipaddress.ip_network(text)
+            except ValueError as error:
+                raise self.error(
+                    "X0-CFG-008", f"{key}[{i}]", str(error), 'write one like "192.0.2.0/24"'
+                ) from None
 
     def loopback(self, key: str, text: str, *, unix: bool, port_min: int = 1) -> None:
         """A place for plaintext: loopback or, where allowed, a Unix socket; never a network."""
