@@ -53,6 +53,9 @@ PAGES: Final = tuple(f"e{number}" for number in range(31))
 PAGES_EVERY: Final = 1 * SECOND
 LINKS_KNOWN_AFTER: Final = 5 * SECOND
 """After a start: a node of which no link is up by then says so."""
+NEWS_EVERY: Final = 1 * SECOND
+"""Between two records that say nothing new but links in user space: they come one after the other
+where nodes start, and everybody verifies each record.  Who has lost one says it at once."""
 RESTART_TIME_S: Final = 120
 
 
@@ -80,9 +83,9 @@ class Own:
 
     __slots__ = (
         "_asked", "_bare", "_domain", "_endpoints", "_headers", "_ids", "_links_by", "_me",
-        "_page_of", "_paged_at", "_published", "_renew_before", "_sign", "_snapshot", "_stopping",
-        "_told_to_drain", "adjacency", "config", "entries", "id", "keep", "kept",
-        "knows_all", "later_at", "moved", "renewal", "stale", "svids",
+        "_page_of", "_paged_at", "_published", "_renew_before", "_said", "_said_at", "_sign",
+        "_snapshot", "_stopping", "_told_to_drain", "adjacency", "config", "entries", "id", "keep",
+        "kept", "knows_all", "later_at", "moved", "renewal", "stale", "svids",
     )  # fmt: skip
 
     def __init__(
@@ -115,6 +118,8 @@ class Own:
         self._page_of: dict[str, str] = {}
         self._paged_at: int = -PAGES_EVERY
         self._links_by: Instant | None = None
+        self._said = NodeBody((), ())
+        self._said_at: int = -NEWS_EVERY
         self.keep = Pace()
         self.kept = Workloads()
         self.moved = False
@@ -383,7 +388,16 @@ class Own:
             restarting_until_unix_s=unix_s + RESTART_TIME_S if self._stopping else 0,
             authority=bool(self.config.authority),
         )
-        return self._publish("", encode_body(body), expires)
+        known = self._published.get("")
+        if known is not None and known[1] == expires and _adds(self._said, body):
+            by = self._said_at + NEWS_EVERY
+            if now < by and body != self._said:
+                self.later_at = min(self.later_at, Instant(by))
+                return []
+        said = self._publish("", encode_body(body), expires)
+        if said:
+            self._said, self._said_at = body, now
+        return said
 
     def _publish(self, name: str, body: bytes, expires: int) -> list[Publish | Withdraw]:
         if self._published.get(name) == (body, expires):
@@ -438,3 +452,16 @@ class Own:
             made = (item.not_after_unix_s, msgspec.structs.replace(endpoint, signature=signature))
             self._endpoints[id] = made
         return made[1]
+
+
+def _adds(before: NodeBody, after: NodeBody) -> bool:
+    """Whether a record says what the one before has said, and of more links in user space."""
+    if msgspec.structs.replace(after, links=before.links) != before:
+        return False
+    links = {link.node: link for link in after.links}
+    for link in before.links:
+        now = links.get(link.node)
+        if now is None or now.cost > link.cost or (link.dials and not now.dials):
+            return False
+    kernel = {link.node for link in before.links if link.kernel}
+    return kernel == {link.node for link in after.links if link.kernel}
