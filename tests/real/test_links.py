@@ -126,6 +126,27 @@ def test_both_ends_hear_the_greeting_and_export_the_same_keys_crosswise() -> Non
     asyncio.run(story())
 
 
+def test_what_is_said_at_one_moment_leaves_in_one_piece_and_in_order() -> None:
+    async def story() -> None:
+        async with linked() as (a, b):
+            writer = a.links._up[b.name].writer
+            write, pieces = writer.write, list[int]()
+
+            def counted(data: bytes) -> None:
+                pieces.append(len(data))
+                write(data)
+
+            writer.write = counted  # type: ignore[method-assign, assignment]
+            records = [b"record %d" % number for number in range(50)]
+            for record in records:
+                a.links.send(b.name, Flood((record,)))
+            await b.until(lambda: len(b.said) == len(records))
+            assert [said[1] for said in b.said] == [Flood((record,)) for record in records]
+            assert len(pieces) == 1
+
+    asyncio.run(story())
+
+
 def test_what_comes_along_with_a_greeting_is_heard_once_the_link_is_up() -> None:
     async def story() -> None:
         ca = FakeCa()

@@ -96,8 +96,8 @@ class _Connection:
     """One TLS connection to a neighbour."""
 
     __slots__ = (
-        "dialled", "heard_at", "intro", "news", "news_at", "node", "not_after", "place", "tls",
-        "waits", "writer",
+        "_outbox", "dialled", "heard_at", "intro", "news", "news_at", "node", "not_after", "place",
+        "tls", "waits", "writer",
     )  # fmt: skip
 
     def __init__(self, writer: asyncio.StreamWriter, dialled: bool) -> None:
@@ -114,18 +114,31 @@ class _Connection:
         self.news, self.news_at = float(NEWS_AT_ONCE), 0.0
         self.waits = False
         """A greeting is heard a little later, or a newer one in its place."""
+        self._outbox = bytearray()
         self.not_after = min(self.tls.peer_not_after_unix_s, self.tls.own_not_after_unix_s)
 
     def send(self, message: LinkMessage) -> bool:
-        """Queue a message; False when the neighbour does not read and the bound is met."""
+        """Queue a message; False when the neighbour does not read and the bound is met.
+
+        What is said at one turn of the loop leaves in one piece: where many records come, there is
+        much of it, and a TLS record, a system call and a neighbour's wake-up for each cost more
+        than all that is decided.
+        """
         transport = self.writer.transport
         if transport.is_closing():
             return False
-        if transport.get_write_buffer_size() > OUTBOX_BYTES_MAX:
+        if transport.get_write_buffer_size() + len(self._outbox) > OUTBOX_BYTES_MAX:
             transport.abort()
             return False
-        self.writer.write(codec.encode(message))
+        if not self._outbox:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._outbox += codec.encode(message)
         return True
+
+    def _flush(self) -> None:
+        data, self._outbox = self._outbox, bytearray()
+        if not self.writer.transport.is_closing():
+            self.writer.write(data)
 
 
 class LinkConnections:
