@@ -6,21 +6,28 @@ so, alone, or there is nothing to say; `c`'s view of a fault at `a` counts, too.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.real.kernel_mesh import lossy_program
 from tests.real.kernel_ring import OwnMounts, Requests
 from tests.real.kernel_triangle import Probe, Triangle, living
 from tests.real.lab import PAGE_BYTES, cpu_s, scratch
+from x0tta6bl4.app.admin import AdminClient
 from x0tta6bl4.app.mesh import wait_for
 from x0tta6bl4.edge.kernel import layout
 from x0tta6bl4.edge.kernel.libbpf import Libbpf, Map
+from x0tta6bl4.wire.admin import Fine, Renew
 
 pytestmark = pytest.mark.netns
 
@@ -216,6 +223,73 @@ def test_a_packet_filter_that_forwards_nothing_leaves_requests_to_the_proxies(
     ring.run("b", "nft delete table inet w")
     ring.heal("a", "c")
     wait_for(lambda: ring.findings("a") == [], "circuits through the kernel", 90)
+
+
+def test_a_full_disk_costs_no_packet_and_is_told(ring: Triangle, probe: Probe) -> None:
+    """Of `b`: a link is agreed on anew, its agent is killed and begins again."""
+    with small_disk(ring, "b") as fill:
+        back(ring, probe)
+        ring.cut("a", "c")  # All goes by b.
+        probe.wait(300)
+        fill.write_bytes(bytes(1 << 20))
+        with pytest.raises(OSError, match="No space left"), open(fill, "ab") as file:
+            file.write(bytes(16 << 20))
+        probe.reset()
+        ring.run("a", "ip link set to-b mtu 1400")
+        with AdminClient(ring.mesh.state("a")) as client:
+            client.ask(Renew("spiffe://hosts.mesh/node/a"), Fine)
+        wait_for(lambda: ring.findings("b") == ["X0-KRN-151"], "b to tell it", 10)
+        ring.kill("b")
+        ring.mesh.start("b")
+        wait_for(lambda: ring.forwards("b"), "b to forward", 20)
+        assert probe.gap(500) < AROUND_MS
+        fill.unlink()
+        wait_for(lambda: "X0-KRN-151" not in ring.findings("b"), "it to be written", 10)
+        ring.run("a", "ip link set to-b mtu 1500")
+        ring.heal("a", "c")
+        back(ring, probe)
+    back(ring, probe)
+
+
+@contextlib.contextmanager
+def small_disk(ring: Triangle, name: str) -> Iterator[Path]:
+    """A node whose state is on a disk of its own while the block runs; a file to fill it with."""
+    state, keep = ring.mesh.state(name), ring.mesh.root / "keep"
+    ring.mesh.end(name)
+    shutil.copytree(state, keep, ignore=shutil.ignore_patterns("*.sock"))
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m,mode=0700", "x0", state], check=True, timeout=20
+    )
+    try:
+        shutil.copytree(keep, state, dirs_exist_ok=True)
+        ring.mesh.start(name)
+        ring.mesh.wait_ready(name)
+        yield state / "fill"
+        ring.mesh.end(name)
+    finally:
+        shutil.rmtree(keep)
+        subprocess.run(["umount", "-l", state], check=True, timeout=20)
+    ring.mesh.start(name)
+    ring.mesh.wait_ready(name)
+
+
+def test_an_xdp_program_of_somebody_else_stays_where_it_is(ring: Triangle, probe: Probe) -> None:
+    """Ours are behind the driver here; `test_kernel_native` has those who want to be in it."""
+    passing = lossy_program(0x7FFFFFFF)
+    with ring.space("b"):
+        Libbpf().attach_xdp(socket.if_nametoindex("to-a"), passing)
+    os.close(passing)
+    ring.kill("b")
+    ring.mesh.start("b")
+    ring.mesh.wait_ready("b")
+    back(ring, probe)
+    ring.mesh.end("b")
+    with ring.space("b"):
+        index = socket.if_nametoindex("to-a")
+        assert Libbpf().name_of_id(Libbpf().xdp_on(index)) == "lossy"
+        Libbpf().detach_xdp(index)
+    ring.mesh.start("b")
+    ring.mesh.wait_ready("b")
 
 
 def test_rules_for_local_packets_are_none_for_hellos(ring: Triangle, probe: Probe) -> None:

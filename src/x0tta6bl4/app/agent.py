@@ -29,7 +29,7 @@ from x0tta6bl4.app.desk import Desk
 from x0tta6bl4.app.planes import KernelPlane, open_plane
 from x0tta6bl4.app.resolver import Resolver
 from x0tta6bl4.app.trust import Trusts
-from x0tta6bl4.app.wallet import Wallet, private_dir, read_private, write_private
+from x0tta6bl4.app.wallet import Wallet, note_pid, private_dir, read_private, write_private
 from x0tta6bl4.app.workload_api import WorkloadApi
 from x0tta6bl4.core.agent import words
 from x0tta6bl4.core.agent.composite import Agent
@@ -112,7 +112,7 @@ class AgentProcess:
         self.wallet = Wallet(self.state_dir)
         admin = AdminServer(self.state_dir / "agent.sock", self.desk)
         await admin.start()
-        (self.state_dir / "agent.pid").write_text(f"{os.getpid()}\n")
+        note_pid(self.state_dir / "agent.pid")
         try:
             self.kernel, self.desk.plane = open_plane(self.settings, self.desk.event)
             self._start_machine()

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import time
 from collections import deque
@@ -30,6 +29,7 @@ from x0tta6bl4.app.authority_keys import Keys
 from x0tta6bl4.app.federation import OwnEndpoint, Poller, own_document
 from x0tta6bl4.app.ocsp import OcspEndpoint
 from x0tta6bl4.app.settings import AuthoritySettings
+from x0tta6bl4.app.wallet import note_pid
 from x0tta6bl4.core.authority.desk import AuthorityConfig
 from x0tta6bl4.core.authority.life import genesis
 from x0tta6bl4.core.authority.machine import Authority
@@ -213,8 +213,7 @@ class AuthorityProcess:
             await self._api.serve_operators(operators)
             await self.endpoint.start(self._own_svid())
             await self.ocsp.start()
-            with contextlib.suppress(OSError):  # A full disk; nobody needs it to serve.
-                (self._dir / PID_FILE).write_text(str(os.getpid()))
+            note_pid(self._dir / PID_FILE)
             metrics = await self._serve_metrics()
             for running in (self._renew_for_ever(), self._poller.run(), self._list_revoked()):
                 tasks.append(asyncio.create_task(running))

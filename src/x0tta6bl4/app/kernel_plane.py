@@ -21,7 +21,15 @@ from typing import Final, final
 
 from x0tta6bl4.app.kernel_links import Kept, KernelLink, Links
 from x0tta6bl4.app.kernel_modes import Modes
-from x0tta6bl4.app.kernel_views import Passing, counters, dropped, explained, findings, unpinned
+from x0tta6bl4.app.kernel_views import (
+    Passing,
+    counters,
+    dropped,
+    explained,
+    findings,
+    unpinned,
+    unwritten,
+)
 from x0tta6bl4.app.settings import Data
 from x0tta6bl4.core.agent.told import Sets
 from x0tta6bl4.core.agent.words import KernelLinks, KernelPace, ProxySaid
@@ -90,7 +98,7 @@ class KernelPlane:
         self._members: dict[str, float] = {}
         """By node, when it was last reachable by the kernel; bounded by the ways."""
         self._findings: tuple[Finding, ...] = ()
-        self._passing, self._unsaved = Passing(), False
+        self._passing, self._unsaved = Passing(), ""
         self._refused: dict[str, str] = {}
         """Why a neighbour's link is not the kernel's; bounded by the neighbours."""
         self._stirred = asyncio.Event()
@@ -265,9 +273,12 @@ class KernelPlane:
             self._say("kernel", what)
 
     def _save(self) -> None:  # A full disk keeps no link from working.
-        self._unsaved = True
-        self._links.save()
-        self._unsaved = False
+        try:
+            self._links.save()
+        except X0Error as error:
+            self._unsaved = error.what
+            raise
+        self._unsaved = ""
 
     def _moved(self) -> None:
         self._guarded(self.routes.ready)
@@ -540,6 +551,7 @@ class KernelPlane:
             text += f"; {self.programs.without_verdicts}"
         now, links = clock(), self._links
         found = [*findings(links, self._refused, now), *self._modes.findings(links)]
+        found += unwritten(self._unsaved)
         why = explained(links, self.routes.works, now)
         return PlaneView("kernel", text, (*self._findings, *found), why)
 

@@ -95,6 +95,17 @@ def unpinned(programs: Programs) -> Iterator[Finding]:
         )
 
 
+def unwritten(why: str) -> Iterator[Finding]:
+    """What was agreed with neighbours is not on the disk, for this reason; empty: it is."""
+    if why:
+        yield Finding(
+            "X0-KRN-151",
+            "warning",
+            f"links are not written down: {why}",
+            "make room; data goes on, and the next agent would have to agree on them anew",
+        )
+
+
 def deaf(link: KernelLink, now: Instant) -> bool:
     """Whether the kernels do not hear each other over a link that works for the proxies."""
     if link.kept is None or link.rests:

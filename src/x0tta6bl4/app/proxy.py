@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from x0tta6bl4.app import settings as cfg
 from x0tta6bl4.app.sums import proxy_sums
-from x0tta6bl4.app.wallet import private_dir
+from x0tta6bl4.app.wallet import note_pid, private_dir
 from x0tta6bl4.core.identity.rules import WORKLOAD, Expect
 from x0tta6bl4.core.links.words import AgentAlive
 from x0tta6bl4.core.machine import SECOND, Allowed, Denied, Effect, Received, Send, Verdict
@@ -460,7 +460,7 @@ class ProxyProcess:
     def run(self) -> None:
         """Serve until `stop`."""
         pid = self.state_dir / "proxy.pid"
-        pid.write_text(f"{os.getpid()}\n")
+        note_pid(pid)
         gc.freeze()
         gc.set_threshold(20_000, 20, 50)
         try:

@@ -189,3 +189,9 @@ def write_private(path: Path, data: bytes) -> None:
             f"can't write {path}: {error.strerror}",
             "make room, or check the directory's owner",
         ) from None
+
+
+def note_pid(path: Path) -> None:
+    """Write down which process this is; a full disk keeps nobody from serving."""
+    with contextlib.suppress(OSError):
+        path.write_text(f"{os.getpid()}\n")
