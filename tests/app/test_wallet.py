@@ -15,6 +15,7 @@ from x0tta6bl4.app.wallet import (
     KEY,
     WORKLOADS,
     Wallet,
+    note_pid,
     private_dir,
     read_private,
     write_private,
@@ -120,3 +121,9 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     assert full.returncode == 0
     assert read_private(path) == b"old"
     assert os.listdir(tmp_path) == ["secret"]
+
+
+def test_a_process_is_noted_and_a_full_disk_keeps_it_from_nothing(tmp_path: Path) -> None:
+    note_pid(tmp_path / "pid")
+    assert (tmp_path / "pid").read_text() == f"{os.getpid()}\n"
+    note_pid(Path("/dev/full"))
