@@ -179,6 +179,28 @@ def test_another_replica_is_tried_and_gets_the_first_bytes(mesh: Mesh) -> None:
     assert bytes(app.got) == b"reply"
 
 
+def test_a_session_at_work_is_used_though_no_way_is_known(mesh: Mesh) -> None:
+    service = web(mesh)
+    a, target = mesh.nodes[A], mesh.ca.id("web")
+    before = call(mesh)
+    before.send(b"one")
+    mesh.run(lambda: service.apps and service.apps[0].got)
+    a.put(ReplicasItem(target, ()))
+    assert a.endpoint.proxy.replicas(target) == ()
+    after = call(mesh)
+    after.send(b"two")
+    mesh.run(lambda: len(service.apps) == 2 and service.apps[1].got)
+    assert bytes(service.apps[1].got) == b"two"
+    mine, theirs = tcp_pair()
+    mesh.socks.append(mine)
+    verdict = a.endpoint.connect(theirs, mesh.ca.id("caller"), "web", own=True)
+    assert verdict == Denied("no replica"), "a session of its own would have to be dialled"
+    active = next(iter(a.endpoint.proxy.clients.values())).machine.active
+    assert active is not None
+    active.suspect_at = a.endpoint.loop.now
+    assert a.endpoint.proxy.reached(mesh.ca.id("caller"), target) == ()
+
+
 def test_socks_style_replies_come_after_opened_with_the_right_code(mesh: Mesh) -> None:
     service = web(mesh)
 

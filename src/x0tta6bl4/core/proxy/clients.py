@@ -113,6 +113,16 @@ class Clients:
         """Number of the session that calls under this key share, if there is one."""
         return self._by_key.get(key)
 
+    def at_work(self, source: SpiffeId, target: SpiffeId) -> tuple[NodeName, ...]:
+        """Nodes to which these two share a session with a circuit that nothing speaks against."""
+        found = []
+        for key, number in self._by_key.items():
+            machine = self._sessions[number].machine
+            active = machine.active if key[:2] == (source, target) and machine.joined else None
+            if active is not None and not active.suspect_at:
+                found.append(key[2])
+        return tuple(found)
+
     def owner(self, circuit: int) -> int | None:
         """Number of the session that a circuit or a dial is of; it may be over already."""
         return self._by_circuit.get(circuit)

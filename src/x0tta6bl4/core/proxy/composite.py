@@ -187,6 +187,14 @@ class Proxy:
         """Nodes where a workload can be reached, nearest first, then least loaded."""
         return self.routes.replicas(self.me, target)
 
+    def reached(self, source: SpiffeId, target: SpiffeId) -> tuple[NodeName, ...]:
+        """Nodes with a session of these two that is at work.
+
+        A node that stood still for a moment is down to all its neighbours for some seconds, and no
+        way leads there; what goes through it all the while knows better.
+        """
+        return self.clients.at_work(source, target)
+
     # ------------------------------------------------------------------ entrance
     def handle(self, now: Instant, event: Event) -> Effects:
         """See `core.machine.Machine`."""

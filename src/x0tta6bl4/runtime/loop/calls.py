@@ -96,6 +96,8 @@ class Calls:
         if self._endpoint.full:
             return self._refuse(sock, source, name, reply, "too many streams", Reset.BUSY)
         replicas = self._proxy.replicas(target)
+        if not replicas and not own:
+            replicas = self._proxy.reached(source, target)
         if not replicas:
             return self._refuse(sock, source, name, reply, "no replica", Reset.UNREACHABLE)
         opening = Opening(source, target, name, port, replicas, reply, first, now, own)
