@@ -30,7 +30,7 @@ from enum import IntEnum
 from typing import final
 
 from x0tta6bl4.core.machine import Value
-from x0tta6bl4.core.routing.map import NO_LINK, Change, Map
+from x0tta6bl4.core.routing.map import Change, Map
 from x0tta6bl4.core.routing.paths import HOPS_MAX, INFINITE, Tree
 from x0tta6bl4.wire.records import Adjacency
 
@@ -106,25 +106,19 @@ class Alternates:
         self.ways: dict[str, Way] = {}
         """By destination, as of the last `update` and `repair`."""
 
-    def say(
-        self, node: str, links: Iterable[Adjacency] | None, *, stub: bool = False
-    ) -> list[Change]:
+    def say(self, node: str, links: Iterable[Adjacency] | None, *, stub: bool = False) -> None:
         """A node reports these links in its record, this one too; None: its record is gone.
 
         Args:
             node: name.
             links: with their published costs.
             stub: nothing may pass through it (RFC 6987).
-        Returns:
-            Links whose cost changed by it, for `turn`.
         """
-        changes = self._map.say(node, links)
-        self._changes += changes
+        self._changes += self._map.say(node, links)
         number = self._map.index.get(node)
         if number is not None and self._map.stub[number] != stub:
             self._map.stub[number] = stub
             self._rebuild = True
-        return changes
 
     @property
     def due(self) -> bool:
@@ -195,45 +189,31 @@ class Alternates:
                 found[name] = self.ways[name] = Way(way.hop, way.alternate, way.guard, list_)
         return found
 
-    def turn(self, change: Change) -> int:
-        """After how many others this node changes over when one link has changed.
+    def hops(self, targets: Iterable[str]) -> dict[str, int]:
+        """Links on the longest of the shortest paths to each of these nodes that can be reached.
 
-        Of a link that got worse, the longest chain of nodes that send packets over it through this
-        one; of a link that got better, the nodes between this one and it (RFC 6976 section 5).
+        Whoever comes next on a shortest path finds fewer, by its own map.
         """
-        links = self._map.links
-        now = links[change.a].get(change.b, NO_LINK)
-        cost = min(cost for cost in (change.old, change.new) if cost)
-        links[change.a][change.b] = links[change.b][change.a] = cost
-        turns = 0
-        for near, far in ((change.a, change.b), (change.b, change.a)):
-            onward = self._towards(far)
-            node, hops = 0, 0
-            while node not in (near, far) and node in onward:
-                node, hops = onward[node], hops + 1
-            if node == near and onward.get(near) == far:
-                turns = max(turns, _height(onward) if change.worse else hops)
-        for here, there in ((change.a, change.b), (change.b, change.a)):
-            if now:
-                links[here][there] = now
-            else:
-                del links[here][there]
-        return turns
-
-    def _towards(self, root: int) -> dict[int, int]:
-        """The next hop of every node to one of them, farthest first."""
-        map, names = self._map, self._map.names
-        tree = Tree(map, root)
-        tree.build()
-        distance = tree.distance
-        found: dict[int, int] = {}
-        for node in sorted(range(len(distance)), key=distance.__getitem__, reverse=True):
-            if node != root and distance[node] < INFINITE:
-                found[node] = min(
-                    (distance[other] + cost, names[other], other)
-                    for other, cost in map.links[node].items()
-                    if other == root or not map.stub[other]
-                )[2]
+        distance, links, stub = self._tree.distance, self._map.links, self._map.stub
+        most = {0: 0}
+        found: dict[str, int] = {}
+        for name in targets:
+            target = self._map.index.get(name)
+            if target is None or distance[target] >= INFINITE:
+                continue
+            stack = [target]
+            while stack:
+                node = stack[-1]
+                before = [
+                    other
+                    for other, cost in links[node].items()
+                    if distance[other] + cost == distance[node] and not (other and stub[other])
+                ]
+                ahead = [other for other in before if other not in most]
+                if not ahead:
+                    most[stack.pop()] = 1 + max(map(most.__getitem__, before), default=-1)
+                stack += ahead
+            found[name] = most[target]
         return found
 
     # -------------------------------------------------------------------------- trees
@@ -367,14 +347,6 @@ class Alternates:
             ):
                 break
         return tuple(list_) if len(list_) <= HOPS_MAX else ()
-
-
-def _height(onward: dict[int, int]) -> int:
-    """How many nodes stand in the longest row of those that send packets through node 0."""
-    height: dict[int, int] = {}
-    for node, hop in onward.items():
-        height[hop] = max(height.get(hop, 0), height.get(node, 0) + 1)
-    return height.get(0, 0)
 
 
 def _search(map: Map, names: list[str], around: int, *, node: bool) -> _Search:

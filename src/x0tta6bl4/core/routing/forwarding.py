@@ -2,14 +2,16 @@
 
     MemberChanged, MemberGone, AdjacencyWanted --> map --> ways --[its turn]--> WaysChanged
 
-After one link has changed, nodes that change over in any order can send packets in circles for a
-while.  They can't if each waits for its turn: when a link got worse, the farthest from it comes
-first, so that nobody sends packets back to one who still uses it; when it got better, the nearest.
-Turns are counted in hops over the link and last TURN each, TURNS_MAX at most; who loses a link
-itself has its alternates in force meanwhile.  Alternates and source routes need no turn.
+After the map has changed, nodes that change over in any order can send packets in circles for a
+while.  They can't if each waits until those that come after it on its new way have changed over:
+then whoever has done so sees packets on new ways to their end, and whoever has not sends them along
+the old way, which ends there or meets one who has.  That holds for each destination by itself and
+for whatever has changed, one link or a node with all of its links, also while an earlier change is
+under way.  Turns are counted in links of the new way and last TURN each, TURNS_MAX at most; who
+loses a link itself has its alternates in force meanwhile, and these need no turn.
 
-Source: RFC 6976 sections 4 and 5 (ordered FIB), with turns instead of messages; restart of a node
-as in RFC 4724.
+Source: Francois & Bonaventure, Avoiding transient loops during IGP convergence (INFOCOM 2005), for
+the order; RFC 6976 section 4 for turns that take a fixed time; restart of a node as in RFC 4724.
 """
 
 from __future__ import annotations
@@ -29,15 +31,12 @@ from x0tta6bl4.core.machine import (
     Value,
 )
 from x0tta6bl4.core.routing.alternates import Alternates, Way
-from x0tta6bl4.core.routing.map import Change
 from x0tta6bl4.core.routing.words import AdjacencyWanted, MemberChanged, MemberGone
-from x0tta6bl4.wire.records import NodeBody
+from x0tta6bl4.wire.records import Adjacency, NodeBody
 
 TURN: Final = 25 * MS
 """What the flood of a record and the table of one node take, with room."""
-TURNS_MAX: Final = 8
-LINKS_MAX: Final = 4
-"""Nobody waits where more links have changed at once."""
+TURNS_MAX: Final = 16
 _COALESCE: Final = 1 * MS
 _REPAIR_AFTER: Final = 5 * MS
 _REPAIR_EVERY: Final = 1 * MS
@@ -60,16 +59,17 @@ class Forwarding:
     """
 
     __slots__ = (
-        "_changes", "_due", "_me", "_repair_at", "_restarting", "_restarts", "_table", "_update_at",
+        "_due", "_due_of", "_me", "_repair_at", "_restarting", "_restarts", "_table", "_update_at",
         "_waiting", "deadline",
     )  # fmt: skip
 
     def __init__(self, me: str) -> None:
         self._me = me
         self._table = Alternates(me)
-        self._changes: list[Change] = []
         self._waiting: dict[str, Way | None] = {}
         """Ways whose turn has not come; as bounded as the map."""
+        self._due_of: dict[str, Instant] = {}
+        """When it comes."""
         self._due: Instant = NEVER
         self._update_at: Instant = NEVER
         self._repair_at: Instant = NEVER
@@ -95,9 +95,9 @@ class Forwarding:
         elif type(event) is MemberGone:
             if event.node != self._me:
                 self._restarting.pop(event.node, None)
-                self._note(now, self._table.say(event.node, None))
+                self._say(now, event.node, None)
         elif type(event) is AdjacencyWanted:
-            self._note(now, self._table.say(self._me, event.links))
+            self._say(now, self._me, event.links)
         else:
             return NOTHING
         at = min(self._update_at, self._repair_at, self._due)
@@ -112,42 +112,42 @@ class Forwarding:
         if event.restarting_until < NEVER and len(self._restarts) < _RESTARTS_MAX:
             self._restarting[event.node] = body
             heapq.heappush(self._restarts, (event.restarting_until, event.node, body))
-        self._note(now, self._table.say(event.node, body.links, stub=body.stub))
+        self._say(now, event.node, body.links, stub=body.stub)
 
-    def _note(self, now: Instant, changes: list[Change]) -> None:
-        """Remember which links have changed."""
-        self._changes += changes[: LINKS_MAX + 1 - len(self._changes)]
-        if not self._table.due:
-            return
-        self._update_at = Instant(min(self._update_at, now + _COALESCE))
+    def _say(
+        self, now: Instant, node: str, links: tuple[Adjacency, ...] | None, *, stub: bool = False
+    ) -> None:
+        self._table.say(node, links, stub=stub)
+        if self._table.due:
+            self._update_at = Instant(min(self._update_at, now + _COALESCE))
 
     def _on_tick(self, now: Instant, out: list[Effect]) -> None:
         while self._restarts and self._restarts[0][0] <= now:
             _, node, body = heapq.heappop(self._restarts)
             if self._restarting.get(node) is body:
                 del self._restarting[node]
-                self._note(now, self._table.say(node, None))
+                self._say(now, node, None)
         if now >= self._update_at:
             self._update(now)
         if now >= self._repair_at:
             self._repair(now, out)
         if now >= self._due:
-            self._due = NEVER
-            out.append(WaysChanged(tuple(sorted(self._waiting.items()))))
-            self._waiting = {}
+            turn = sorted(name for name, due in self._due_of.items() if due <= now)
+            out.append(WaysChanged(tuple((name, self._waiting.pop(name)) for name in turn)))
+            for name in turn:
+                del self._due_of[name]
+            self._due = min(self._due_of.values(), default=NEVER)
 
     def _update(self, now: Instant) -> None:
         self._update_at = NEVER
-        changes, self._changes = self._changes, []
         found = self._table.update()
         self._repair_at = Instant(now + _REPAIR_AFTER) if self._table.unrepaired else NEVER
-        if not found:
-            return
-        turns = 0
-        if len(changes) <= LINKS_MAX:
-            turns = max((self._table.turn(change) for change in changes), default=0)
-        self._waiting |= found
-        self._due = Instant(min(self._due, now + min(turns, TURNS_MAX) * TURN))
+        hops = self._table.hops(found)
+        for name, way in found.items():
+            turns = min(max(hops.get(name, 0) - 1, 0), TURNS_MAX)
+            self._waiting[name] = way
+            self._due_of[name] = Instant(now + turns * TURN)
+        self._due = min(self._due_of.values(), default=NEVER)
 
     def _repair(self, now: Instant, out: list[Effect]) -> None:
         found = self._table.repair()
