@@ -1,4 +1,4 @@
-"""Agents whose kernels find links good: of which neighbours the proxy wants few hellos."""
+"""How much agents say: where few hellos of proxies are enough, and which links are told together."""
 
 from __future__ import annotations
 
@@ -41,3 +41,23 @@ def test_an_agent_that_starts_wants_all_hellos_until_its_kernel_has_told_it() ->
     assert watched(a) == set()
     a.give(words.NeighbourUp(neighbour("b")), words.KernelPace(frozenset("b")))
     assert watched(a) == {"b"}
+
+
+def test_links_that_come_are_told_together_and_one_that_goes_at_once() -> None:
+    mesh = Mesh(["a", "b", "c", "d", "e"], [("a", "b")])
+    mesh.run(3)
+
+    def heard() -> int:
+        return mesh["b"].agent.statistics()["records_accepted_total"]
+
+    before = heard()
+    for node in ("c", "d", "e"):
+        mesh.connect("a", node)
+        mesh.run(0.25)
+    mesh.run(2)
+    of_others = 3
+    assert heard() - before == of_others + 2, "the first of them, and the two that followed"
+    mesh.cut("a", "c")
+    mesh.cut("a", "d")
+    mesh.run(0.1)
+    assert heard() - before > of_others + 2
