@@ -1,4 +1,4 @@
-"""How much agents say: where few hellos of proxies are enough, and which links are told together."""
+"""How much agents say: where few hellos are enough, and which links are told together."""
 
 from __future__ import annotations
 
