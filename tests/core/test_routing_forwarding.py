@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from random import Random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -165,6 +167,52 @@ def test_whatever_changes_and_changes_again_no_packet_circles(
             for here in graph.nodes:
                 for target in graph.nodes:
                     deliver(nodes, here, target, set())
+
+
+@pytest.mark.parametrize("seed", [66, 237, *range(6)])
+def test_while_a_node_of_a_grid_is_missed_by_one_neighbour_after_the_other_none_circles(
+    seed: int,
+) -> None:
+    """Its processes are gone; its kernel goes on with the table of before."""
+    random = Random(seed)
+    names = [[f"n{row}{column}" for column in range(4)] for row in range(4)]
+    pairs = [pair for line in (*names, *zip(*names, strict=True)) for pair in pairwise(line)]
+    costs = {pair: random.randint(1, 2) for pair in pairs}
+    grid = Graph(costs)
+    nodes = {name: Node(name, grid) for name in grid.nodes}
+    gone = random.choice(["n11", "n12", "n21", "n22"])
+    left = Graph({pair: cost for pair, cost in costs.items() if gone not in pair})
+    heard: list[tuple[int, str, str]] = []
+    for writer in grid.near[gone]:
+        said = T0 + 3 * SECOND + random.randint(0, 150) * MS
+        heard += [(said + random.randint(0, 20) * MS, n, writer) for n in left.nodes]
+    heard.sort()
+    while True:
+        node = min(nodes.values(), key=lambda node: node.machine.deadline)
+        if heard and heard[0][0] <= node.machine.deadline:
+            at, name, writer = heard.pop(0)
+            nodes[name].hear(Instant(at), writer, left)
+        elif node.machine.deadline == NEVER:
+            break
+        elif node.tick():
+            for here in grid.nodes:
+                for target in left.nodes:
+                    deliver(nodes, here, target, set())
+    assert all(nodes[name].ways == settled(left.tell(name)) for name in left.nodes)
+
+
+def test_changes_without_end_put_a_turn_off_for_no_more_than_a_second() -> None:
+    ring = line("a", "b", "c", "d", "e", "f")
+    costs = {**ring.costs, ("a", "f"): 1}
+    node = Node("a", Graph(costs))
+    start = Instant(T0 + 2 * SECOND)
+    node.hear(start, "b", Graph({pair: 1 for pair in costs if pair != ("a", "b")}))
+    for step in range(1, 30):
+        node.run(Instant(start + step * 50 * MS))
+        if node.ways["b"].hop == "f":
+            break
+        node.hear(Instant(start + step * 50 * MS), "d", Graph({**costs, ("c", "d"): 1 + step % 2}))
+    assert 1 * SECOND < step * 50 * MS < 1200 * MS
 
 
 def line(*names: str) -> Graph:

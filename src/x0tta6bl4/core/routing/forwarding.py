@@ -7,8 +7,9 @@ while.  They can't if each waits until those that come after it on its new way h
 then whoever has done so sees packets on new ways to their end, and whoever has not sends them along
 the old way, which ends there or meets one who has.  That holds for each destination by itself and
 for whatever has changed, one link or a node with all of its links, also while an earlier change is
-under way.  Turns are counted in links of the new way and last TURN each, TURNS_MAX at most; who
-loses a link itself has its alternates in force meanwhile, and these need no turn.
+under way: all that waits is counted anew then, for WAIT_MAX at most.  Turns are counted in links of
+the new way and last TURN each, TURNS_MAX at most; who loses a link itself has its alternates in
+force meanwhile, and these need no turn.
 
 Source: Francois & Bonaventure, Avoiding transient loops during IGP convergence (INFOCOM 2005), for
 the order; RFC 6976 section 4 for turns that take a fixed time; restart of a node as in RFC 4724.
@@ -23,6 +24,7 @@ from x0tta6bl4.core.machine import (
     MS,
     NEVER,
     NOTHING,
+    SECOND,
     Effect,
     Effects,
     Event,
@@ -37,6 +39,8 @@ from x0tta6bl4.wire.records import Adjacency, NodeBody
 TURN: Final = 25 * MS
 """What the flood of a record and the table of one node take, with room."""
 TURNS_MAX: Final = 16
+WAIT_MAX: Final = 1 * SECOND
+"""Where changes never end, what waits is not put off any more."""
 _COALESCE: Final = 1 * MS
 _REPAIR_AFTER: Final = 5 * MS
 _REPAIR_EVERY: Final = 1 * MS
@@ -59,8 +63,8 @@ class Forwarding:
     """
 
     __slots__ = (
-        "_due", "_due_of", "_me", "_repair_at", "_restarting", "_restarts", "_table", "_update_at",
-        "_waiting", "deadline",
+        "_due", "_due_of", "_me", "_repair_at", "_restarting", "_restarts", "_since", "_table",
+        "_update_at", "_waiting", "deadline",
     )  # fmt: skip
 
     def __init__(self, me: str) -> None:
@@ -68,8 +72,9 @@ class Forwarding:
         self._table = Alternates(me)
         self._waiting: dict[str, Way | None] = {}
         """Ways whose turn has not come; as bounded as the map."""
+        self._since: dict[str, Instant] = {}
+        """When they began to wait."""
         self._due_of: dict[str, Instant] = {}
-        """When it comes."""
         self._due: Instant = NEVER
         self._update_at: Instant = NEVER
         self._repair_at: Instant = NEVER
@@ -135,18 +140,19 @@ class Forwarding:
             turn = sorted(name for name, due in self._due_of.items() if due <= now)
             out.append(WaysChanged(tuple((name, self._waiting.pop(name)) for name in turn)))
             for name in turn:
-                del self._due_of[name]
+                del self._due_of[name], self._since[name]
             self._due = min(self._due_of.values(), default=NEVER)
 
     def _update(self, now: Instant) -> None:
         self._update_at = NEVER
         found = self._table.update()
         self._repair_at = Instant(now + _REPAIR_AFTER) if self._table.unrepaired else NEVER
-        hops = self._table.hops(found)
-        for name, way in found.items():
+        self._waiting |= found
+        hops = self._table.hops(self._waiting)
+        for name in self._waiting:
             turns = min(max(hops.get(name, 0) - 1, 0), TURNS_MAX)
-            self._waiting[name] = way
-            self._due_of[name] = Instant(now + turns * TURN)
+            since = self._since.setdefault(name, now)
+            self._due_of[name] = Instant(min(now, since + WAIT_MAX) + turns * TURN)
         self._due = min(self._due_of.values(), default=NEVER)
 
     def _repair(self, now: Instant, out: list[Effect]) -> None:
