@@ -16,13 +16,17 @@ import pytest
 
 from tests.edge.kernel import kernel_world as kw
 from tests.edge.kernel.space import Space, Spaces, link_local
+from x0tta6bl4.app import kernel_plane
 from x0tta6bl4.app.kernel_plane import KernelPlane
 from x0tta6bl4.app.settings import Data
 from x0tta6bl4.core.agent.snapshot import Snapshot
 from x0tta6bl4.core.agent.told import Sets
-from x0tta6bl4.core.routing.alternates import Way
+from x0tta6bl4.core.links import verdicts as said
+from x0tta6bl4.core.routing.alternates import Guard, Way
 from x0tta6bl4.core.routing.forwarding import WaysChanged
+from x0tta6bl4.edge.kernel.detector import Alternate
 from x0tta6bl4.edge.kernel.libbpf import KernelRefused
+from x0tta6bl4.edge.kernel.plane import Plane
 from x0tta6bl4.runtime.aio.links import LinkConnections, Offers
 from x0tta6bl4.wire.ids import NodeName, TrustDomain
 from x0tta6bl4.wire.mesh_address import mesh_address
@@ -42,7 +46,7 @@ class House:
         self.said: list[str] = []
         with here:
             self.plane = KernelPlane(
-                TrustDomain("example.org"), NodeName("a"), state, ["b"],
+                TrustDomain("example.org"), NodeName("a"), state, ["b", "c"],
                 lambda _, text: self.said.append(text),
                 Data(member_pps=1, deny_from=("192.0.2.0/24",), allow_from=("192.0.2.7/32",)),
             )  # fmt: skip
@@ -52,6 +56,15 @@ class House:
             theirs = KernelOffer(7, link_local(mac).packed, mac, 1500, 0)
             self.plane.offered(B, Offers(*placed, theirs, bytes(range(32))))
         self.number, self.index = placed[1].link, placed[0]
+
+    def second(self) -> tuple[int, str]:
+        """One more neighbour on the same cable: number of its link, and its address there."""
+        placed = self.plane.place(NodeName("c"), "10.0.0.1", "10.0.0.2")
+        assert placed is not None
+        mac = bytes.fromhex("02000000000c")
+        theirs = KernelOffer(9, link_local(mac).packed, mac, 1500, 0)
+        self.plane.offered(NodeName("c"), Offers(*placed, theirs, bytes(range(32))))
+        return placed[1].link, str(link_local(mac))
 
     def comes_in(self, packet: bytes) -> bool:
         """Whether the filter lets a packet from the neighbour in."""
@@ -90,6 +103,53 @@ def test_a_link_that_the_kernel_does_not_let_rest_is_tried_again(house: House) -
         links.fd = whole
         plane._rest()
         assert plane.detector.rests(house.number)
+
+
+def test_a_link_whose_detours_are_refused_leaves_the_others_theirs(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plane, to = house.plane, mesh_address(TrustDomain("example.org"), NodeName("d"))
+    with house.here:
+        number, _ = house.second()
+        good = [Alternate(to, house.index, house.mac("to-a"))]
+        stranger = [Alternate(to, house.index, bytes.fromhex("020000000001"))]
+        table = {"b": stranger, "c": good}
+        monkeypatch.setattr(Plane, "alternates", lambda _: table)
+        plane._set_alternates()
+        assert [text for text in house.said if "is no link" in text]
+        assert plane.detector.set_alternates(number, good) == 0, "they were not there"
+
+
+def test_data_leaves_a_link_that_loses_packets_at_once_until_the_tables_have_changed(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel_plane, "LEAVE_S", 0.05)
+    plane, to = house.plane, str(mesh_address(TrustDomain("example.org"), NodeName("d")))
+
+    def passes(by: str) -> bool:
+        return by in house.here.run("ip", "-6", "route", "get", to)
+
+    async def live() -> None:
+        _, c = house.second()
+        b = str(link_local(house.mac("to-a")))
+        plane._decide(said.KernelShows(B, True, 0, 10))  # It is up.
+        plane.ways(WaysChanged((("d", Way(B, "c", Guard.NODE)),)))
+        for ends in (True, False):
+            assert passes(b)
+            plane._loses(said.KernelLoses(B, True))
+            assert passes(c)
+            if ends:
+                plane._loses(said.KernelLoses(B, False))
+            else:
+                await asyncio.sleep(0.1)
+            assert passes(b)
+        plane._loses(said.KernelLoses(B, True))
+        plane._decide(said.KernelDown(B, 7500))
+        await asyncio.sleep(0.1)
+        assert passes(c), "it is down by now"
+
+    with house.here:
+        asyncio.run(asyncio.wait_for(live(), 10))
 
 
 def test_what_the_settings_turn_away_does_not_come_in(house: House) -> None:

@@ -56,6 +56,8 @@ TICK_S: Final = 0.1
 LEASE_S: Final = 1.0
 MEND_S: Final = 0.05
 """After a verdict it is seen whether somebody took the programs off."""
+LEAVE_S: Final = 1.5
+"""After it everybody's table knows the cost of a link that loses packets."""
 PINS: Final = "bpf"
 SWITCHES: Final = "switches"
 DENIED: Final = Member(denied=True)
@@ -411,7 +413,7 @@ class KernelPlane:
         """Neighbours have changed: routes and alternates name others."""
         self._guarded(self.routes.neighbours, self._adjacent())
         if not self._held:
-            self._guarded(self._set_alternates)
+            self._set_alternates()
         self._post(KernelLinks(self._verdicts.forwarding))
 
     def _adjacent(self) -> list[Adjacent]:
@@ -469,7 +471,19 @@ class KernelPlane:
         asyncio.get_running_loop().call_later(MEND_S, self._guarded, self._mend)
 
     def _loses(self, fact: said.KernelLoses) -> None:
+        """Data leaves it at once if there is an alternate; later its cost counts, for everybody."""
+        if fact.gray:
+            self.routes.cut(fact.node, True)
+            loop = asyncio.get_running_loop()
+            loop.call_later(LEAVE_S, self._guarded, self._take_back, fact.node)
+        else:
+            self._take_back(fact.node)
         self._say("link", f"{fact.node} loses packets" + ("" if fact.gray else " no more"))
+
+    def _take_back(self, node: str) -> None:
+        link = self._links.get(node)
+        if link is not None and link.judged.up:
+            self.routes.cut(node, False)
 
     def _revive(self, wanted: said.Revive) -> None:
         link = self._links.get(wanted.node)
@@ -506,7 +520,7 @@ class KernelPlane:
         """The table has changed."""
         self._guarded(self.routes.table, dict(fact.ways))
         if not self._held:
-            self._guarded(self._set_alternates)
+            self._set_alternates()
         self._guarded(self._set_members)
 
     def complete(self) -> None:
@@ -514,7 +528,7 @@ class KernelPlane:
         if self._held:
             self._held = False
             self._guarded(self.routes.settle)
-            self._guarded(self._set_alternates)
+            self._set_alternates()
             self._guarded(self._set_members)
 
     def _set_alternates(self) -> None:
@@ -522,7 +536,7 @@ class KernelPlane:
         for node, alternates in self.routes.alternates().items():
             link = self._links.get(node)
             if link is not None:
-                self.detector.set_alternates(link.number, alternates)
+                self._guarded(self.detector.set_alternates, link.number, alternates)
 
     def _set_members(self) -> None:
         """Who may send: nodes that the kernel reaches, and for a while those that it did."""

@@ -36,8 +36,9 @@ from x0tta6bl4.core.routing.alternates import Alternates, Way
 from x0tta6bl4.core.routing.words import AdjacencyWanted, MemberChanged, MemberGone
 from x0tta6bl4.wire.records import Adjacency, NodeBody
 
-TURN: Final = 25 * MS
-"""What the flood of a record and the table of one node take, with room."""
+TURN: Final = 50 * MS
+"""What the flood of a record and the table of one node take, with room for a processor that many
+share."""
 TURNS_MAX: Final = 16
 WAIT_MAX: Final = 1 * SECOND
 """Where changes never end, what waits is not put off any more."""
