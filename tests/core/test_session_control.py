@@ -470,6 +470,15 @@ def test_a_session_goes_to_a_path_without_relays_once_and_keeps_a_standby() -> N
     pair.a.give(facts.PathsChanged(pair.client.number, pair.paths, direct=True))
     pair.run(4 * SECOND)
     assert pair.client.moves == moves + 1
+    wire = pair.active_wire
+    assert wire is not None
+    wire.kill()  # For a moment: no path changes by it.
+    pair.run(100 * MS)
+    assert pair.client.active.path in (R, S)
+    pair.run(4 * SECOND)
+    assert pair.client.active.path == direct
+    assert pair.client.standby.path in (R, S)
+    assert [join.reason for join in joins(pair)[-2:]] == ["lost", "moved"]
 
 
 def test_to_ourselves_one_circuit_is_enough() -> None:

@@ -36,7 +36,7 @@ from x0tta6bl4.core.machine import (
 )
 from x0tta6bl4.core.session import facts, frames
 from x0tta6bl4.core.session.carrier import Carrier, Marks, Quiet, spread, strays
-from x0tta6bl4.core.session.facts import LIMITS, Limits, Path, Token, Up
+from x0tta6bl4.core.session.facts import LIMITS, Limits, Token, Up
 from x0tta6bl4.core.session.frames import Join, Mac
 from x0tta6bl4.core.session.pipe import Pipe
 
@@ -99,7 +99,7 @@ class Client:
         self._fresh: Carrier | None = None
         self._lame: list[Carrier] = []
         self._dials: dict[int, int] = {}
-        self._paths: tuple[Path, ...] | None = None
+        self._paths: facts.PathsChanged | None = None
         self._secret, self._epoch = b"", 0
         self._established = False
         """The other end has the session for certain: JOIN instead of NEW."""
@@ -268,13 +268,15 @@ class Client:
         for lame in self._lame:
             self._close(lame, "left")
         self._lame = []
+        if self._paths is not None and self._paths.paths:
+            strays(self.active, self.standby, self._paths)  # They have changed places.
         self._effects.append(facts.Joined(self.number, carrier.number, carrier.path, took, reason))
 
     def _on_paths(self, now: Instant, event: facts.PathsChanged) -> None:
         """Leave, one after the other and without haste, what is no longer a path of ours."""
-        if event.paths != self._paths:
+        if self._paths is None or event.paths != self._paths.paths:
             self._forgive(now)
-        self._paths, calm = event.paths, self._quiet.calm
+        self._paths, calm = event, self._quiet.calm
         if event.paths and strays(self.active, self.standby, event):
             rest = spread(self.active, now, self._limits, calm) // 2
             self._standby_at = now + (rest + self._jitter(rest) if calm else self._jitter())
@@ -442,7 +444,7 @@ class Client:
             return facts.DIALS_MAX if waited or self._fails else 1
         if self._joining_since and not self.active.suspect_at:
             return 0
-        if self._paths is not None and self._paths and len(self._paths[0]) < 2:
+        if self._paths is not None and self._paths.paths and len(self._paths.paths[0]) < 2:
             # To ourselves: nothing between can fail, only certificates make a move necessary.
             return 1 if self.standby is None and self._stale(self.active) else 0
         standby = self.standby
