@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from random import Random
 
@@ -79,6 +81,32 @@ def deliver(nodes: dict[str, Node], start: str, target: str, dead: set[str]) -> 
     return here
 
 
+def changed(graph: Graph, costs: dict[tuple[str, str], int]) -> Graph:
+    """The same nodes with other links; a cost of 0 is none now, and may come back."""
+    found = Graph({pair: cost for pair, cost in costs.items() if cost}, graph.stubs)
+    found.near |= {node: {} for node in graph.nodes if node not in found.near}
+    found.nodes, found.costs = graph.nodes, costs
+    return found
+
+
+def play(nodes: dict[str, Node], heard: Iterable[tuple[int, str, str, Graph]]) -> Iterator[None]:
+    """Everybody hears (at, who, of whom, the map by then) and wakes when due.
+
+    Yields:
+        After each change of a table.
+    """
+    told = deque(sorted(heard, key=lambda one: one[0]))
+    while True:
+        node = min(nodes.values(), key=lambda node: node.machine.deadline)
+        if told and told[0][0] <= node.machine.deadline:
+            at, name, writer, graph = told.popleft()
+            nodes[name].hear(Instant(at), writer, graph)
+        elif node.machine.deadline == NEVER:
+            return
+        elif node.tick():
+            yield
+
+
 @settings(max_examples=120)
 @given(graphs(), st.data())
 def test_while_tables_change_over_no_packet_circles_or_is_lost(
@@ -86,12 +114,8 @@ def test_while_tables_change_over_no_packet_circles_or_is_lost(
 ) -> None:
     link = data.draw(st.sampled_from(sorted(graph.costs)))
     worse = data.draw(st.sampled_from(["gone", "dearer"]))
-    costs = {pair: cost for pair, cost in graph.costs.items() if pair != link}
-    if worse == "dearer":
-        costs[link] = graph.costs[link] * 4
-    after = Graph({**costs}, graph.stubs)
-    after.near |= {node: {} for node in graph.nodes if node not in after.near}
-    after.nodes = graph.nodes
+    cost = graph.costs[link] * 4 if worse == "dearer" else 0
+    after = changed(graph, {**graph.costs, link: cost})
     back = data.draw(st.booleans())  # The change, or its end.
     first, second = (after, graph) if back else (graph, after)
     nodes = {name: Node(name, first) for name in graph.nodes}
@@ -102,12 +126,7 @@ def test_while_tables_change_over_no_packet_circles_or_is_lost(
         for end in link:
             node.hear(Instant(T0 + 3 * SECOND + late), end, second)
         assert name in nodes
-    while True:
-        node = min(nodes.values(), key=lambda node: node.machine.deadline)
-        if node.machine.deadline == NEVER:
-            break
-        if not node.tick():
-            continue
+    for _ in play(nodes, ()):
         for start in graph.nodes:
             for target in graph.nodes:
                 end = deliver(nodes, start, target, dead)
@@ -120,7 +139,7 @@ def test_while_tables_change_over_no_packet_circles_or_is_lost(
 @st.composite
 def later(draw: st.DrawFn, graph: Graph) -> Graph:
     """Any links have changed, or a node has lost or got back all of its."""
-    costs = dict(graph.costs)
+    costs = graph.costs
     if draw(st.booleans()):
         node = draw(st.sampled_from(graph.nodes))
         touched = [pair for pair in costs if node in pair]
@@ -128,12 +147,7 @@ def later(draw: st.DrawFn, graph: Graph) -> Graph:
     else:
         touched = draw(st.lists(st.sampled_from(sorted(costs)), min_size=1, unique=True))
         new = [draw(st.sampled_from([0, 1, 3, 12])) for _ in touched]
-    costs |= dict(zip(touched, new, strict=True))
-    found = Graph({pair: cost for pair, cost in costs.items() if cost}, graph.stubs)
-    found.near |= {node: {} for node in graph.nodes if node not in found.near}
-    found.nodes = graph.nodes
-    found.costs = costs  # With those that are gone and may come back.
-    return found
+    return changed(graph, {**costs, **dict(zip(touched, new, strict=True))})
 
 
 @settings(max_examples=100)
@@ -143,7 +157,7 @@ def test_whatever_changes_and_changes_again_no_packet_circles(
 ) -> None:
     """Everybody hears every record within a turn, in an order of its own."""
     nodes = {name: Node(name, graph) for name in graph.nodes}
-    heard: list[tuple[int, int, str, str, Graph]] = []
+    heard: list[tuple[int, str, str, Graph]] = []
     start = T0 + 3 * SECOND
     last = dict.fromkeys(graph.nodes, start)
     for _ in range(data.draw(st.integers(1, 3))):
@@ -153,20 +167,12 @@ def test_whatever_changes_and_changes_again_no_packet_circles(
             last[writer] = said
             for name in graph.nodes:
                 at = said + (0 if name == writer else data.draw(st.integers(0, 20)) * MS)
-                heard.append((at, len(heard), name, writer, graph))
+                heard.append((at, name, writer, graph))
         start += data.draw(st.integers(1, 10)) * 20 * MS
-    heard.sort(key=lambda one: one[:2])
-    while True:
-        node = min(nodes.values(), key=lambda node: node.machine.deadline)
-        if heard and heard[0][0] <= node.machine.deadline:
-            at, _, name, writer, told = heard.pop(0)
-            nodes[name].hear(Instant(at), writer, told)
-        elif node.machine.deadline == NEVER:
-            break
-        elif node.tick():
-            for here in graph.nodes:
-                for target in graph.nodes:
-                    deliver(nodes, here, target, set())
+    for _ in play(nodes, heard):
+        for here in graph.nodes:
+            for target in graph.nodes:
+                deliver(nodes, here, target, set())
 
 
 @pytest.mark.parametrize("seed", [66, 237, *range(6)])
@@ -182,22 +188,14 @@ def test_while_a_node_of_a_grid_is_missed_by_one_neighbour_after_the_other_none_
     nodes = {name: Node(name, grid) for name in grid.nodes}
     gone = random.choice(["n11", "n12", "n21", "n22"])
     left = Graph({pair: cost for pair, cost in costs.items() if gone not in pair})
-    heard: list[tuple[int, str, str]] = []
+    heard: list[tuple[int, str, str, Graph]] = []
     for writer in grid.near[gone]:
         said = T0 + 3 * SECOND + random.randint(0, 150) * MS
-        heard += [(said + random.randint(0, 20) * MS, n, writer) for n in left.nodes]
-    heard.sort()
-    while True:
-        node = min(nodes.values(), key=lambda node: node.machine.deadline)
-        if heard and heard[0][0] <= node.machine.deadline:
-            at, name, writer = heard.pop(0)
-            nodes[name].hear(Instant(at), writer, left)
-        elif node.machine.deadline == NEVER:
-            break
-        elif node.tick():
-            for here in grid.nodes:
-                for target in left.nodes:
-                    deliver(nodes, here, target, set())
+        heard += [(said + random.randint(0, 20) * MS, n, writer, left) for n in left.nodes]
+    for _ in play(nodes, heard):
+        for here in grid.nodes:
+            for target in left.nodes:
+                deliver(nodes, here, target, set())
     assert all(nodes[name].ways == settled(left.tell(name)) for name in left.nodes)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.real.hosts import Hosts
 from x0tta6bl4.app import settings as cfg
 from x0tta6bl4.app.admin import AdminClient
-from x0tta6bl4.app.mesh import wait_for
+from x0tta6bl4.app.mesh import living, wait_for
 from x0tta6bl4.app.operator import Operator
 from x0tta6bl4.wire import admin
 from x0tta6bl4.wire.errors import Unavailable, X0Error
@@ -111,13 +111,8 @@ class HostMesh:
 
     def pids(self, name: str) -> list[int]:
         """Living processes of a node or of the authority."""
-        found = []
-        for part in ("agent", "proxy", "authority"):
-            with contextlib.suppress(OSError, ValueError):
-                pid = int((self.state(name) / f"{part}.pid").read_text())
-                if b"x0tta6bl4" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    found.append(pid)
-        return found
+        found = (living(self.state(name) / f"{x}.pid") for x in ("agent", "proxy", "authority"))
+        return [pid for pid in found if pid]
 
     def kill(self, name: str) -> None:
         """SIGKILL everything of a node."""

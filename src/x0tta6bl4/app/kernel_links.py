@@ -47,9 +47,7 @@ class KernelLink:
         eases: the neighbour's proxy can be asked for few hellos.
     """
 
-    __slots__ = (
-        "_verdicts", "eases", "kept", "keys", "node", "number", "rests",
-    )  # fmt: skip
+    __slots__ = ("_verdicts", "eases", "kept", "keys", "node", "number", "rests")
 
     def __init__(self, node: NodeName, number: int, keys: Keys, verdicts: Verdicts) -> None:
         self._verdicts = verdicts
