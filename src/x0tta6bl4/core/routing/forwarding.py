@@ -56,6 +56,17 @@ class WaysChanged(Value, frozen=True):
     """By destination; None: not at all."""
 
 
+class _Waits:
+    """A way whose turn has not come."""
+
+    __slots__ = ("due", "since", "way")
+
+    def __init__(self, way: Way | None, since: Instant) -> None:
+        self.way = way
+        self.since = since
+        self.due: Instant = since
+
+
 class Forwarding:
     """The machine.
 
@@ -64,19 +75,17 @@ class Forwarding:
     """
 
     __slots__ = (
-        "_due", "_due_of", "_me", "_repair_at", "_restarting", "_restarts", "_since", "_table",
-        "_update_at", "_waiting", "deadline",
+        "_due", "_me", "_repair_at", "_restarting", "_restarts", "_table", "_update_at",
+        "_waiting", "deadline",
     )  # fmt: skip
 
     def __init__(self, me: str) -> None:
         self._me = me
         self._table = Alternates(me)
-        self._waiting: dict[str, Way | None] = {}
-        """Ways whose turn has not come; as bounded as the map."""
-        self._since: dict[str, Instant] = {}
-        """When they began to wait."""
-        self._due_of: dict[str, Instant] = {}
+        self._waiting: dict[str, _Waits] = {}
+        """By destination; as bounded as the map."""
         self._due: Instant = NEVER
+        """The first turn of them."""
         self._update_at: Instant = NEVER
         self._repair_at: Instant = NEVER
         self._restarting: dict[str, NodeBody] = {}
@@ -138,23 +147,24 @@ class Forwarding:
         if now >= self._repair_at:
             self._repair(now, out)
         if now >= self._due:
-            turn = sorted(name for name, due in self._due_of.items() if due <= now)
-            out.append(WaysChanged(tuple((name, self._waiting.pop(name)) for name in turn)))
-            for name in turn:
-                del self._due_of[name], self._since[name]
-            self._due = min(self._due_of.values(), default=NEVER)
+            turn = sorted(name for name, waits in self._waiting.items() if waits.due <= now)
+            out.append(WaysChanged(tuple((name, self._waiting.pop(name).way) for name in turn)))
+            self._due = self._first_due()
 
     def _update(self, now: Instant) -> None:
         self._update_at = NEVER
         found = self._table.update()
         self._repair_at = Instant(now + _REPAIR_AFTER) if self._table.unrepaired else NEVER
-        self._waiting |= found
+        for name, way in found.items():
+            self._waiting.setdefault(name, _Waits(way, now)).way = way
         hops = self._table.hops(self._waiting)
-        for name in self._waiting:
+        for name, waits in self._waiting.items():
             turns = min(max(hops.get(name, 0) - 1, 0), TURNS_MAX)
-            since = self._since.setdefault(name, now)
-            self._due_of[name] = Instant(min(now, since + WAIT_MAX) + turns * TURN)
-        self._due = min(self._due_of.values(), default=NEVER)
+            waits.due = Instant(min(now, waits.since + WAIT_MAX) + turns * TURN)
+        self._due = self._first_due()
+
+    def _first_due(self) -> Instant:
+        return min((waits.due for waits in self._waiting.values()), default=NEVER)
 
     def _repair(self, now: Instant, out: list[Effect]) -> None:
         found = self._table.repair()
@@ -162,7 +172,7 @@ class Forwarding:
         at_once = []
         for name, way in sorted(found.items()):
             if name in self._waiting:
-                self._waiting[name] = way
+                self._waiting[name].way = way
             else:
                 at_once.append((name, way))
         if at_once:
