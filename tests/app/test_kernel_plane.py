@@ -144,6 +144,13 @@ def test_data_leaves_a_link_that_loses_packets_at_once_until_the_tables_have_cha
                 await asyncio.sleep(0.1)
             assert passes(b)
         plane._loses(said.KernelLoses(B, True))
+        monkeypatch.setattr(kernel_plane, "LEAVE_S", 60)
+        plane._loses(said.KernelLoses(B, True))
+        await asyncio.sleep(0.1)
+        assert passes(c), "it lost packets again, and its time is that of the last"
+        plane._loses(said.KernelLoses(B, False))
+        monkeypatch.setattr(kernel_plane, "LEAVE_S", 0.05)
+        plane._loses(said.KernelLoses(B, True))
         plane._decide(said.KernelDown(B, 7500))
         await asyncio.sleep(0.1)
         assert passes(c), "it is down by now"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from asyncio import TimerHandle
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, final
@@ -45,9 +46,10 @@ class KernelLink:
         keys: of its hellos.
         rests: its interface has no IPv6, and both ends leave it.
         eases: the neighbour's proxy can be asked for few hellos.
+        left: it loses packets, and data goes other ways until this timer ends.
     """
 
-    __slots__ = ("_verdicts", "eases", "kept", "keys", "node", "number", "rests")
+    __slots__ = ("_verdicts", "eases", "kept", "keys", "left", "node", "number", "rests")
 
     def __init__(self, node: NodeName, number: int, keys: Keys, verdicts: Verdicts) -> None:
         self._verdicts = verdicts
@@ -56,6 +58,7 @@ class KernelLink:
         self.kept: Kept | None = None
         self.keys = keys
         self.rests = self.eases = False
+        self.left: TimerHandle | None = None
 
     @property
     def judged(self) -> Judged:

@@ -472,18 +472,22 @@ class KernelPlane:
 
     def _loses(self, fact: said.KernelLoses) -> None:
         """Data leaves it at once if there is an alternate; later its cost counts, for everybody."""
+        link = self._links.get(fact.node)
+        assert link is not None
+        if link.left is not None:
+            link.left.cancel()
         if fact.gray:
             self.routes.cut(fact.node, True)
             loop = asyncio.get_running_loop()
-            loop.call_later(LEAVE_S, self._guarded, self._take_back, fact.node)
+            link.left = loop.call_later(LEAVE_S, self._guarded, self._take_back, link)
         else:
-            self._take_back(fact.node)
+            self._take_back(link)
         self._say("link", f"{fact.node} loses packets" + ("" if fact.gray else " no more"))
 
-    def _take_back(self, node: str) -> None:
-        link = self._links.get(node)
-        if link is not None and link.judged.up:
-            self.routes.cut(node, False)
+    def _take_back(self, link: KernelLink) -> None:
+        link.left = None
+        if link.judged.up:
+            self.routes.cut(link.node, False)
 
     def _revive(self, wanted: said.Revive) -> None:
         link = self._links.get(wanted.node)
