@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 
 import hypothesis
@@ -50,6 +52,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if missing:
         for item in wanting:
             item.add_marker(pytest.mark.skip(reason=f"netns needs {missing}"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_of_kernels_left() -> Iterator[None]:
+    """What is held of namespaces, programs and maps is let go: a whole run would hold hundreds."""
+    yield
+    held = Counter[str]()
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            what = os.readlink(f"/proc/self/fd/{fd}")
+            if what == "/" or what.startswith(("net:", "/run/netns/", "anon_inode:bpf")):
+                held[what] += 1
+    assert not held
 
 
 @pytest.fixture(autouse=True)

@@ -14,12 +14,13 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal, Self, final
 
 import msgspec
 
-from tests.edge.kernel.space import Named
+from tests.edge.kernel.space import named
 from tests.real.host_mesh import AUTHORITY, CONTROL, DATA, HostMesh, join
 from tests.real.hosts import Hosts
 from tests.real.lab import ServerProcess, get_page
@@ -209,9 +210,9 @@ class KernelMesh:
         with self.space(name):
             return get_page(self.local(service)) == self.page.read_bytes()
 
-    def space(self, name: str) -> Named:
+    def space(self, name: str) -> AbstractContextManager[None]:
         """To move this thread into a host."""
-        return Named(self.hosts.space(name))
+        return named(self.hosts.space(name))
 
     def counter(self, name: str, key: str) -> int:
         """A counter of a node."""

@@ -19,8 +19,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.edge.kernel.space import Named
-from tests.real.kernel_ring import KernelRing, OwnMounts
+from tests.real.kernel_ring import KernelRing
 from x0tta6bl4.app.admin import AdminClient
 from x0tta6bl4.app.mesh import wait_for
 from x0tta6bl4.edge.kernel.libbpf import Libbpf
@@ -40,24 +39,6 @@ class Triangle(KernelRing):
     ips = {"a": "10.0.0.1", "b": "10.0.0.2", "c": "10.0.0.3"}  # noqa: RUF012
     cables = (("a", "b"), ("a", "c"), ("b", "c"))
     server_at = "c"
-
-    def __init__(self, hosts: OwnMounts, root: Path, page: Path) -> None:
-        self.spaces: dict[str, Named] = {}
-        super().__init__(hosts, root, page)
-
-    def close(self) -> None:
-        """See `KernelMesh.close`."""
-        super().close()
-        for space in self.spaces.values():
-            space.close()
-        self.spaces.clear()
-
-    def space(self, name: str) -> Named:
-        """To move this thread into a host; until it is closed the host is there."""
-        found = self.spaces.get(name)
-        if found is None:
-            found = self.spaces[name] = super().space(name)
-        return found
 
     def forwards(self, name: str) -> bool:
         """Whether all links of a node are the kernel's, and alive there."""

@@ -12,7 +12,7 @@ from bench.failover_cell import expired_in
 from bench.failover_ours import KERNEL, USERSPACE
 from bench.outcome import Outcome
 from bench.requests import Heard
-from tests.edge.kernel.space import Named
+from tests.edge.kernel.space import named
 from tests.real.hosts import Hosts
 
 
@@ -33,7 +33,7 @@ def test_a_packet_that_two_routers_send_each_other_is_counted_once(family: int) 
             hosts.route(name, target, via)
         hosts.route("b", form.format(1, 0) + f"/{length}", one)
         assert [expired_in(hosts.space(name)) for name in "ab"] == [0, 0]
-        with Named(hosts.space("s")), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        with named(hosts.space("s")), socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.settimeout(5)
             probe.setsockopt(socket.SOL_IP, 11, 1)  # IP_RECVERR: routers are heard.
             if family == socket.AF_INET6:

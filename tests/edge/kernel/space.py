@@ -6,7 +6,8 @@ import ctypes
 import os
 import socket
 import subprocess
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from ipaddress import IPv6Address
 from pathlib import Path
 from types import TracebackType
@@ -99,12 +100,17 @@ def link_local(mac: bytes) -> IPv6Address:
     )
 
 
-class Named(Space):
-    """A namespace that `ip netns` has made."""
-
+class _Named(Space):
     def __init__(self, name: str) -> None:
         self._fd = os.open(f"/run/netns/{name}", os.O_RDONLY | os.O_CLOEXEC)
         self._homes = []
+
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """This thread is in a namespace that `ip netns` has made."""
+    with closing(_Named(name)) as space, space:
+        yield
 
 
 class Spaces(ExitStack):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import socket
 import struct
 import threading
@@ -113,6 +114,7 @@ class Triangle(Spaces):
                 ]
             space.ip(*lines)
         self._drop = drop_program()
+        self.callback(os.close, self._drop)
         return self
 
     def alternate(self, by: str, target: str) -> Alternate:
