@@ -14,6 +14,7 @@ import pytest
 from x0tta6bl4.app import agent as agents
 from x0tta6bl4.app import settings as cfg
 from x0tta6bl4.app.agent import AgentProcess
+from x0tta6bl4.app.proxy_child import ProxyChild
 from x0tta6bl4.app.settings import AuthorityAt, Link, NodeSettings
 from x0tta6bl4.core.agent import words
 from x0tta6bl4.core.machine import Event
@@ -95,6 +96,21 @@ def test_the_proxy_gets_literals_and_again_when_a_name_moves(tmp_path: Path) -> 
     asyncio.run(asyncio.wait_for(story(), 10))
 
 
+class Counted(ProxyChild):
+    """How often it was started."""
+
+    starts = 0
+
+    async def start(self) -> str:
+        self.starts += 1
+        return await super().start()
+
+    async def end(self) -> None:
+        if self._process is not None and self.pid:
+            self._process.kill()
+            await self._process.wait()
+
+
 class Keeping:
     """An agent that does nothing but keep a proxy."""
 
@@ -103,14 +119,7 @@ class Keeping:
         config.write_text(cfg.dump(msgspec.structs.replace(settings(state_dir), link=())))
         self.agent = AgentProcess(cfg.read_node(config), config)
         self.agent.driver = Hearing()  # type: ignore[assignment]
-        self.starts = 0
-        start = self.agent._start_proxy
-
-        async def counted() -> None:
-            self.starts += 1
-            await start()
-
-        self.agent._start_proxy = counted  # type: ignore[method-assign]
+        self.child = self.agent._child = Counted(config, state_dir / "out.log")
 
     async def until(self, found: Callable[[], bool]) -> None:
         """Keep one until it is so; every process is gone afterwards."""
@@ -123,9 +132,7 @@ class Keeping:
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            if self.agent._child is not None and self.agent._child_lives():
-                self.agent._child.kill()
-                await self.agent._child.wait()
+            await self.child.end()
 
 
 @pytest.fixture
@@ -139,7 +146,7 @@ def test_one_proxy_is_started_where_a_dead_one_has_left_its_socket(state_dir: Pa
         listen_private(state_dir / "proxy.sock", "a proxy").close()
         keeping = Keeping(state_dir)
         await keeping.until(lambda: keeping.agent.ready is not None)
-        assert keeping.starts == 1
+        assert keeping.child.starts == 1
         assert (state_dir / "out.log").read_text() == ""
 
     asyncio.run(story())
@@ -156,7 +163,7 @@ def test_a_proxy_that_does_not_come_up_is_ended_before_the_next(
 
     async def story() -> None:
         keeping = Keeping(state_dir)
-        await keeping.until(lambda: keeping.starts == 3)
+        await keeping.until(lambda: keeping.child.starts == 3)
         told = [event.text for event in keeping.agent.desk._events]
         assert told[:1] == [f"the proxy ended, status -9; see {state_dir / 'out.log'}"]
 

@@ -52,7 +52,7 @@ async def agent_of(here: World, also: tuple[str, ...] = ()) -> AsyncIterator[Age
         await eventually(lambda: agent.authority.via == "direct")
         yield agent
     finally:
-        await agent._end()
+        await agent._end(for_good=False)
     assert agent.failure is None
 
 

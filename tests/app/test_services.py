@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from x0tta6bl4.app.cli.services import is_plain
+from x0tta6bl4.app.mesh import wait_for
+from x0tta6bl4.wire.token import Token, write_token
 
 
 def x0(*arguments: str) -> tuple[int, str]:
@@ -60,3 +64,55 @@ def test_an_agent_starts_without_what_only_others_need() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True
     )
     assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"), [("node", 0), ("proxy", 0), ("authority", 0), ("svid", -signal.SIGTERM)]
+)
+def test_who_inherits_blocked_signals_is_stopped_by_them_all_the_same(
+    kind: str, status: int
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="x0-") as name:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGCHLD})
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "x0tta6bl4", *waiting(kind, Path(name))],
+                stdout=subprocess.DEVNULL,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        with process:
+            try:
+                mask = "SigBlk" if kind == "svid" else "SigCgt"
+                ready = kind != "svid"
+                wait_for(lambda: has(process.pid, mask, signal.SIGTERM) == ready, kind, 20)
+                process.terminate()
+                assert process.wait(10) == status
+            finally:
+                process.kill()
+
+
+def waiting(kind: str, state_dir: Path) -> list[str]:
+    """A command that runs until it is stopped."""
+    if kind == "svid":
+        return ["svid", "watch", "--socket", f"unix:{state_dir}/none"]
+    lines = ['trust_domain = "mesh.test"', f'state_dir = "{state_dir}"']
+    if kind == "authority":
+        lines += ['listen = "127.0.0.1:0"']
+    else:
+        lines += ['node = "a"', f'workload_api.socket = "{state_dir}/w"']
+        lines += [f'{port}.listen = "127.0.0.1:0"' for port in ("data", "control")]
+        # Nobody is there: the agent tries again.
+        lines += ['authority.address = "127.0.0.1:1"', f'authority.token_file = "{state_dir}/t"']
+        token = Token("mesh.test", ("127.0.0.1:1",), bytes(32), "a", 2**40, bytes(8), bytes(32))
+        (state_dir / "t").write_text(write_token(token))
+        (state_dir / "t").chmod(0o600)
+    config = state_dir / "x0.toml"
+    config.write_text("\n".join(lines))
+    return [kind, "run", "--config", str(config)]
+
+
+def has(pid: int, mask: str, number: signal.Signals) -> bool:
+    """Whether a signal is in one of a process's masks (proc(5), status)."""
+    fields = dict(x.split(":\t") for x in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool(int(fields[mask], 16) >> (number - 1) & 1)

@@ -10,13 +10,11 @@ import asyncio
 import contextlib
 import os
 import random
-import resource
 import signal
-import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import uvloop
@@ -26,7 +24,10 @@ from x0tta6bl4.app.admin import AdminServer
 from x0tta6bl4.app.admission import Admission, Admitted
 from x0tta6bl4.app.authority_link import AuthorityLink
 from x0tta6bl4.app.desk import Desk
-from x0tta6bl4.app.planes import KernelPlane, open_plane
+from x0tta6bl4.app.kernel_plane import KernelPlane
+from x0tta6bl4.app.planes import open_plane
+from x0tta6bl4.app.process import begin
+from x0tta6bl4.app.proxy_child import ProxyChild
 from x0tta6bl4.app.resolver import Resolver
 from x0tta6bl4.app.trust import Trusts
 from x0tta6bl4.app.wallet import Wallet, note_pid, private_dir, read_private, write_private
@@ -43,7 +44,6 @@ from x0tta6bl4.runtime.aio.driver import Driver, tidy_for_ever
 from x0tta6bl4.runtime.aio.links import LinkConnections, LinkKeys
 from x0tta6bl4.runtime.aio.proxy_port import ProxyPort
 from x0tta6bl4.runtime.clocks import unix_us
-from x0tta6bl4.runtime.secrecy import keep_secrets
 from x0tta6bl4.telemetry import log
 from x0tta6bl4.wire.address import split_address
 from x0tta6bl4.wire.errors import BadMessage, Refused, Unavailable, X0Error
@@ -80,7 +80,6 @@ class AgentProcess:
 
     def __init__(self, settings: cfg.NodeSettings, config: Path) -> None:
         self.settings = settings
-        self._config = config
         self.state_dir = Path(settings.state_dir)
         self.me = NodeName(settings.node)
         self.domain = TrustDomain(settings.trust_domain)
@@ -98,12 +97,13 @@ class AgentProcess:
         self._linked: dict[NodeName, NeighbourItem] = {}
         """What was told of each neighbour that is connected, its endpoints as it names them."""
         self._tasks: set[asyncio.Task[None]] = set()
-        self._child: asyncio.subprocess.Process | None = None
-        """The proxy that this agent started last."""
+        self._child = ProxyChild(config, self.state_dir / "out.log")
 
     # -------------------------------------------------------------- life
     async def run(self) -> None:
-        """Serve until `stopping`; the proxy is ended too, unless the agent is killed.
+        """Serve until `stopping`; then proxy and kernel's plane are ended, too.
+
+        They go on for the next agent if this one is killed, or ends by a bug.
 
         Raises:
             X0Error: something that a retry can't mend: bad files, a taken port, an eviction.
@@ -121,10 +121,15 @@ class AgentProcess:
             self._spawn(self.workload_api.run())
             await self._admit()
             await self._work()
+        except Exception as error:
+            self.failure = self.failure or error
+            raise
         finally:
-            await self._end()
-            await admin.close()
-            (self.state_dir / "agent.pid").unlink(missing_ok=True)
+            for_good = self._is_over()
+            await self._end(for_good=for_good)
+            if for_good:  # Else `x0 node stop` finds it as it finds one that was killed.
+                await admin.close()
+                (self.state_dir / "agent.pid").unlink(missing_ok=True)
 
     def _start_machine(self) -> None:
         self.machine = Agent(
@@ -258,7 +263,8 @@ class AgentProcess:
             async with self.links.running(listen, neighbours) as ports:
                 self.desk.control_ports = ports
                 await self.stopping.wait()
-                self.driver.post(words.Stopping())
+                if self._is_over():
+                    self.driver.post(words.Stopping())
         except OSError as error:
             raise Unavailable(
                 "X0-RUN-040",
@@ -293,14 +299,21 @@ class AgentProcess:
             for wait in waits:
                 wait.cancel()
 
-    async def _end(self) -> None:
+    def _is_over(self) -> bool:
+        """Whether proxy and kernel's plane end, too; a bug leaves them to the next agent."""
+        if self.failure is not None and not isinstance(self.failure, X0Error):
+            return False
+        return self.stopping.is_set() or self.trusts.svid is None
+
+    async def _end(self, *, for_good: bool) -> None:
         while self._tasks:  # Again: grpclib may put its own error in a cancellation's place.
             for task in list(self._tasks):
                 task.cancel()
             await asyncio.wait(list(self._tasks), timeout=0.1)
-        self._end_proxy()
+        if for_good:
+            self._end_proxy()
         if self.kernel is not None:
-            self.kernel.end(for_good=self.stopping.is_set() or self.trusts.svid is None)
+            self.kernel.end(for_good=for_good)
         self.proxy.hang_up()
         if hasattr(self, "driver"):
             self.driver.close()
@@ -308,31 +321,26 @@ class AgentProcess:
 
     def _end_proxy(self) -> None:
         """End the proxy with the node, and one that was started for a node that never got in."""
-        child = self._child
-        pids = {child.pid} if child is not None and child.returncode is None else set()
-        if self.stopping.is_set():
-            pids.add(self.proxy.pid)
-        elif self.trusts.svid is not None:
-            return  # It goes on with what it has, and the next agent takes it over.
-        for pid in pids - {0}:
+        adopted = self.proxy.pid if self.stopping.is_set() else 0
+        for pid in {self._child.pid, adopted} - {0}:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
 
-    def _spawn(self, work: Awaitable[None]) -> None:
-        async def guarded() -> None:
-            try:
-                await work
-            except asyncio.CancelledError:
-                raise
-            except BaseException as error:
-                self.log.error("a task of the agent failed", error=repr(error), exc_info=True)
-                self.failure = error
-                self.stopping.set()
-                raise
-
-        task = asyncio.get_running_loop().create_task(guarded())
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        try:
+            task.result()
+        except asyncio.CancelledError:
+            pass
+        except BaseException as error:
+            self.log.error("a task of the agent failed", error=repr(error), exc_info=True)
+            self.failure = self.failure or error
+            self.stopping.set()
 
     failure: BaseException | None = None
     kernel: KernelPlane | None = None
@@ -352,10 +360,12 @@ class AgentProcess:
             try:
                 await self.proxy.run()
             except Unavailable:
-                if self._child_lives() and now() < up_by:
+                if self._child.pid and now() < up_by:
                     await asyncio.sleep(PROXY_LOOK_S)  # It is on its way up, or out.
                     continue
-                await self._start_proxy()
+                ended = await self._child.start()
+                if ended:
+                    self.desk.event("node", ended)
                 up_by = now() + PROXY_UP_S
             except (BadMessage, Refused) as error:
                 self.desk.event("node", str(error))
@@ -366,32 +376,6 @@ class AgentProcess:
                 wait, up_by = RETRY_FIRST_S, now() + PROXY_UP_S
             await asyncio.sleep(wait)
             wait = min(wait * 2, RETRY_LAST_S)
-
-    def _child_lives(self) -> bool:
-        return self._child is not None and self._child.returncode is None
-
-    async def _start_proxy(self) -> None:
-        """Start a proxy that outlives this agent, after the end of the one started before."""
-        out_log = self.state_dir / "out.log"
-        if self._child is not None:
-            if self._child_lives():
-                self._child.kill()
-            status = await self._child.wait()
-            self.desk.event("node", f"the proxy ended, status {status}; see {out_log}")
-        with open(out_log, "ab") as out:
-            self._child = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "x0tta6bl4",
-                "proxy",
-                "run",
-                "--config",
-                str(self._config),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-            )
 
     def _proxy_said(self, fact: ProxyFact) -> None:
         if type(fact) is Ready:
@@ -581,10 +565,7 @@ def run(settings: cfg.NodeSettings, config: Path) -> None:
     Raises:
         X0Error: it can't go on.
     """
-    keep_secrets()
-    log.configure(settings.log.level, settings.log.file)
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    begin(settings.log)
 
     async def main() -> None:
         agent = AgentProcess(settings, config)

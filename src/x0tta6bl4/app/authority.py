@@ -28,6 +28,7 @@ from x0tta6bl4 import __version__
 from x0tta6bl4.app.authority_keys import Keys
 from x0tta6bl4.app.federation import OwnEndpoint, Poller, own_document
 from x0tta6bl4.app.ocsp import OcspEndpoint
+from x0tta6bl4.app.process import begin
 from x0tta6bl4.app.settings import AuthoritySettings
 from x0tta6bl4.app.wallet import note_pid
 from x0tta6bl4.core.authority.desk import AuthorityConfig
@@ -53,7 +54,6 @@ from x0tta6bl4.edge.tls.context import ALPN_AUTHORITY, GROUPS, GROUPS_PQ, TlsCon
 from x0tta6bl4.edge.tls.judge import Judge
 from x0tta6bl4.runtime.clocks import clock, unix_us
 from x0tta6bl4.runtime.local import listen_private
-from x0tta6bl4.runtime.secrecy import keep_secrets
 from x0tta6bl4.telemetry import log
 from x0tta6bl4.wire import authority as words
 from x0tta6bl4.wire.address import split_address
@@ -457,8 +457,7 @@ def main(settings: AuthoritySettings) -> int:
     Raises:
         X0Error: it can't start.
     """
-    keep_secrets()
-    log.configure(settings.log.level, settings.log.file)
+    begin(settings.log)
 
     async def serve() -> None:
         process = AuthorityProcess(settings)

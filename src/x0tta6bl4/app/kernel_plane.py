@@ -14,10 +14,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from ipaddress import IPv6Address, IPv6Network, ip_network
 from pathlib import Path
-from typing import Final, final
+from typing import Any, Final, final
 
 from x0tta6bl4.app.kernel_links import Kept, KernelLink, Links
 from x0tta6bl4.app.kernel_modes import Modes
@@ -64,7 +64,7 @@ DENIED: Final = Member(denied=True)
 MEMBER_S: Final = 120.0
 """How long a node that the kernel reaches no more may go on sending: the restart time."""
 Post = Callable[[Event], None]
-Spawn = Callable[[Awaitable[None]], object]
+Spawn = Callable[[Coroutine[Any, Any, None]], object]
 Say = Callable[[str, str], None]
 """(kind, text) for the events log."""
 

@@ -97,6 +97,3 @@ def end_dead(state_dir: Path) -> str | None:
 
 def _unheard(kind: str, text: str) -> None:
     """There is no log."""
-
-
-__all__ = ["KernelPlane", "end_dead", "open_plane"]

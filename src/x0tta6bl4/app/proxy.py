@@ -10,7 +10,6 @@ import gc
 import hashlib
 import hmac
 import os
-import resource
 import secrets
 import signal
 import socket
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from x0tta6bl4.app import settings as cfg
+from x0tta6bl4.app.process import begin
 from x0tta6bl4.app.sums import proxy_sums
 from x0tta6bl4.app.wallet import note_pid, private_dir
 from x0tta6bl4.core.identity.rules import WORKLOAD, Expect
@@ -49,7 +49,6 @@ from x0tta6bl4.runtime.loop.notices import Notices
 from x0tta6bl4.runtime.loop.poll import READ, Loop
 from x0tta6bl4.runtime.loop.sessions import Reply, StreamRecord
 from x0tta6bl4.runtime.memory import TRIM_S, trim
-from x0tta6bl4.runtime.secrecy import keep_secrets
 from x0tta6bl4.telemetry import log
 from x0tta6bl4.telemetry.access import Access, AccessLog
 from x0tta6bl4.wire.address import split_address
@@ -509,10 +508,7 @@ def run(settings: cfg.NodeSettings) -> None:
     Raises:
         X0Error: it can't start.
     """
-    keep_secrets()
-    log.configure(settings.log.level, settings.log.file)
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    begin(settings.log)
     proxy = ProxyProcess(settings)
     woken, wake = socket.socketpair()
     woken.setblocking(False)

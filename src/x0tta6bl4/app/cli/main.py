@@ -17,6 +17,7 @@ from typing import Final, NoReturn
 import click
 
 from x0tta6bl4 import __version__
+from x0tta6bl4.app.cli.services import hear_signals
 from x0tta6bl4.wire.errors import X0Error
 
 # Command -> (module, attribute, one line).  The line stands here so that help imports nothing.
@@ -116,6 +117,7 @@ def root() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit with its status."""
+    hear_signals()
     try:
         status = root.main(args=arguments, prog_name="x0", standalone_mode=False)
         sys.stdout.flush()

@@ -7,6 +7,7 @@ a second and some megabytes that a process for weeks has no use for.
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -43,9 +44,7 @@ def run_authority(config: Path) -> int:
 
     settings = read_authority(config)
     from x0tta6bl4.app import authority
-    from x0tta6bl4.telemetry import log
 
-    log.configure(settings.log.level, settings.log.file)
     return authority.main(settings)
 
 
@@ -54,6 +53,15 @@ _RUN: Final[dict[str, Callable[[Path], int]]] = {
     "proxy": run_proxy,
     "authority": run_authority,
 }
+
+
+def hear_signals() -> None:
+    """Take all signals from now on, whatever the process that started this one has blocked.
+
+    A mask outlives exec (sigprocmask(2)): with SIGTERM in it nobody could stop this process, with
+    SIGCHLD in it it would not hear of the end of its own.
+    """
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def is_plain(arguments: Sequence[str]) -> bool:
@@ -68,6 +76,7 @@ def is_plain(arguments: Sequence[str]) -> bool:
 
 def main(arguments: Sequence[str]) -> NoReturn:
     """Run what `is_plain` knows, and exit as the command line does."""
+    hear_signals()
     try:
         status = _RUN[arguments[0]](Path(arguments[3]))
     except X0Error as error:
