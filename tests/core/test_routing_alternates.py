@@ -201,7 +201,9 @@ def test_what_is_mended_is_as_if_computed_anew(graphs: list[Graph]) -> None:
                 if way is not None:
                     kept[name] = way
         assert kept == table.ways
-        assert kept == settled(graph.tell("a"))
+        anew = graph.tell("a")
+        assert kept == settled(anew)
+        assert table.hops("abcdefgh") == anew.hops("abcdefgh")
         assert table.update() == {}
 
 
@@ -224,6 +226,9 @@ def test_a_link_that_only_the_failed_one_makes_good_is_taken_by_name() -> None:
     graph = Graph({("a", "b"): 1, ("a", "c"): 1, ("b", "d"): 1, ("c", "d"): 10})
     assert graph.hop("c", "d") == "a"
     assert settled(graph.tell("a"))["d"] == Way("b", "", Guard.NONE, ("c", "d"))
+    drained = Graph(graph.costs, "a")
+    assert drained.hop("c", "d") == "d"
+    assert settled(drained.tell("a"))["d"] == Way("b", "", Guard.NONE, ("c",))
 
 
 def test_a_repair_ends_where_tables_lead_on() -> None:
@@ -243,6 +248,19 @@ def test_a_drained_node_is_reached_but_not_passed() -> None:
     ways = settled(table)
     assert ways["d"] == Way("c")
     assert ways["b"] == Way("b", "", Guard.NONE, ("c", "d", "b"))
+
+
+def test_who_is_out_of_reach_has_no_hops_though_it_was_forgotten_and_is_named_again() -> None:
+    pair = Graph({("a", "b"): 1})
+    table = pair.tell("a")
+    settled(table)
+    table.say("a", [])
+    table.say("b", None)
+    settled(table)
+    assert table.hops("b") == {}
+    table.say("a", pair.links("a"))  # b has the number that it had, and says nothing.
+    settled(table)
+    assert table.hops("b") == {}
 
 
 def test_repair_waits_for_the_update() -> None:

@@ -60,8 +60,9 @@ def test_mending_gives_the_same_distances_as_computing_anew(seed: int) -> None:
     size = random.randrange(2, 14)
     costs = random_costs(random, size, random.randrange(12))
     map = mapped(size, costs)
-    tree = Tree(map)
+    tree, aside = Tree(map), Tree(map, 1, around=0)
     tree.build()
+    aside.build()
     for _ in range(12):
         changes = []
         for _ in range(random.randrange(1, 4)):
@@ -80,9 +81,14 @@ def test_mending_gives_the_same_distances_as_computing_anew(seed: int) -> None:
             gone = node and random.random() < 0.1
             changes += map.say(name(node), None if gone else reports(node, costs))
         tree.mend(changes)
-        fresh = Tree(map)
+        aside.mend(changes)
+        fresh, drained = Tree(map), Tree(map, 1)
         fresh.build()
+        map.stub[0] = True
+        drained.build()
+        map.stub[0] = False
         assert tree.distance == fresh.distance
+        assert aside.distance == drained.distance
 
 
 @given(st.integers(0, 2**32))

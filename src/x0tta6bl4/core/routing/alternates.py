@@ -18,6 +18,10 @@ For every destination D, with S this node, E the next hop and N another neighbou
 one neighbour, and comes after the table is in force.  Distances of both directions are the same,
 because a link has one cost.
 
+The trees are those of the neighbours, around this node: dist(N, D) is what they say or, if that is
+less, dist(N, S) + dist(S, D), by which N is no alternate.  So they stand whatever happens to links
+of this node, and dist(S, D) is the least sum of a link and what lies behind it.
+
 Source: RFC 5286 sections 3.1 to 3.3 (inequalities 1 to 3) and 3.5 (stubs); the repair is that of
 draft TI-LFA (RFC 9855) written out node by node.
 """
@@ -72,7 +76,8 @@ class Way(Value, frozen=True):
 
 
 _LINK, _DOWNSTREAM, _NODE = Guard.LINK, Guard.DOWNSTREAM, Guard.NODE
-_NOBODY = (-1, Guard.NONE)
+_LOST_MAX = 4
+"""Trees of former neighbours, which may return."""
 _Near = tuple[int, int, list[int]]
 """A neighbour, the cost of the link to it, distances from it."""
 _Search = tuple[list[int], list[int]]
@@ -80,24 +85,23 @@ _Search = tuple[list[int], list[int]]
 
 
 class Alternates:
-    """Ways to all nodes of a map; bounded by the map, with one tree for each neighbour.
+    """Ways to all nodes of a map; bounded by it, with one tree for each neighbour and four more.
 
     Args:
         me: this node's name.
     """
 
     __slots__ = (
-        "_changes", "_far", "_map", "_named", "_near", "_rebuild", "_tree", "_trees",
-        "_unrepaired", "ways",
+        "_changes", "_home", "_map", "_named", "_near", "_rebuild", "_trees", "_unrepaired", "ways",
     )  # fmt: skip
 
     def __init__(self, me: str) -> None:
         self._map = Map(me)
-        self._tree = Tree(self._map)
+        self._home: list[int] = [0]
+        """Distance of each node from this one."""
         self._trees: dict[int, Tree] = {}
+        """Of neighbours, and of the last ones that were, longest known first."""
         self._near: list[_Near] = []
-        self._far: list[list[int]] = []
-        """Of each next hop and each other neighbour: cost and distance from that to the hop."""
         self._changes: list[Change] = []
         self._rebuild = False
         self._named: list[str] = [me]
@@ -134,6 +138,7 @@ class Alternates:
         if not self.due:
             return {}
         stale = self._mend()
+        self._home += [INFINITE] * (len(self._map.links) - len(self._home))
         found: dict[str, Way | None] = {}
         names, index = self._map.names, self._map.index
         for old, new in zip(self._named, names, strict=False):
@@ -143,7 +148,9 @@ class Alternates:
         for number in stale:
             if index.get(names[number]) == number:
                 live.append(number)
-            elif names[number] not in index:
+                continue
+            self._home[number] = INFINITE
+            if names[number] not in index:
                 self._forget(names[number], found)
         self._set_ways(live, found)
         self._named = names[:]
@@ -194,7 +201,7 @@ class Alternates:
 
         Whoever comes next on a shortest path finds fewer, by its own map.
         """
-        distance, links, stub = self._tree.distance, self._map.links, self._map.stub
+        distance, links, stub = self._home, self._map.links, self._map.stub
         most = {0: 0}
         found: dict[str, int] = {}
         for name in targets:
@@ -225,13 +232,16 @@ class Alternates:
         self._changes, self._rebuild = [], False
         stale: set[int] = {n for n, name in enumerate(self._named) if map.names[n] != name}
         stale.update(range(len(self._named), size))
-        before = {number: (cost, self._trees[number]) for number, cost, _ in self._near}
-        all_new = map.links[0].keys() != before.keys()
-        self._trees = {
-            n: self._trees[n] if n in self._trees and n not in stale else Tree(map, n)
-            for n in map.links[0]
-        }
-        for root, tree in ((0, self._tree), *self._trees.items()):
+        near = map.links[0]
+        before = {number: cost for number, cost, _ in self._near}
+        trees = self._trees
+        lost = [number for number in trees if number not in near]
+        for number in lost[:-_LOST_MAX]:
+            del trees[number]
+        for number in near:
+            if number not in trees:
+                trees[number] = Tree(map, number, around=0)
+        for root, tree in trees.items():
             old = tree.distance
             if anew or len(old) <= root:
                 tree.build()
@@ -239,18 +249,14 @@ class Alternates:
                 old = old[:]
                 tree.mend(changes)
             new = tree.distance
-            if old != new:
+            if old != new and root in near:
                 old += [INFINITE] * (len(new) - len(old))
                 stale.update([n for n, (a, b) in enumerate(zip(old, new, strict=True)) if a != b])
-        names = map.names
         self._near = [
-            (number, map.links[0][number], self._trees[number].distance)
-            for number in sorted(map.links[0], key=names.__getitem__)
+            (number, near[number], trees[number].distance)
+            for number in sorted(near, key=map.names.__getitem__)
         ]
-        self._far = [[cost + d[hop] for _, cost, d in self._near] for hop, _, _ in self._near]
-        if all_new or anew or not stale.isdisjoint(self._trees):
-            return range(size)
-        if any(before[number][0] != cost for number, cost, _ in self._near):
+        if anew or near != before or not stale.isdisjoint(near):
             return range(size)
         return sorted(stale)
 
@@ -262,23 +268,29 @@ class Alternates:
         computed for a column at once is.
         """
         near, names, ways = self._near, self._map.names, self.ways
-        totals = [self._totals(at, targets) for at in range(len(near))]
-        home = self._tree.distance
-        back = [cost + home[number] for number, cost, _ in near]
+        rows = list(zip(*[self._totals(at, targets) for at in range(len(near))], strict=True))
+        bests = [min(row) for row in rows] or [INFINITE] * len(targets)
+        back, far = self._set_home(targets, bests)
         known: dict[tuple[int, int, Guard], Way] = {}
-        for target, row in zip(targets, zip(*totals, strict=True), strict=bool(near)):
-            name, best = names[target], min(row)
+        for target, row, best in zip(targets, rows, bests, strict=bool(near)):
+            name = names[target]
             if best >= INFINITE or not target:
                 self._forget(name, found)
                 continue
             hop = row.index(best)
-            others = [at for at, total in enumerate(row) if total < best + back[at]]
-            key = (hop, *(self._alternate(target, row, hop, others) if others[1:] else _NOBODY))
-            way = known.get(key)
+            number, cost, _ = near[hop]
+            onward = best - cost if number != target else -INFINITE
+            # Most often the next best neighbour guards the node: nobody can be better.
+            others = [*row]
+            others[hop] = INFINITE
+            second = min(others)
+            at, guard = others.index(second), _NODE
+            if second >= far[hop][at] + onward or second >= best + back[at]:
+                at, guard = self._alternate(others, best, back, far[hop], onward)
+            way = known.get((hop, at, guard))
             if way is None:
-                _, at, guard = key
                 other = names[near[at][0]] if at >= 0 else ""
-                way = known[key] = Way(names[near[hop][0]], other, guard)
+                way = known[hop, at, guard] = Way(names[number], other, guard)
             old = ways.get(name)
             if old == way:
                 continue
@@ -291,6 +303,25 @@ class Alternates:
             for target in targets:
                 self._forget(names[target], found)
 
+    def _set_home(self, targets: list[int], bests: list[int]) -> tuple[list[int], list[list[int]]]:
+        """Note how far these targets are.
+
+        Returns:
+            Of each neighbour: cost of the link to it and distance back from there; and of each next
+            hop and each other neighbour: cost and distance from that to the hop.
+        """
+        near = self._near
+        if len(targets) == len(self._map.links):
+            self._home = bests[:]
+        else:
+            for target, best in zip(targets, bests, strict=True):
+                self._home[target] = best
+        home = self._home
+        home[0] = 0
+        return [cost + home[number] for number, cost, _ in near], [
+            [cost + there[hop] for _, cost, there in near] for hop, _, _ in near
+        ]
+
     def _totals(self, at: int, targets: list[int]) -> list[int]:
         """Cost of the way over one neighbour to each target."""
         number, cost, distance = self._near[at]
@@ -301,16 +332,21 @@ class Alternates:
         return [cost + distance[target] for target in targets]
 
     def _alternate(
-        self, target: int, row: tuple[int, ...], hop: int, others: list[int]
+        self, others: list[int], best: int, back: list[int], far: list[int], onward: int
     ) -> tuple[int, Guard]:
-        """The best of those that don't send packets back, and what it is good for."""
-        near, far, best = self._near, self._far[hop], row[hop]
-        number, cost, _ = near[hop]
-        onward = best - cost if number != target else -INFINITE
+        """The best of those that don't send packets back, and what it is good for.
+
+        Args:
+            others: cost over each neighbour; the next hop's is infinite.
+            best: cost over the next hop.
+            back: as `_set_home` has it.
+            far: as `_set_home` has it, to the next hop.
+            onward: distance from there to the target; less than none where it is the target.
+        """
+        near = self._near
         chosen, guard, least = -1, Guard.NONE, INFINITE
-        for at in others:
-            if at != hop:
-                total = row[at]
+        for at, total in enumerate(others):
+            if total < best + back[at]:
                 if total < far[at] + onward:
                     good = _NODE
                 else:
@@ -335,15 +371,18 @@ class Alternates:
         back = [target]
         while back[-1]:
             back.append(parent[back[-1]])
-        beyond, names = self._trees[around].distance, self._map.names
+        beyond, home, names = self._trees[around].distance, self._home, self._map.names
+        drained = self._map.stub[0]
         list_: list[str] = []
         for node in back[-2::-1]:
             list_.append(names[node])
             if node in (target, around):
                 break
+            left = reached[target] - reached[node]
             if (
                 around not in back
-                and reached[target] - reached[node] < beyond[node] + beyond[target]
+                and left < beyond[node] + beyond[target]
+                and (drained or left < home[node] + home[target])
             ):
                 break
         return tuple(list_) if len(list_) <= HOPS_MAX else ()

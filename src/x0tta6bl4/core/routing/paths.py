@@ -40,24 +40,26 @@ class Tree:
     Args:
         map: links and stubs; changed by its owner, who then calls `mend` or `build`.
         root: number of the node; for another than 0 `build` has to be called first.
+        around: number of a node that is reached but not passed; -1: none.
     """
 
-    __slots__ = ("_map", "_root", "distance")
+    __slots__ = ("_around", "_map", "_root", "distance")
 
-    def __init__(self, map: Map, root: int = 0) -> None:
+    def __init__(self, map: Map, root: int = 0, *, around: int = -1) -> None:
         self._map = map
         self._root = root
+        self._around = around
         self.distance: list[int] = [0]
 
     def build(self) -> None:
         """Compute everything anew (Dijkstra)."""
-        links, stub, root = self._map.links, self._map.stub, self._root
+        links, stub, root, around = self._map.links, self._map.stub, self._root, self._around
         distance = self.distance = [INFINITE] * len(links)
         distance[root] = 0
         heap = [(0, root)]
         while heap:
             reached, node = heapq.heappop(heap)
-            if reached > distance[node] or (node != root and stub[node]):
+            if reached > distance[node] or (node != root and (stub[node] or node == around)):
                 continue
             for other, cost in links[node].items():
                 if reached + cost < distance[other]:
@@ -107,7 +109,7 @@ class Tree:
         return tuple(back)
 
     def _transit(self, node: int) -> bool:
-        return node == self._root or not self._map.stub[node]
+        return node == self._root or not (self._map.stub[node] or node == self._around)
 
     def _cut_off(self, changes: list[Change]) -> dict[int, None]:
         """Nodes whose distance has lost its last support, nearest first."""
@@ -145,10 +147,12 @@ class Tree:
 
     def _relax(self, heap: list[tuple[int, int]]) -> None:
         distance, links, stub = self.distance, self._map.links, self._map.stub
-        root = self._root
+        root, around = self._root, self._around
         while heap:
             reached, node = heapq.heappop(heap)
-            if reached > distance[node] or reached >= INFINITE or (node != root and stub[node]):
+            if reached > distance[node] or reached >= INFINITE:
+                continue
+            if node != root and (stub[node] or node == around):
                 continue
             for other, cost in links[node].items():
                 if reached + cost < distance[other]:
