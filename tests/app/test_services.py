@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.broken_agent import BUG, COMMAND, WRONG
 from x0tta6bl4.app.cli.services import is_plain
-from x0tta6bl4.app.mesh import wait_for
+from x0tta6bl4.app.mesh import living, wait_for
 from x0tta6bl4.wire.token import Token, write_token
 
 
@@ -110,6 +112,39 @@ def waiting(kind: str, state_dir: Path) -> list[str]:
     config = state_dir / "x0.toml"
     config.write_text("\n".join(lines))
     return [kind, "run", "--config", str(config)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "line"), [(BUG, "AssertionError: a bug"), (WRONG, "x0: X0-LAB-002: it is wrong")]
+)
+def test_an_agent_that_ends_by_a_bug_leaves_its_proxy_to_the_next(
+    wrong: signal.Signals, line: str
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="x0-") as name:
+        state_dir, proxy = Path(name), 0
+        [*_, config] = waiting("node", state_dir)
+        ends = wrong is WRONG
+        agent = subprocess.Popen([*COMMAND, config], stderr=subprocess.PIPE, text=True)
+        with agent:
+            try:
+                wait_for(lambda: living(state_dir / "proxy.pid") > 0, "a proxy", 20)
+                proxy = living(state_dir / "proxy.pid")
+                agent.send_signal(wrong)
+                _, said = agent.communicate(timeout=20)
+                assert agent.returncode == 1
+                *_, last = said.splitlines()
+                assert last == line
+                assert said.count("a task of the agent failed") == 1
+                if ends:
+                    wait_for(lambda: not living(state_dir / "proxy.pid"), "its end", 10)
+                assert (living(state_dir / "proxy.pid") == proxy) is not ends
+                assert [(state_dir / x).exists() for x in ("agent.sock", "agent.pid")] == (
+                    [not ends] * 2
+                )
+            finally:
+                agent.kill()
+                if proxy and living(state_dir / "proxy.pid") == proxy:
+                    os.kill(proxy, signal.SIGKILL)
 
 
 def has(pid: int, mask: str, number: signal.Signals) -> bool:

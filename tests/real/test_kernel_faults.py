@@ -19,11 +19,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes import broken_agent
 from tests.real.kernel_mesh import lossy_program
 from tests.real.kernel_ring import OwnMounts, Requests
 from tests.real.kernel_triangle import Probe, Triangle, living
 from tests.real.lab import PAGE_BYTES, cpu_s, scratch
 from x0tta6bl4.app.admin import AdminClient
+from x0tta6bl4.app.mesh import living as living_pid
 from x0tta6bl4.app.mesh import wait_for
 from x0tta6bl4.edge.kernel import layout
 from x0tta6bl4.edge.kernel.libbpf import Libbpf, Map
@@ -320,6 +322,36 @@ def test_an_agent_that_stands_still_costs_nothing(ring: Triangle, probe: Probe) 
     assert probe.gap(700) < AROUND_MS
     os.kill(agent, signal.SIGCONT)
     ring.heal("a", "c")
+    back(ring, probe)
+
+
+def test_an_agent_with_a_bug_is_one_that_was_killed(ring: Triangle, probe: Probe) -> None:
+    """Twice: the next goes on with what is there, and where there is none a stop takes it away."""
+    ring.mesh.end("b")
+    was = None
+    for _ in range(2):
+        log = ring.mesh.root / "broken.log"
+        config = ring.mesh.state("b") / "node.toml"
+        agent = ring.hosts.start("b", *broken_agent.COMMAND, str(config), log=log)
+        ring.mesh.wait_ready("b")
+        ring.wait_forwards(30)
+        ring.cut("a", "c")  # All goes by b.
+        probe.wait(300)
+        objects = ring.objects("b")
+        works = objects, living_pid(ring.mesh.state("b") / "proxy.pid")
+        assert was in (None, works), "the next one began anew"
+        was = works
+        probe.reset()
+        agent.send_signal(broken_agent.BUG)
+        assert agent.wait(10) == 1
+        assert probe.gap(500) < AROUND_MS
+        assert living(objects) == objects
+        ring.heal("a", "c")
+    assert "its proxy is stopped, its programs" in stop(ring, "b")
+    wait_for(lambda: not ring.mesh.pids("b"), "its proxy to end", 10)
+    wait_for(lambda: not living(objects), "programs and maps to be gone", 5)
+    ring.mesh.start("b")
+    ring.mesh.wait_ready("b")
     back(ring, probe)
 
 
