@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import os
 import signal
 import subprocess
@@ -15,6 +16,8 @@ from tests.fakes.broken_agent import BUG, COMMAND, WRONG
 from x0tta6bl4.app.cli.services import is_plain
 from x0tta6bl4.app.mesh import living, wait_for
 from x0tta6bl4.wire.token import Token, write_token
+
+UNITS = Path(__file__).parents[2] / "deploy" / "systemd"
 
 
 def x0(*arguments: str) -> tuple[int, str]:
@@ -112,6 +115,15 @@ def waiting(kind: str, state_dir: Path) -> list[str]:
     config = state_dir / "x0.toml"
     config.write_text("\n".join(lines))
     return [kind, "run", "--config", str(config)]
+
+
+@pytest.mark.parametrize("kind", ["node", "authority"])
+def test_systemd_starts_it_again_however_often_it_fails(kind: str) -> None:
+    unit = configparser.ConfigParser(strict=False)
+    unit.read(UNITS / f"x0-{kind}.service")
+    assert unit["Service"]["Restart"] == "always"
+    assert unit["Unit"]["StartLimitIntervalSec"] == "0"
+    assert (unit["Service"].get("KillMode") == "process") is (kind == "node")
 
 
 @pytest.mark.parametrize(
