@@ -49,6 +49,7 @@ def test_two_workloads_talk_and_a_third_gets_its_identity() -> None:
         try:
             root = said(process, "starting the trust domain").rpartition(" ")[2]
             endpoint = said(process, "export SPIFFE_ENDPOINT_SOCKET=").partition("=")[2]
+            state_dir = said(process, "export X0_STATE_DIR=").partition("=")[2]
             heard = said(process, "shop heard")
             assert "'12 of apples' from spiffe://dev.test/stock, X25519MLKEM768" in heard
             shown = subprocess.run(
@@ -57,6 +58,13 @@ def test_two_workloads_talk_and_a_third_gets_its_identity() -> None:
                 capture_output=True, text=True, timeout=30, check=True,
             )  # fmt: skip
             assert "spiffe://dev.test/web" in [row["id"] for row in json.loads(shown.stdout)]
+            asked = subprocess.run(
+                [*X0, "explain", "denied", "spiffe://dev.test/db"],
+                env={**os.environ, "X0_STATE_DIR": state_dir},
+                capture_output=True, text=True, timeout=30, check=False,
+            )  # fmt: skip
+            assert asked.returncode == 1
+            assert "X0-DEN-004: no entry gives spiffe://dev.test/db to" in asked.stdout
             first = said(process, "stock holds")
             assert said(process, "stock holds") != first, "rotated"
             assert "'12 of apples'" in said(process, "shop heard")

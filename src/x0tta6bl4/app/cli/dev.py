@@ -14,8 +14,9 @@ Examples:
   x0 dev --workload web --workload db     and entries for programs of yours
   x0 dev --no-demo --dir ./dev            nothing but the Workload API, in a directory that stays
 Then, from another terminal:
-  export SPIFFE_ENDPOINT_SOCKET=unix:...  the line that it prints
-  x0 svid show"""
+  export SPIFFE_ENDPOINT_SOCKET=unix:...  the lines that it prints
+  x0 svid show
+  x0 explain denied spiffe://dev.test/db"""
 )
 @click.option(
     "--dir",
@@ -48,7 +49,7 @@ def dev(
     import tempfile
     import time
 
-    from x0tta6bl4.app.dev import Dev
+    from x0tta6bl4.app.dev import NODE, Dev
 
     root = folder.absolute() if folder is not None else Path(tempfile.mkdtemp(prefix="x0-dev-"))
     local = Dev(root, trust_domain, paths, ttl_s, _say)
@@ -57,6 +58,7 @@ def dev(
         _say(f"starting the trust domain {trust_domain} in {root}")
         local.start(demo=not no_demo)
         _say(f"export SPIFFE_ENDPOINT_SOCKET={local.endpoint}")
+        _say(f"export X0_STATE_DIR={local.mesh.state(NODE)}")
         _say(f"export X0_AUTHORITY_DIR={local.mesh.state('authority')}")
         for id in local.ids:
             _say(f"yours: {id}")

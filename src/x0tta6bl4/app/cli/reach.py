@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -20,8 +21,22 @@ if TYPE_CHECKING:
 SYSTEM_STATE: Final = Path("/var/lib/x0")
 AUTHORITY_SOCKET: Final = "admin.sock"
 NODE_SOCKET: Final = "agent.sock"
+SECONDS_MAX: Final = 31_536_000
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Seconds(click.FloatRange):
+    """So many seconds, at most a year; what is no number lies within every range of fractions."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """See `click.ParamType`."""
+        seconds: float = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is no number of seconds.", param, ctx)
+        return seconds
 
 
 def up_root() -> Path:

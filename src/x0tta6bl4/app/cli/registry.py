@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from x0tta6bl4.app.cli.reach import (
+    SECONDS_MAX,
     ask_authority,
     at,
     authority_option,
@@ -107,7 +108,7 @@ Examples:
 @click.option(
     "--ttl",
     "ttl_s",
-    type=int,
+    type=click.IntRange(0, SECONDS_MAX),
     default=0,
     help="Life of its SVIDs, in seconds; else as authority.toml says.",
 )
@@ -166,7 +167,9 @@ Examples:
 @click.option("--node", "node_name", help="Move it to another node.")
 @click.option("--selector", "selectors", multiple=True, help="Replaces all selectors. Repeatable.")
 @click.option("--address", help="Where it listens; empty: it takes no connections.")
-@click.option("--ttl", "ttl_s", type=int, help="Life of its SVIDs, in seconds.")
+@click.option(
+    "--ttl", "ttl_s", type=click.IntRange(0, SECONDS_MAX), help="Life of its SVIDs, in seconds."
+)
 @click.option("--proxy-header/--no-proxy-header", default=None)
 @click.option(
     "--federates-with",
@@ -386,7 +389,12 @@ Examples:
 )
 @click.option("--node", "node_name", default="", help="The only name it enrols; else any free one.")
 @click.option(
-    "--ttl", "ttl_s", type=int, default=words.TOKEN_TTL_S_MAX, show_default=True, help="Seconds."
+    "--ttl",
+    "ttl_s",
+    type=click.IntRange(0, SECONDS_MAX),
+    default=words.TOKEN_TTL_S_MAX,
+    show_default=True,
+    help="Seconds.",
 )
 @click.option(
     "--authority-address",

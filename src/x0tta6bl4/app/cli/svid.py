@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from x0tta6bl4.app.cli.reach import at, json_option, print_json, print_table
+from x0tta6bl4.app.cli.reach import (
+    SECONDS_MAX,
+    Seconds,
+    at,
+    json_option,
+    print_json,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from x0tta6bl4.app.svid import Wanted
@@ -22,7 +29,7 @@ def socket_option(command: F) -> F:
     """Option that says where the Workload API is, and how long to wait for it."""
     command = click.option(
         "--timeout",
-        type=click.FloatRange(min=0.1),
+        type=Seconds(0.1, SECONDS_MAX),
         default=30.0,
         show_default=True,
         metavar="SECONDS",
