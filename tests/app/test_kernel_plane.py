@@ -159,6 +159,21 @@ def test_data_leaves_a_link_that_loses_packets_at_once_until_the_tables_have_cha
         asyncio.run(asyncio.wait_for(live(), 10))
 
 
+def test_a_verdict_that_is_seen_and_was_not_heard_cuts_routes_too(house: House) -> None:
+    plane, to = house.plane, str(mesh_address(TrustDomain("example.org"), NodeName("d")))
+
+    async def live() -> None:
+        _, c = house.second()
+        plane._decide(said.KernelShows(B, True, 0, 10))  # It is up.
+        plane.ways(WaysChanged((("d", Way(B, "c", Guard.NODE)),)))
+        assert c not in house.here.run("ip", "-6", "route", "get", to)
+        plane._decide(said.KernelShows(B, True, 9_000, 0))
+        assert c in house.here.run("ip", "-6", "route", "get", to)
+
+    with house.here:
+        asyncio.run(asyncio.wait_for(live(), 10))
+
+
 def test_what_the_settings_turn_away_does_not_come_in(house: House) -> None:
     for last, passes in ((6, False), (7, True)):
         assert house.comes_in(bytes([0x45]) + bytes(11) + bytes([192, 0, 2, last]) + bytes(30)) == (

@@ -465,7 +465,7 @@ class KernelPlane:
                 self._guarded(self._EFFECTS[kind], self, effect)
 
     def _lost(self, lost: said.KernelLost) -> None:
-        self.routes.cut(lost.node, True)
+        self.routes.cut(lost.node, True)  # Of a verdict that was heard they are cut already.
         silent_ms = lost.silent_us / 1000
         self._say("link", f"{lost.node} is down: the kernel heard nothing for {silent_ms:.1f} ms")
         asyncio.get_running_loop().call_later(MEND_S, self._guarded, self._mend)
