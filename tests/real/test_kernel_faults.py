@@ -347,6 +347,7 @@ def test_an_agent_with_a_bug_is_one_that_was_killed(ring: Triangle, probe: Probe
         assert probe.gap(500) < AROUND_MS
         assert living(objects) == objects
         ring.heal("a", "c")
+        wait_for(lambda: ring.kernel_links("a")["c"] and ring.kernel_links("c")["a"], "a link", 10)
     assert "its proxy is stopped, its programs" in stop(ring, "b")
     wait_for(lambda: not ring.mesh.pids("b"), "its proxy to end", 10)
     wait_for(lambda: not living(objects), "programs and maps to be gone", 5)
