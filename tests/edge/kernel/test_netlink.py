@@ -79,10 +79,8 @@ def test_routes_are_read_as_written(
         target, 128, metric, hop, rt.RouteKind.UNICAST, source, protocol, metrics=metrics
     )
     assert rt.read_route(said(rt.put_route(route))) == route
-    if source:
-        carried = nl.nested(8, metrics) if metrics else b""
-        once = rt.put_host(target, metric, hop, source, protocol, carried)
-        assert once == rt.put_route(route)
+    before, behind = rt.host_route(metric, hop, source, protocol, metrics)
+    assert before + target + behind == rt.put_route(route)[2]
     unreachable = rt.Route(target, 48, metric, 0, rt.RouteKind.UNREACHABLE, b"", protocol)
     assert rt.read_route(said(rt.put_route(unreachable))) == unreachable
     gone = rt.read_link(said(rt.drop_route(route)))
@@ -242,4 +240,29 @@ def test_a_monitor_tells_what_changes_and_when_it_has_lost_some(
     assert lost
     assert monitor.lost == 1
     assert 100 < len(told) < 6000
+    monitor.close()
+
+
+@pytest.mark.netns
+def test_what_one_does_oneself_can_be_left_out_and_drives_nothing_out_of_the_queue(
+    space: Space, netlink: Netlink
+) -> None:
+    with space:
+        monitor, other = Monitor(rt.GROUP_ROUTE, rt.GROUP_NEXT_HOP), Netlink(5)
+    monitor.leave_out(netlink.port, (rt.NEW_ROUTE, rt.NEW_LINK))
+    index = space.index("v0")
+    requests = [rt.put_next_hop(rt.NextHop(5, index, GATEWAY, protocol=120))]
+    routes = [rt.Route(A[:-4] + at.to_bytes(4, "big"), 128, 1, 5) for at in range(6000)]
+    requests += map(rt.put_route, routes)
+    assert netlink.ask(requests) == []
+    assert netlink.ask(map(rt.drop_route, routes[2:])) == []
+    assert monitor.read() == ([], False)
+    assert other.ask([rt.put_next_hop(rt.NextHop(6, index, GATEWAY)), *requests[:9]]) == []
+    assert other.ask([rt.drop_route(routes[0])]) == []
+    assert netlink.ask([rt.drop_next_hop(5)]) == []  # With it the kernel drops what names it.
+    found, lost = monitor.read()
+    assert not lost
+    assert [one.kind for one in found[:3]] == [rt.NEW_NEXT_HOP, rt.NEW_NEXT_HOP, rt.DEL_ROUTE]
+    assert {one.kind for one in found[3:]} == {rt.DEL_ROUTE}
+    other.close()
     monitor.close()

@@ -147,6 +147,30 @@ def test_an_interface_that_comes_and_goes_is_followed(world: World) -> None:
     assert not world.plane.ready()
 
 
+def test_what_it_does_itself_is_no_news_and_what_others_take_away_is_put_back(
+    world: World,
+) -> None:
+    world.plane.table(TABLE)
+    while select.select([world.plane], [], [], 0)[0]:
+        world.plane.ready()  # Of interfaces and addresses, as they came up.
+    world.plane.table({"d": None, "b": Way("c")})
+    world.plane.cut("b", True)
+    world.plane.cut("b", False)
+    assert world.plane._routes.tidy() > 0
+    world.plane.table(TABLE)
+    assert not select.select([world.plane], [], [], 0)[0]
+    target = str(IPv6Address(address("d")))
+    world.space.run("ip", "-6", "route", "del", target)
+    assert world.way("d") == "to-c"  # By the second route.
+    assert select.select([world.plane], [], [], 0)[0]
+    assert world.plane.ready().routes_put == 1
+    assert world.way("d") == "to-b"
+    world.space.run("ip", "nexthop", "flush", "proto", str(PROTOCOL))
+    assert world.way("d") == ""
+    assert world.plane.ready().next_hops_put
+    assert [world.way(name) for name in "bcd"] == ["to-b", "to-c", "to-b"]
+
+
 def test_a_table_that_stands_stands_until_everything_is_known(world: World) -> None:
     world.plane.table(TABLE)
     world.plane.close()  # As if killed.

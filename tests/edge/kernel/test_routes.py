@@ -280,6 +280,22 @@ def test_only_differences_are_written(ring: Ring) -> None:
     passes(a, ring.hosts["c"])
 
 
+def test_what_the_kernel_refuses_is_not_taken_for_done_and_the_rest_is(ring: Ring) -> None:
+    a = ring.hosts["a"]
+    b, d = a.exits["b"], a.exits["d"]
+    multicast = Exit(b.index, b"\xff\2" + bytes(14))
+    table = {address("x"): (b, d), address("y"): (multicast, d), address("z"): (b, d)}
+    done = a.routes.change(table)
+    assert (done.routes_put, len(done.refused)) == (5, 2)  # A next hop, and the route over it.
+    done = a.routes.change(table)
+    assert (done.routes_put, len(done.refused)) == (0, 2)
+    done = a.routes.change({address("y"): (b, d)})
+    assert (done.routes_put, done.refused) == (1, ())
+    a.routes.look()
+    assert not a.routes.mend()
+    assert {address(name) for name in "xyz"} <= {*a.routes.targets}
+
+
 def test_what_others_take_away_is_written_again(ring: Ring) -> None:
     a, c = ring.hosts["a"], ring.hosts["c"]
     a.space.run("ip", "-6", "route", "flush", "proto", str(PROTOCOL))

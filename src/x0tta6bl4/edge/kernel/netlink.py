@@ -2,7 +2,7 @@
 
     Netlink   requests: many in one system call, of which only the last asks to be acknowledged;
               refused ones answer for themselves, with the kernel's own words (extended ack)
-    Monitor   what others change: links, addresses, routes
+    Monitor   what others change: links, addresses, routes; what one does oneself can be left out
 
 The kernel carries requests out inside the send, so an answer is there when the send returns; the
 deadline on every wait is for the case that it is not.  What comes from elsewhere than the kernel
@@ -15,13 +15,15 @@ Source: netlink(7), rtnetlink(7); linux/netlink.h for the errors' attributes
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import select
 import socket
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Final, NamedTuple, final
 
 from x0tta6bl4.core.machine import Value
@@ -48,10 +50,14 @@ _CAP_ACK: Final = 10
 _EXT_ACK: Final = 11
 _STRICT: Final = 12
 _SO_RCVBUFFORCE: Final = 33
+_SO_ATTACH_FILTER: Final = 26
+_LOAD_16, _LOAD_32, _SKIP_IF, _RETURN = 0x28, 0x20, 0x15, 0x06
+_KIND_AT, _PORT_AT = 4, 12
+"""Instructions of a socket filter (linux/bpf_common.h), and where in a message's header it reads,
+in network order."""
 
 BATCH_MAX: Final = 128
 """Requests in one send: were all refused, the errors would fit into the receive buffer."""
-BATCH_BYTES_MAX: Final = 32 * 1024
 DUMP_MAX: Final = 1 << 18
 """Messages of one dump."""
 _RECEIVE_BYTES: Final = 64 * 1024
@@ -61,6 +67,7 @@ _TRIES: Final = 5
 _HEADER: Final = struct.Struct("=IHHII")
 _ATTRIBUTE: Final = struct.Struct("=HH")
 _CODE: Final = struct.Struct("=i")
+_STEP: Final = struct.Struct("=HBBI")
 
 Request = tuple[int, int, bytes]
 """Type, flags besides REQUEST, body."""
@@ -184,7 +191,13 @@ class Netlink:
         self._poll = select.poll()
         self._poll.register(self._sock, select.POLLIN)
 
-    def ask(self, requests: Sequence[Request]) -> list[Refusal]:
+    @property
+    def port(self) -> int:
+        """Who this is for the kernel; what it says of changes names the port of who asked."""
+        number: int = self._sock.getsockname()[0]
+        return number
+
+    def ask(self, requests: Iterable[Request]) -> list[Refusal]:
         """Have requests carried out, in order; those behind a refused one are, too.
 
         Returns:
@@ -193,25 +206,21 @@ class Netlink:
             Unavailable: X0-KRN-102 no answer in time.
         """
         refused: list[Refusal] = []
-        at = 0
-        while at < len(requests):
-            end, size = at, 0
-            parts: list[bytes] = []
-            first = self._sequence = self._sequence + 1 & 0x3FFFFFFF
-            while end < len(requests) and end - at < BATCH_MAX and size < BATCH_BYTES_MAX:
-                kind, flags, body = requests[end]
-                length = 16 + len(body)
-                parts.append(_HEADER.pack(length, kind, flags | REQUEST, first + end - at, 0))
-                parts.append(body)
-                size += length  # Bodies are padded: attributes are.
-                end += 1
-            kind, flags, body = requests[end - 1]
-            self._sequence = last = first + end - at - 1
-            parts[-2] = _HEADER.pack(16 + len(body), kind, flags | REQUEST | ACK, last, 0)
-            self._send(b"".join(parts))
+        left, pack, at = iter(requests), _HEADER.pack, 0
+        while True:
+            first = self._sequence + 1 & 0x3FFFFFFF
+            batch = [  # Bodies are padded: attributes are.
+                pack(16 + len(body), kind, flags | REQUEST, number, 0) + body
+                for number, (kind, flags, body) in enumerate(islice(left, BATCH_MAX), first)
+            ]
+            if not batch:
+                return refused
+            length, kind, flags, last, _ = _HEADER.unpack_from(batch[-1])
+            batch[-1] = pack(length, kind, flags | ACK, last, 0) + batch[-1][16:]
+            self._sequence = last
+            self._send(b"".join(batch))
             self._settle(first, last, at, refused)
-            at = end
-        return refused
+            at += len(batch)
 
     def carry_out(self, what: str, requests: Sequence[Request]) -> None:
         """Have requests carried out, all of them.
@@ -315,11 +324,12 @@ class Netlink:
         """The messages of the next datagram from the kernel."""
         while True:
             left_s = until - time.monotonic()
-            if left_s <= 0 or not self._poll.poll(left_s * 1000):
+            if left_s <= 0:
                 raise self._late()
             try:
                 size, (pid, _) = self._sock.recvfrom_into(self._buffer, 0, socket.MSG_TRUNC)
-            except BlockingIOError:
+            except BlockingIOError:  # Seldom: answers are there when the send returns.
+                self._poll.poll(left_s * 1000)
                 continue
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
@@ -354,6 +364,22 @@ class Monitor:
         self._buffer = bytearray(_RECEIVE_BYTES)
         self.lost = 0
         """How often messages were lost, because they came faster than they were read."""
+
+    def leave_out(self, port: int, kinds: Iterable[int]) -> None:
+        """Not to hear from now on: what this port has asked for, and messages of these kinds.
+
+        It is the kernel that leaves them out, so a thousand of one's own changes neither wake
+        anybody nor drive out of the queue what others do.
+        """
+        numbers = [(_KIND_AT, _LOAD_16, socket.htons(kind)) for kind in kinds]
+        numbers.append((_PORT_AT, _LOAD_32, socket.htonl(port)))
+        program = b""
+        for left, (at, load, number) in zip(range(len(numbers), 0, -1), numbers, strict=True):
+            program += _STEP.pack(load, 0, 0, at) + _STEP.pack(_SKIP_IF, 2 * left - 1, 0, number)
+        program += _STEP.pack(_RETURN, 0, 0, 0xFFFFFFFF) + _STEP.pack(_RETURN, 0, 0, 0)
+        held = ctypes.create_string_buffer(program, len(program))
+        said = struct.pack("HP", len(program) // _STEP.size, ctypes.addressof(held))
+        self._sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, said)
 
     def fileno(self) -> int:
         """For a selector: readable when there is something."""

@@ -90,7 +90,7 @@ class Plane:
         self._ways: dict[str, Way] = {}
         self._courses: dict[Way, Course | None] = {}
         """Of ways, as long as neighbours are the same."""
-        self._addresses: dict[str, IPv6Address] = {}
+        self._addresses: dict[str, tuple[IPv6Address, bytes]] = {}
         self._held = False
         self._source_routes = True
         self._refused: list[Refusal] = []
@@ -107,11 +107,15 @@ class Plane:
 
     def address(self, node: str) -> IPv6Address:
         """Mesh address of a node."""
+        return self._address(node)[0]
+
+    def _address(self, node: str) -> tuple[IPv6Address, bytes]:
         found = self._addresses.get(node)
         if found is None:
             if len(self._addresses) >= TARGETS_MAX:
                 self._addresses.clear()
-            found = self._addresses[node] = mesh_address(self._domain, NodeName(node))
+            address = mesh_address(self._domain, NodeName(node))
+            found = self._addresses[node] = address, address.packed
         return found
 
     def towards(self, there: str) -> Interface | None:
@@ -171,7 +175,7 @@ class Plane:
         self._watch.use(link for index, link in self._routes.links.items() if index in mesh)
         self._lay_out()
         if not self._held:
-            self._note(self._routes.apply(self._table(self._ways)))
+            self._note(self._routes.apply(self._whole_table()))
 
     def table(self, ways: Mapping[str, Way | None]) -> Done:
         """Ways that changed, by node; None: there is none any more."""
@@ -182,14 +186,12 @@ class Plane:
                 self._ways[node] = way
         if self._held:
             return Done()
-        changes: dict[bytes, Course | None] = {self.address(node).packed: None for node in ways}
-        changes |= self._table({node: way for node, way in ways.items() if way is not None})
-        return self._note(self._routes.change(changes))
+        return self._note(self._routes.change(self._table(ways)))
 
     def settle(self) -> Done:
         """Everything that can be known is known: what was not told again goes."""
         self._held = False
-        return self._note(self._routes.apply(self._table(self._ways)))
+        return self._note(self._routes.apply(self._whole_table()))
 
     def cut(self, node: str, off: bool) -> Done:
         """A neighbour is out of reach, or in reach again; at once, before any table says so."""
@@ -204,8 +206,8 @@ class Plane:
         """
         macs = {(one.index, one.address): one.mac for one in self._adjacent}
         found: dict[str, list[Alternate]] = {one.node: [] for one in self._adjacent}
-        for node, (_, exit) in self._table_of(self._ways):
-            if exit is not None:
+        for node, course in self._courses_of(self._ways):
+            if course is not None and (exit := course[1]) is not None:
                 mac, source = macs[exit.neighbour], self._own if exit.segments else b""
                 found[self._ways[node].hop].append(
                     Alternate(self.address(node), exit.index, mac, exit.segments, source)
@@ -281,22 +283,33 @@ class Plane:
         self._netlink.close()
         self._monitor.close()
 
-    def _table(self, ways: Mapping[str, Way]) -> dict[bytes, Course]:
-        return {self.address(node).packed: course for node, course in self._table_of(ways)}
+    def _whole_table(self) -> dict[bytes, Course]:
+        table = self._table(self._ways)
+        return {target: course for target, course in table.items() if course is not None}
 
-    def _table_of(self, ways: Mapping[str, Way]) -> Iterator[tuple[str, Course]]:
-        """Courses of ways by node: one object for all that have the same."""
-        known = self._courses
+    def _table(self, ways: Mapping[str, Way | None]) -> dict[bytes, Course | None]:
+        return {self._address(node)[1]: course for node, course in self._courses_of(ways)}
+
+    def _courses_of(self, ways: Mapping[str, Way | None]) -> Iterator[tuple[str, Course | None]]:
+        """Courses of ways by node, None where there is none: one object for all that have the same.
+
+        There are many nodes and few ways, and hashing a way takes longer than writing a route.
+        """
+        seen: dict[int, Course | None] = {id(None): None}
         for node, way in ways.items():
-            if way not in known:
-                if len(known) >= TARGETS_MAX:
-                    known.clear()
-                known[way] = course_of(
-                    self._domain, way, self._exits, source_routes=self._source_routes
-                )
-            course = known[way]
-            if course is not None:
-                yield node, course
+            if way is not None and id(way) not in seen:
+                seen[id(way)] = self._course(way)
+            yield node, seen[id(way)]
+
+    def _course(self, way: Way) -> Course | None:
+        known = self._courses
+        if way not in known:
+            if len(known) >= TARGETS_MAX:
+                known.clear()
+            known[way] = course_of(
+                self._domain, way, self._exits, source_routes=self._source_routes
+            )
+        return known[way]
 
     def _lay_out(self) -> None:
         """Neighbours for good, and links that source routes can name."""

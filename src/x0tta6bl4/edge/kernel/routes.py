@@ -23,13 +23,13 @@ import hashlib
 import struct
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv6Address
-from itertools import pairwise
+from itertools import chain, pairwise, repeat
 from typing import Final, final
 
 from x0tta6bl4.core.machine import Value
 from x0tta6bl4.core.routing.alternates import Way
 from x0tta6bl4.edge.kernel import rtnetlink as rt
-from x0tta6bl4.edge.kernel.netlink import Netlink, Refusal, Request, nested
+from x0tta6bl4.edge.kernel.netlink import CREATE, REPLACE, Netlink, Refusal, Request
 from x0tta6bl4.wire.errors import Conflict
 from x0tta6bl4.wire.ids import NodeName, TrustDomain
 from x0tta6bl4.wire.mesh_address import link_address, mesh_address
@@ -39,6 +39,8 @@ PROTOCOL: Final = 120
 METRIC: Final = 64
 SECOND: Final = 65
 """Metric of the route that takes over when the first is gone."""
+_METRICS: Final = (METRIC, SECOND)
+"""In this order they are written: first what packets are led by."""
 RTO_MIN_MS: Final = 5
 """What a cut swallows before the kernel diverts is sent again so soon (`rt.recovery`)."""
 TARGETS_MAX: Final = 65_536
@@ -74,8 +76,8 @@ class Exit(Value, frozen=True):
 
 Course = tuple[Exit, Exit | None]
 """Primary and alternate."""
-_Key = tuple[bytes, int]
-"""Target and metric of a route."""
+_Routes = tuple[dict[bytes, int], dict[bytes, int]]
+"""Id of the next hop by target: of first routes, and of second ones; 0: none."""
 
 
 @final
@@ -117,9 +119,9 @@ class KernelRoutes:
         self._hops: dict[int, rt.NextHop] = {}
         self._taken: set[int] = set()
         """Ids of somebody else's next hops."""
-        self._routes: dict[tuple[bytes, int], int] = {}
+        self._routes: _Routes = {}, {}
         """What the kernel has, as far as we know."""
-        self._stale: set[_Key] = set()
+        self._stale: tuple[set[bytes], set[bytes]] = set(), set()
         """Those of them that another version has written; they are written again."""
         self._wanted: dict[bytes, Course] = {}
         self._led: dict[bytes, Course] = {}
@@ -145,7 +147,7 @@ class KernelRoutes:
             "mesh address",
             [rt.put_address(rt.Address(_LOOPBACK, self._own, 128)), rt.put_route(unreachable)],
         )
-        return len(self._routes)
+        return sum(map(len, self._routes))
 
     def _be_alone(self) -> None:
         """Two nodes in one network namespace would take each other's routes for their own.
@@ -177,20 +179,22 @@ class KernelRoutes:
         """
         metrics = rt.recovery(RTO_MIN_MS, mtu - _TCP_BYTES - DETOUR_BYTES)
         if metrics != self._metrics:
-            self._metrics, self._stale = metrics, {*self._routes}
+            self._metrics, self._stale = metrics, ({*self._routes[0]}, {*self._routes[1]})
 
     def look(self) -> None:
         """Read anew what the kernel has: links, next hops and routes of ours."""
         self.look_at_links()
         asked = self._netlink.dump("routes", rt.GET_ROUTE, rt.routes(PROTOCOL))
-        self._routes, self._stale = {}, set()
+        self._routes, self._stale = ({}, {}), (set(), set())
         for said in asked:
             route = rt.read_route(said)
-            if route is not None and route.next_hop and route.protocol == PROTOCOL:
-                key = route.target, route.metric
-                self._routes[key] = route.next_hop
+            if route is None or not route.next_hop or route.protocol != PROTOCOL:
+                continue
+            if route.metric in _METRICS:
+                at = _METRICS.index(route.metric)
+                self._routes[at][route.target] = route.next_hop
                 if route.metrics != self._metrics:
-                    self._stale.add(key)
+                    self._stale[at].add(route.target)
 
     def look_at_links(self) -> None:
         """Read links and next hops anew: with a link the kernel drops its next hops and routes."""
@@ -201,7 +205,11 @@ class KernelRoutes:
         hops = [hop for said in asked if (hop := rt.read_next_hop(said)) is not None]
         self._hops = {hop.id: hop for hop in hops if _ours(hop)}
         self._taken = {hop.id for hop in hops if not _ours(hop)}
-        self._routes = {key: id for key, id in self._routes.items() if id in self._hops}
+        first, second = (
+            {target: id for target, id in routes.items() if id in self._hops}
+            for routes in self._routes
+        )
+        self._routes = first, second
 
     def stop(self) -> list[Refusal]:
         """Take away all that carries our number, whoever has put it there, and the address.
@@ -225,7 +233,7 @@ class KernelRoutes:
             if address is not None and address.address == self._own:
                 gone.append(rt.drop_address(address))
         refused = netlink.ask(gone)
-        self._hops, self._routes, self._wanted, self._led = {}, {}, {}, {}
+        self._hops, self._routes, self._wanted, self._led = {}, ({}, {}), {}, {}
         return refused
 
     # -------------------------------------------------------------------------- the table
@@ -239,15 +247,16 @@ class KernelRoutes:
         """
         kept = {*table, *self._led}
         gone = {target: None for target in self._wanted if target not in kept}
-        foreign = {target: None for target, _ in self._routes if target not in kept}
+        foreign = {target: None for target in self.targets if target not in kept}
         return self.change({**foreign, **gone, **table})
 
     def change(self, changes: Mapping[bytes, Course | None]) -> Done:
         """Bring these targets up to date; None: nothing leads there any more."""
-        wanted, routes, stale = self._wanted, self._routes, self._stale
+        wanted, (firsts, seconds), stale = self._wanted, self._routes, self._stale
         hops: dict[int, rt.NextHop] = {}
-        moved: list[tuple[_Key, int]] = []
-        changes = {**changes, **self._first_segments(changes.values())}
+        moved: _Routes = {}, {}
+        led = self._first_segments(changes.values())
+        changes = {**led, **changes, **led} if led else changes
         seen: dict[int, tuple[int, int]] = {id(None): (0, 0)}
         for target, course in changes.items():
             if course is None:
@@ -261,9 +270,10 @@ class KernelRoutes:
                 pair = self._next_hop(course, hops), self._next_hop(_second(course), hops)
                 seen[id(course)] = pair
             first, second = pair
-            for key, hop in (((target, METRIC), first), ((target, SECOND), second)):
-                if routes.get(key, 0) != hop or key in stale:
-                    moved.append((key, hop))
+            if firsts.get(target, 0) != first or target in stale[0]:
+                moved[0][target] = first
+            if seconds.get(target, 0) != second or target in stale[1]:
+                moved[1][target] = second
         return self._carry_out(hops, moved)
 
     def cut(self, neighbour: tuple[int, bytes], off: bool) -> Done:
@@ -284,7 +294,7 @@ class KernelRoutes:
         for id, course in self._owners.items():
             if id in self._hops and any(e and e.neighbour == neighbour for e in course):
                 lost |= not self._next_hop(course, hops)
-        done = self._carry_out(hops, [])
+        done = self._carry_out(hops, ({}, {}))
         return self.change(dict(self._wanted)) if lost else done
 
     def follow(self, moves: Mapping[tuple[int, bytes], tuple[int, bytes]]) -> None:
@@ -312,7 +322,7 @@ class KernelRoutes:
         stale = [target for target in self._led if target not in needed]
         self._led = {target: self._led[target] for target in self._led if target in needed}
         self.change(dict.fromkeys(stale))
-        named = {*self._routes.values()}
+        named = {*self._routes[0].values(), *self._routes[1].values()}
         unused = [id for id in self._hops if id not in named]
         self._netlink.ask([rt.drop_next_hop(id) for id in unused])
         self._hops = {id: hop for id, hop in self._hops.items() if id in named}
@@ -383,7 +393,7 @@ class KernelRoutes:
     @property
     def targets(self) -> Iterable[bytes]:
         """To which there is a route."""
-        return {target for target, _ in self._routes}
+        return {*self._routes[0], *self._routes[1]}
 
     def _first_segments(self, courses: Iterable[Course | None]) -> dict[bytes, Course]:
         """Ways to first segments, where there is none yet: the kernel asks its routes for them."""
@@ -432,38 +442,57 @@ class KernelRoutes:
         self._ids[course], self._owners[id] = id, course
         return id
 
-    def _carry_out(self, hops: dict[int, rt.NextHop], moved: list[tuple[_Key, int]]) -> Done:
+    def _carry_out(self, hops: dict[int, rt.NextHop], moved: _Routes) -> Done:
         """Next hops first, then the routes that name them, then what is not wanted.
 
         Args:
             hops: to be put, by id.
             moved: routes and the next hops that they are to name; 0: none, they go.
         """
-        own = self._own
-        put = [one for one in moved if one[1]]
-        drop = [key for key, id in moved if not id]
-        requests = [rt.put_next_hop(hop) for hop in hops.values()]
-        metrics = nested(8, self._metrics)
-        requests += [rt.put_host(*key, id, own, PROTOCOL, metrics) for key, id in put]
-        requests += [
-            rt.drop_route(rt.Route(target, 128, metric, protocol=PROTOCOL))
-            for target, metric in drop
-        ]
-        if not requests:
+        put: list[dict[bytes, int]] = []
+        bodies: list[bytes] = []
+        drops: list[Request] = []
+        for metric, routes in zip(_METRICS, moved, strict=True):
+            ends = {
+                id: rt.host_route(metric, id, self._own, PROTOCOL, self._metrics)
+                for id in {*routes.values()}
+            }
+            put.append({target: id for target, id in routes.items() if id})
+            for target, id in put[-1].items():
+                before, behind = ends[id]
+                bodies.append(before + target + behind)
+            drops += [
+                rt.drop_route(rt.Route(target, 128, metric, protocol=PROTOCOL))
+                for target, id in routes.items()
+                if not id
+            ]
+        if not (hops or bodies or drops):
             return Done()
-        refused = self._netlink.ask(requests)
+        refused = self._netlink.ask(
+            chain(
+                map(rt.put_next_hop, hops.values()),
+                zip(repeat(rt.NEW_ROUTE), repeat(CREATE | REPLACE), bodies),
+                drops,
+            )
+        )
         if refused:
             bad = {refusal.at for refusal in refused}
-            put = [one for at, one in enumerate(put, len(hops)) if at not in bad]
-            hops = {id: hop for at, (id, hop) in enumerate(hops.items()) if at not in bad}
+            at = len(hops)
+            hops = {id: hop for n, (id, hop) in enumerate(hops.items()) if n not in bad}
+            for n, routes in enumerate(put):
+                put[n] = {t: id for m, (t, id) in enumerate(routes.items(), at) if m not in bad}
+                at += len(routes)
         self._hops |= hops
-        self._routes.update(put)
-        self._stale.difference_update(key for key, _ in moved)
-        for key in drop:
-            self._routes.pop(key, None)
+        for routes, new, stale, asked in zip(self._routes, put, self._stale, moved, strict=True):
+            routes |= new
+            stale.difference_update(new)
+            for target, id in asked.items():
+                if not id:
+                    routes.pop(target, None)
+                    stale.discard(target)
         if len(self._owners) > NEXT_HOPS_MAX:
             self.tidy()
-        return Done(len(put), len(drop), len(hops), tuple(refused))
+        return Done(sum(map(len, put)), len(drops), len(hops), tuple(refused))
 
 
 def course_of(

@@ -333,7 +333,6 @@ def _read_segments(data: bytes) -> tuple[bytes, ...]:
 
 
 # ------------------------------------------------------------------ routes
-_PUT: Final = struct.Struct("=BBBBBBBBI HH16s HHI HHI HH16s")
 _PUT_SOURCELESS: Final = struct.Struct("=BBBBBBBBI HH16s HHI HHI")
 _DELETE: Final = struct.Struct("=BBBBBBBBI HH16s HHI")
 
@@ -399,27 +398,26 @@ def put_route(route: Route) -> Request:
     return NEW_ROUTE, CREATE | REPLACE, body + metrics
 
 
-def put_host(
-    target: bytes, metric: int, next_hop: int, source: bytes, protocol: int, metrics: bytes = b""
-) -> Request:
-    """`put_route` for one address, in one go: there are thousands of them.
+def host_route(
+    metric: int, next_hop: int, source: bytes, protocol: int, metrics: bytes = b""
+) -> tuple[bytes, bytes]:
+    """What stands before and behind the address in the body of `put_route` for one address.
+
+    There are thousands of them, and nothing else is different.
 
     Args:
-        target: address.
         metric: of the route.
         next_hop: id of its next-hop object.
         source: of what starts here.
         protocol: who writes it.
-        metrics: of `recovery`, as an attribute.
+        metrics: of `recovery`.
     """
-    return (
-        NEW_ROUTE,
-        CREATE | REPLACE,
-        _PUT.pack(
-            _V6, 128, 0, 0, MAIN, protocol, 0, 1, 0,
-            20, 1, target, 8, 6, metric, 8, 30, next_hop, 20, 7, source,
-        ) + metrics,
-    )  # fmt: skip
+    target = bytes(16)
+    _, _, body = put_route(
+        Route(target, 128, metric, next_hop, source=source, protocol=protocol, metrics=metrics)
+    )
+    at = _ROUTE.size + 4
+    return body[:at], body[at + len(target) :]
 
 
 def put_segment(address: bytes, via: bytes, index: int, protocol: int) -> Request:

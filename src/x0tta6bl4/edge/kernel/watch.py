@@ -47,7 +47,7 @@ class Watch:
     """Keeps an eye on interfaces; `restore` puts back what it has set.
 
     Args:
-        netlink: a socket in the network namespace.
+        netlink: a socket in the network namespace; what it asks for is nobody else's doing.
         monitor: of the groups in `GROUPS`.
         sysctls: switches of that namespace.
         prefix: the first 6 bytes of all mesh addresses.
@@ -77,6 +77,7 @@ class Watch:
     ) -> None:
         self._netlink = netlink
         self._monitor = monitor
+        monitor.leave_out(netlink.port, (rt.NEW_ROUTE, rt.NEW_NEXT_HOP))
         self._sysctls = sysctls
         self._prefix = prefix
         self._source_routes = source_routes
