@@ -42,7 +42,7 @@ NOINLINE int ask(struct __sk_buff *skb, __u32 number)
 	tell_counts(hello, link, state, set, now);
 	hello->sent_ns = now;
 	hello->sequence = ++state->asked;
-	hello->tag = tag_of(hello, link->send_key[link->send_slot & 1]);
+	put_tag(hello, link->send_key[link->send_slot & 1]);
 	if (skb_store(skb, 0, &out.frame, sizeof(out.frame), 0))
 		return 0;
 	return clone_redirect(skb, link->ifindex, 0);
@@ -64,17 +64,14 @@ INLINE int turn(struct __sk_buff *skb)
 		count(X0_CLOCK_STRAY);
 		return TC_SHOT;
 	}
-	turns->turned_ns = now;
 	turns->turns++;
 	skb->mark = 0;
 	at = turns->cursor;
 	for (__u32 i = 0; i < X0_FAN; i++) {
 		if (i >= set->fan)
 			break;
-		if (at >= set->fan) {
+		if (at >= set->fan)
 			at = 0;
-			turns->round++;
-		}
 		beat = map_lookup(&x0_fan, &at);
 		if (beat)
 			ask(skb, beat->link);

@@ -6,12 +6,6 @@
 #pragma once
 #include "maps.h"
 
-INLINE int drop(enum x0_reason reason)
-{
-	count(reason);
-	return XDP_DROP;
-}
-
 INLINE int denied_source(struct address source)
 {
 	struct x0_prefix prefix = { .prefix = 128, .source = source };
@@ -34,7 +28,8 @@ INLINE int over_rate(struct x0_member *member)
 	return 0;
 }
 
-INLINE int admit(__u32 ifindex, const struct ethernet *ethernet, const struct ipv6 *ipv6)
+INLINE enum x0_reason admit(__u32 ifindex, const struct ethernet *ethernet,
+			    const struct ipv6 *ipv6)
 {
 	__u32 zero = 0;
 	struct x0_filter *filter = map_lookup(&x0_filters, &zero);
@@ -42,35 +37,34 @@ INLINE int admit(__u32 ifindex, const struct ethernet *ethernet, const struct ip
 	struct address source = ipv6->source;
 
 	if (!filter || !(filter->flags & X0_FILTER_ON))
-		return XDP_PASS;
+		return UNCOUNTED;
 	if (filter->flags & X0_FILTER_SOURCES && denied_source(source))
-		return drop(X0_FILTER_SOURCE);
+		return X0_FILTER_SOURCE;
 	if ((source.high & filter->mask) != filter->prefix) {
 		if ((ipv6->target.high & filter->mask) == filter->prefix)
-			return drop(X0_FILTER_FOREIGN);
-		return XDP_PASS;
+			return X0_FILTER_FOREIGN;
+		return UNCOUNTED;
 	}
 	if (filter->flags & X0_FILTER_NEIGHBOURS && !link_at(ifindex, ethernet->source))
-		return drop(X0_FILTER_STRANGER);
+		return X0_FILTER_STRANGER;
 	member = map_lookup(&x0_members, &source);
 	if (!member)
-		return drop(X0_FILTER_NO_MEMBER);
+		return X0_FILTER_NO_MEMBER;
 	if (member->denied || over_rate(member)) {
 		__sync_fetch_and_add(&member->dropped, 1);
-		return drop(member->denied ? X0_FILTER_DENIED : X0_FILTER_RATE);
+		return member->denied ? X0_FILTER_DENIED : X0_FILTER_RATE;
 	}
-	count(X0_FILTER_PASSED);
-	return XDP_PASS;
+	return X0_FILTER_PASSED;
 }
 
 /* IPv4 carries no mesh data: only denied sources are looked for, as ::ffff:a.b.c.d. */
-INLINE int admit_ipv4(__u32 source)
+INLINE enum x0_reason admit_ipv4(__u32 source)
 {
 	__u32 zero = 0;
 	struct x0_filter *filter = map_lookup(&x0_filters, &zero);
 	struct address mapped = { .high = 0, .low = 0xffff0000ULL | (__u64)source << 32 };
 
 	if (!filter || !(filter->flags & X0_FILTER_ON) || !(filter->flags & X0_FILTER_SOURCES))
-		return XDP_PASS;
-	return denied_source(mapped) ? drop(X0_FILTER_SOURCE) : XDP_PASS;
+		return UNCOUNTED;
+	return denied_source(mapped) ? X0_FILTER_SOURCE : UNCOUNTED;
 }

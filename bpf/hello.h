@@ -25,9 +25,15 @@ struct hello_frame {
 
 enum { TAGGED = (sizeof(struct x0_hello) - sizeof(__u64)) / sizeof(__u64), WINDOW = 64 };
 
-static NOINLINE __u64 tag_of(const struct x0_hello *hello, const __u64 key[2])
+INLINE __u64 tag_of(const struct x0_hello *hello, const __u64 key[2])
 {
 	return siphash(key, (const __u64 *)hello, TAGGED);
+}
+
+/* Of what is sent: a function of its own, for the size of the programs. */
+static NOINLINE void put_tag(struct x0_hello *hello, const __u64 key[2])
+{
+	hello->tag = tag_of(hello, key);
 }
 
 INLINE void tell_counts(struct x0_hello *hello, const struct x0_link *link,
@@ -92,19 +98,18 @@ INLINE void note_answer(__u32 number, struct x0_link *link, struct x0_state *sta
 		tell(number, X0_EVENT_GOOD, now, 0);
 }
 
-INLINE int refuse(struct x0_state *state, enum x0_reason reason)
+INLINE enum x0_reason refuse(struct x0_state *state, enum x0_reason reason)
 {
 	__sync_fetch_and_add(&state->refused, 1);
-	count(reason);
-	return XDP_DROP;
+	return reason;
 }
 
 /* One hello; `frame` is at least up to its UDP header within the packet. */
-INLINE int hear(__u32 ifindex, struct hello_frame *frame, void *end)
+INLINE enum x0_reason hear(__u32 ifindex, struct hello_frame *frame, void *end)
 {
 	struct x0_hello *hello = &frame->hello;
 	struct ipv6 *ipv6 = &frame->ipv6;
-	struct x0_settings *set = settings();
+	struct x0_settings *set;
 	struct x0_state *state;
 	struct x0_link *link;
 	struct address address;
@@ -112,19 +117,15 @@ INLINE int hear(__u32 ifindex, struct hello_frame *frame, void *end)
 	__u64 now;
 	__u8 mac[6];
 
-	if ((void *)(frame + 1) > end || !set ||
+	if ((void *)(frame + 1) > end ||
 	    frame->udp.length != HTONS(sizeof(struct udp) + sizeof(*hello)) ||
-	    hello->version != X0_VERSION || hello->kind - 1U > 1) {
-		count(X0_HELLO_TRUNCATED);
-		return XDP_DROP;
-	}
+	    hello->version != X0_VERSION || hello->kind - 1U > 1)
+		return X0_HELLO_TRUNCATED;
 	number = hello->session;
 	link = map_lookup(&x0_links, &number);
 	state = map_lookup(&x0_states, &number);
-	if (!link || !state || !(link->flags & X0_ACTIVE)) {
-		count(X0_HELLO_MISADDRESSED);
-		return XDP_DROP;
-	}
+	if (!link || !state || !(link->flags & X0_ACTIVE))
+		return X0_HELLO_MISADDRESSED;
 	if (link->ifindex != ifindex || ipv6->hops != 255 ||
 	    ipv6->source.high != link->peer.high || ipv6->source.low != link->peer.low ||
 	    ipv6->target.high != link->local.high || ipv6->target.low != link->local.low)
@@ -137,10 +138,9 @@ INLINE int hear(__u32 ifindex, struct hello_frame *frame, void *end)
 	    tag_of(hello, link->receive_key[slot]) != hello->tag)
 		return refuse(state, X0_HELLO_FORGED);
 	now = ktime();
-	if (!leased(set, now, set->stand_down_ns)) {
-		count(X0_HELLO_STOOD_DOWN);
-		return XDP_DROP;
-	}
+	set = settings();
+	if (!set || !leased(set, now, set->stand_down_ns))
+		return X0_HELLO_STOOD_DOWN;
 	if (hello->incarnation > state->peer_incarnation) {
 		state->peer_incarnation = hello->incarnation;
 		state->top[0] = state->top[1] = 0;
@@ -157,8 +157,7 @@ INLINE int hear(__u32 ifindex, struct hello_frame *frame, void *end)
 	state->asked_then = state->asked;
 	if (hello->kind == X0_ANSWER) {
 		note_answer(number, link, state, hello, now);
-		count(X0_HELLO_ACCEPTED);
-		return XDP_DROP;
+		return X0_HELLO_ACCEPTED;
 	}
 	state->requests++;
 	__builtin_memcpy(mac, frame->ethernet.target, 6);
@@ -171,9 +170,8 @@ INLINE int hear(__u32 ifindex, struct hello_frame *frame, void *end)
 	hello->kind = X0_ANSWER;
 	tell_counts(hello, link, state, set, now);
 	hello->sequence = ++state->answered;
-	hello->tag = tag_of(hello, link->send_key[link->send_slot & 1]);
-	count(X0_HELLO_ANSWERED);
-	return XDP_TX;
+	put_tag(hello, link->send_key[link->send_slot & 1]);
+	return X0_HELLO_ANSWERED;
 }
 
 /* The timer of one link: suspects, declares dead, says when to look again. */

@@ -77,7 +77,6 @@ static long (*const timer_start)(struct bpf_timer *timer, __u64 nanoseconds, __u
 #define HTONS(x) ((__u16)__builtin_bswap16(x))
 #define NTOHS(x) ((__u16)__builtin_bswap16(x))
 #define NTOHL(x) ((__u32)__builtin_bswap32(x))
-#define NTOHLL(x) ((__u64)__builtin_bswap64(x))
 
 struct ethernet {
 	__u8 target[6], source[6];

@@ -14,7 +14,6 @@ enum {
 	X0_LAYOUT = 2,      /* of all structs below; pinned maps of another one are not adopted */
 	X0_LINKS = 256,     /* links of a node */
 	X0_FAN = 32,        /* hellos sent at one turn of the clock */
-	X0_NONE = 0xffff,   /* no link */
 	X0_PORT = 8464,     /* UDP, source and target */
 	X0_VERSION = 1,
 	X0_GOOD = 10,       /* answers in a row after which a dead link is worth telling about */
@@ -130,8 +129,8 @@ struct x0_beat {
 } PACKED(8);
 
 struct x0_turns {
-	__u64 turned_ns, turns;
-	__u32 cursor, round;
+	__u64 reserved, turns; /* what has no meaning is written by programs of before */
+	__u32 cursor, unused;
 } PACKED(8);
 
 enum x0_event_kind {

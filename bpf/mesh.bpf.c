@@ -23,24 +23,42 @@ struct ipv4_frame {
 	__u32 source, target;
 } PACKED(2);
 
-/* What to do with a frame that came in: an XDP verdict. */
-INLINE int enter(__u32 ifindex, void *data, void *end)
+/* What a frame that came in is. */
+INLINE enum x0_reason classify(__u32 ifindex, void *data, void *end)
 {
 	struct hello_frame *frame = data;
 	struct ipv4_frame *old = data;
 	struct ipv6 *ipv6 = &frame->ipv6;
 
 	if ((void *)(&frame->ethernet + 1) > end)
-		return XDP_PASS;
+		return UNCOUNTED;
 	if (frame->ethernet.type == HTONS(TYPE_IPV4) && (void *)(old + 1) <= end)
 		return admit_ipv4(old->source);
 	if (frame->ethernet.type != HTONS(TYPE_IPV6) || (void *)(ipv6 + 1) > end)
-		return XDP_PASS;
+		return UNCOUNTED;
 	if (ipv6->next == NEXT_UDP && (void *)(&frame->udp + 1) <= end &&
 	    frame->udp.target == HTONS(X0_PORT) && frame->udp.source == HTONS(X0_PORT) &&
 	    is_link_local(&ipv6->target))
 		return hear(ifindex, frame, end);
 	return admit(ifindex, &frame->ethernet, ipv6);
+}
+
+/* What to do with it: an XDP verdict. What is counted at all is counted here. */
+INLINE int enter(__u32 ifindex, void *data, void *end)
+{
+	enum x0_reason reason = classify(ifindex, data, end);
+
+	if (reason == UNCOUNTED)
+		return XDP_PASS;
+	count(reason);
+	switch (reason) {
+	case X0_HELLO_ANSWERED:
+		return XDP_TX;
+	case X0_FILTER_PASSED:
+		return XDP_PASS;
+	default:
+		return XDP_DROP;
+	}
 }
 
 SEC("xdp")

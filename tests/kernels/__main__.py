@@ -6,8 +6,8 @@
     python -m tests.kernels VMLINUZ...          kernels that are here
 
 Packages are fetched by apt with lists of its own, once, into build/kernels.  A guest that dies
-before its last line is booted once more, which is counted and printed: 6.12 panics now and then
-under qemu's own processor.  What a guest says is never tried again.
+before its last line is booted once more, which is counted and printed.  What a guest says is never
+tried again.
 """
 
 from __future__ import annotations
@@ -34,9 +34,13 @@ SUITES: Final = ("bullseye-security", "bookworm", "bookworm-backports", "trixie-
 WANTED: Final = ("5.10", "6.1", "6.12", "6.18")
 BOOT_S: Final = 240
 MACHINE: Final = (
-    "qemu-system-x86_64 -M microvm,isa-serial=on,acpi=off,rtc=on -accel tcg -cpu max,la57=off"
+    "qemu-system-x86_64 -M microvm,isa-serial=on,acpi=off,rtc=on -accel tcg"
     " -m 512 -smp 1 -nodefaults -no-reboot -display none -serial stdio"
 )
+PROCESSOR: Final = "max,la57=off"
+WITHOUT: Final = {"6.12": ",cx16=off"}
+"""CMPXCHG16B: qemu 7.2 spoils the flags with it, and of 9 boots of 6.12, whose allocator uses it, 6
+died. 6.18 can't make a bpf_timer without."""
 LINE: Final = (
     "console=ttyS0 quiet loglevel=3 panic=-1 reboot=t nokaslr mitigations=off tsc=unstable"
     " random.trust_cpu=on"
@@ -148,14 +152,14 @@ BREAKS: Final = {
     "load x0_ingress": Break("bpf/filter.h", "if (!member)", "if (0)"),
     "good hellos": Break(
         "bpf/hello.h",
-        "hello->tag = tag_of(hello, link->send_key[link->send_slot & 1]);",
-        "hello->tag = tag_of(hello, link->receive_key[link->send_slot & 1]);",
+        "put_tag(hello, link->send_key[link->send_slot & 1]);",
+        "put_tag(hello, link->receive_key[link->send_slot & 1]);",
     ),
     "bad hellos": Break("bpf/hello.h", "tag_of(hello, link->receive_key[slot]) != hello->tag", "0"),
     "verdict": Break("bpf/hello.h", "state->downs++;", "state->told = 0;"),
     "diversion": Break("bpf/divert.h", "is_dead(link, state) || is_suspect(state))", "0)"),
     "repair": Break("bpf/divert.h", ".routing.next = NEXT_IPV6,", ".routing.next = NEXT_ROUTING,"),
-    "filter": Break("bpf/filter.h", "return drop(X0_FILTER_NO_MEMBER);", "return XDP_PASS;"),
+    "filter": Break("bpf/filter.h", "return X0_FILTER_NO_MEMBER;", "return UNCOUNTED;"),
     "adoption": Break(
         "src/x0tta6bl4/edge/kernel/programs.py", "old.adopted = True", "old.adopted = False"
     ),
@@ -228,7 +232,10 @@ def boot(kernel: Path, archive: Path) -> Guest:
 def once(kernel: Path, archive: Path, retries: int) -> Guest:
     """Boot it until it ends, at most BOOT_S."""
     start = time.monotonic()
-    command = [*MACHINE.split(), "-kernel", str(kernel), "-initrd", str(archive), "-append", LINE]
+    name = kernel.name.removeprefix("vmlinuz-")
+    without = next((less for kind, less in WITHOUT.items() if name.startswith(kind + ".")), "")
+    command = [*MACHINE.split(), "-cpu", PROCESSOR + without, "-append", LINE]
+    command += ["-kernel", str(kernel), "-initrd", str(archive)]
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=BOOT_S
@@ -237,7 +244,6 @@ def once(kernel: Path, archive: Path, retries: int) -> Guest:
     except subprocess.TimeoutExpired as error:
         said = (error.stdout or b"") + b"\n(too slow)"
     lines = said.decode(errors="replace").replace("\r", "").splitlines()
-    name = kernel.name.removeprefix("vmlinuz-")
     return Guest(name, [line for line in lines if line], time.monotonic() - start, retries)
 
 

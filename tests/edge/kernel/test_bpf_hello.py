@@ -106,6 +106,21 @@ def test_a_bad_hello_is_dropped_and_counted(
     assert after == before
 
 
+@pytest.mark.parametrize(("program", "answered", "dropped"), WAYS)
+def test_a_hello_with_any_bit_turned_is_dropped(
+    world: World, program: str, answered: int, dropped: int
+) -> None:
+    good = hello(sequence=5, sent_ns=6, sent=7, told=8, received=9, heard=10)
+    world.link()
+    before = world.state() | {"refused": 0}
+    for bit in range(8 * len(good)):
+        turned = (int.from_bytes(good) ^ 1 << bit).to_bytes(len(good))
+        assert world.run(program, hello_frame(turned)).verdict == dropped, bit
+    assert world.state() | {"refused": 0} == before
+    assert world.counted()["HELLO_FORGED"] > 8 * 40
+    assert world.run(program, hello_frame(good)).verdict == answered
+
+
 def test_a_hello_on_another_interface_is_dropped(world: World) -> None:
     world.link(ifindex=2)
     assert world.run("x0_ingress", hello_frame(hello())).verdict == kw.DROP

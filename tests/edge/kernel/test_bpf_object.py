@@ -80,7 +80,7 @@ def test_every_reason_has_a_name() -> None:
 
 def test_single_numbers_are_the_same() -> None:
     said = _numbers()
-    for name in ("LAYOUT", "FAN", "NONE", "PORT", "VERSION", "GOOD", "DIVERTED"):
+    for name in ("LAYOUT", "FAN", "PORT", "VERSION", "GOOD", "DIVERTED"):
         assert said["X0_" + name] == getattr(layout, name)
     assert said["X0_LINKS"] == layout.LINKS_MAX
     # Whatever repair core gives has room.

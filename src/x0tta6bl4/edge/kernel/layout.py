@@ -14,7 +14,6 @@ LAYOUT: Final = 2
 """`X0_LAYOUT`: pinned maps with another number are not adopted."""
 LINKS_MAX: Final = 256
 FAN: Final = 32
-NONE: Final = 0xFFFF
 PORT: Final = 8464
 VERSION: Final = 1
 GOOD: Final = 10
@@ -155,7 +154,7 @@ SETTINGS: Final = Layout(
     layout="I", clock_ifindex="I", fan="I", generation="I", build="I", reserved="I",
 )  # fmt: skip
 BEAT: Final = Layout("x0_beat", link="I", one="I")
-TURNS: Final = Layout("x0_turns", turned_ns="Q", turns="Q", cursor="I", round="I")
+TURNS: Final = Layout("x0_turns", reserved="Q", turns="Q", cursor="I", unused="I")
 EVENT: Final = Layout("x0_event", link="I", kind="I", at_ns="Q", silent_ns="Q")
 FILTER: Final = Layout("x0_filter", prefix="8s", mask="8s", flags="I", reserved="I")
 PREFIX: Final = Layout("x0_prefix", prefix="I", source="16s")
