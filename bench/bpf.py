@@ -36,6 +36,7 @@ PARTS = ("packets", "cut", "calm", "flood")
 MESH = IPv6Network("fd12:3456:789a::/48")
 ME = MESH[1]
 DROP_NS_MAX = 100
+TURNS = 9
 OUTAGE_MS = (5.0, 10.0)
 """Median and longest after a silent cut."""
 AB, AC, BA, CA = (NUMBERS[way] for way in ("ab", "ac", "ba", "ca"))
@@ -69,14 +70,18 @@ def _ways(outcome: Outcome, world: World, options: argparse.Namespace) -> None:
         "replayed": hello_frame(old),
     }
     for program in ("x0_ingress", "x0_generic"):
-        taken = {name: _ns(world, program, frame, options) for name, frame in frames.items()}
+        runs = _in_turn(world, program, frames, options)
+        taken = {name: round(statistics.median(found)) for name, found in runs.items()}
         outcome.figure(f"{program}: ns per frame", taken)
+        least = {name: min(found) for name, found in runs.items()}
+        outcome.figure(f"{program}: ns per frame, least of {TURNS} runs", least)
         if program == "x0_ingress":
             worst = max(ns for name, ns in taken.items() if name != "nothing for us")
             outcome.check(
                 f"a bad hello is dropped within {DROP_NS_MAX} ns",
                 worst <= DROP_NS_MAX,
-                f"{worst} ns with the test's own {taken['nothing for us']} ns",
+                f"{worst} ns with the test's own {taken['nothing for us']} ns, at least"
+                f" {max(least.values())} ns with {least['nothing for us']} ns",
             )
     data = kw.ethernet(
         kw.ipv6(kw.udp(bytes(100), port=5000), ME, MESH[2]), target=kw.PEER, source=kw.MINE
@@ -103,13 +108,20 @@ def _members(outcome: Outcome, world: World, options: argparse.Namespace) -> Non
     outcome.figure("filter: ns per packet", taken)
 
 
+def _in_turn(
+    world: World, program: str, frames: dict[str, bytes], options: argparse.Namespace
+) -> dict[str, list[int]]:
+    """Nanoseconds of each run; frames take turns, so that a slow second is slow for all."""
+    found: dict[str, list[int]] = {name: [] for name in frames}
+    for _ in range(TURNS):
+        for name, frame in frames.items():
+            found[name].append(world.run(program, frame, repeat=options.repeat).nanoseconds)
+    return found
+
+
 def _ns(world: World, program: str, frame: bytes, options: argparse.Namespace) -> int:
-    """Of five runs the median."""
-    return round(
-        statistics.median(
-            world.run(program, frame, repeat=options.repeat).nanoseconds for _ in range(5)
-        )
-    )
+    """The median of as many runs."""
+    return round(statistics.median(_in_turn(world, program, {"": frame}, options)[""]))
 
 
 # ------------------------------------------------------------------ a cut
