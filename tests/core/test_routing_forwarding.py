@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator
-from itertools import pairwise
+import heapq
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count, pairwise
 from random import Random
 
 import pytest
@@ -12,25 +12,40 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.core.test_routing_alternates import Graph, graphs, settled
-from x0tta6bl4.core.machine import MS, NEVER, SECOND, Effects, Instant, Tick
+from x0tta6bl4.core.machine import (
+    MS,
+    NEVER,
+    SECOND,
+    Effects,
+    Event,
+    Instant,
+    Received,
+    Send,
+    Tick,
+)
 from x0tta6bl4.core.routing.alternates import Way
-from x0tta6bl4.core.routing.forwarding import TURN, WAIT_MAX, Forwarding, WaysChanged
+from x0tta6bl4.core.routing.forwarding import ALL, TURN, WAIT_MAX, Forwarding, WaysChanged
+from x0tta6bl4.core.routing.map import LINKS_MAX
 from x0tta6bl4.core.routing.words import AdjacencyWanted, MemberChanged, MemberGone
+from x0tta6bl4.wire.messages import Completion
 from x0tta6bl4.wire.records import NodeBody
 
 T0 = Instant(1_000 * SECOND)
 
 
 class Node:
-    """A machine with the table that it has told so far."""
+    """A machine with the table that it has told so far, and what it tells its neighbours."""
 
-    def __init__(self, name: str, graph: Graph) -> None:
+    def __init__(self, name: str, graph: Graph, turn: int = TURN) -> None:
         self.name = name
-        self.machine = Forwarding(name)
+        self.machine = Forwarding(name, turn)
         self.ways: dict[str, Way] = {}
+        self.sent: list[Send] = []
         for node in graph.nodes:
             self.hear(T0, node, graph)
         self.run(Instant(T0 + SECOND))
+        assert not self.sent
+        self.machine.in_force = True
 
     def hear(self, now: Instant, node: str, graph: Graph) -> None:
         links = tuple(graph.links(node))
@@ -41,13 +56,18 @@ class Node:
             self.take(self.machine.handle(now, MemberChanged(node, body)))
 
     def take(self, effects: Effects) -> bool:
+        changed = False
         for effect in effects:
+            if type(effect) is Send:
+                self.sent.append(effect)
+                continue
             assert type(effect) is WaysChanged
+            changed = True
             for name, way in effect.ways:
                 self.ways.pop(name, None)
                 if way is not None:
                     self.ways[name] = way
-        return bool(effects)
+        return changed
 
     def tick(self) -> bool:
         """Wake it at its deadline; whether it said something."""
@@ -81,30 +101,62 @@ def deliver(nodes: dict[str, Node], start: str, target: str, dead: set[str]) -> 
     return here
 
 
-def changed(graph: Graph, costs: dict[tuple[str, str], int]) -> Graph:
+def changed(
+    graph: Graph, costs: dict[tuple[str, str], int], stubs: Iterable[str] | None = None
+) -> Graph:
     """The same nodes with other links; a cost of 0 is none now, and may come back."""
-    found = Graph({pair: cost for pair, cost in costs.items() if cost}, graph.stubs)
+    kept = graph.stubs if stubs is None else stubs
+    found = Graph({pair: cost for pair, cost in costs.items() if cost}, kept)
     found.near |= {node: {} for node in graph.nodes if node not in found.near}
     found.nodes, found.costs = graph.nodes, costs
     return found
 
 
-def play(nodes: dict[str, Node], heard: Iterable[tuple[int, str, str, Graph]]) -> Iterator[None]:
-    """Everybody hears (at, who, of whom, the map by then) and wakes when due.
+Heard = tuple[int, str, str, Graph]
+"""At what time who hears of whom, and the map by then."""
 
+
+def play(
+    nodes: dict[str, Node], heard: Iterable[Heard], late: Callable[[], int] | None = None
+) -> Iterator[int]:
+    """Everybody hears that and wakes when due.
+
+    Args:
+        nodes: by name.
+        heard: in any order.
+        late: how long what is told is under way, drawn for each pair in turn; None: it is lost.
     Yields:
-        After each change of a table.
+        After each change of a table: when that was.
     """
-    told = deque(sorted(heard, key=lambda one: one[0]))
+    number = count()
+    told: list[tuple[int, int, str, str, Graph | Completion]] = []
+    for at, name, writer, graph in heard:
+        heapq.heappush(told, (at, next(number), name, writer, graph))
+    arrived: dict[tuple[str, str], int] = {}
     while True:
         node = min(nodes.values(), key=lambda node: node.machine.deadline)
-        if told and told[0][0] <= node.machine.deadline:
-            at, name, writer, graph = told.popleft()
-            nodes[name].hear(Instant(at), writer, graph)
-        elif node.machine.deadline == NEVER:
+        now: int = node.machine.deadline
+        if told and told[0][0] <= now:
+            now, _, name, writer, what = heapq.heappop(told)
+            node = nodes[name]
+            if type(what) is Graph:
+                node.hear(Instant(now), writer, what)
+                changed = False
+            else:
+                event: Event = Received(writer, what)
+                changed = node.take(node.machine.handle(Instant(now), event))
+        elif now == NEVER:
             return
-        elif node.tick():
-            yield
+        else:
+            changed = node.tick()
+        for send in node.sent:
+            if late is not None and send.dst in nodes:
+                pair = node.name, send.dst
+                arrived[pair] = at = max(arrived.get(pair, 0), now + late())
+                heapq.heappush(told, (at, next(number), send.dst, node.name, send.message))
+        node.sent.clear()
+        if changed:
+            yield now
 
 
 @settings(max_examples=120)
@@ -138,9 +190,12 @@ def test_while_tables_change_over_no_packet_circles_or_is_lost(
 
 @st.composite
 def later(draw: st.DrawFn, graph: Graph) -> Graph:
-    """Any links have changed, or a node has lost or got back all of its."""
+    """Any links have changed, or a node has lost or got back all of its, or is (no) stub now."""
     costs = graph.costs
-    if draw(st.booleans()):
+    kind = draw(st.integers(0, 2))
+    if kind == 2:
+        return changed(graph, costs, graph.stubs ^ {draw(st.sampled_from(graph.nodes))})
+    if kind:
         node = draw(st.sampled_from(graph.nodes))
         touched = [pair for pair in costs if node in pair]
         new = [draw(st.sampled_from([0, 1, 12]))] * len(touched)
@@ -150,29 +205,51 @@ def later(draw: st.DrawFn, graph: Graph) -> Graph:
     return changed(graph, {**costs, **dict(zip(touched, new, strict=True))})
 
 
+def changes(data: st.DataObject, graph: Graph, most: int) -> tuple[Graph, list[Heard]]:
+    """The map changes up to three times; everybody hears each record up to `most` us after it."""
+    heard: list[Heard] = []
+    start = T0 + 3 * SECOND
+    last = {pair: start for name in graph.nodes for pair in ((name, w) for w in graph.nodes)}
+    for _ in range(data.draw(st.integers(1, 3))):
+        graph = data.draw(later(graph))
+        for writer in graph.nodes:
+            said = start + data.draw(st.integers(0, 100)) * MS
+            for name in graph.nodes:
+                at = said + (0 if name == writer else data.draw(st.integers(0, 20)) * most // 20)
+                last[name, writer] = at = max(last[name, writer], at)
+                heard.append((at, name, writer, graph))
+        start += data.draw(st.integers(1, 10)) * most
+    return graph, heard
+
+
 @settings(max_examples=100)
 @given(graphs(), st.data())
 def test_whatever_changes_and_changes_again_no_packet_circles(
     graph: Graph, data: st.DataObject
 ) -> None:
-    """Everybody hears every record within a turn, in an order of its own."""
+    """Everybody hears every record within a turn, and nothing is told."""
     nodes = {name: Node(name, graph) for name in graph.nodes}
-    heard: list[tuple[int, str, str, Graph]] = []
-    start = T0 + 3 * SECOND
-    last = dict.fromkeys(graph.nodes, start)
-    for _ in range(data.draw(st.integers(1, 3))):
-        graph = data.draw(later(graph))
-        for writer in graph.nodes:
-            said = max(start, last[writer] + 20 * MS) + data.draw(st.integers(0, 100)) * MS
-            last[writer] = said
-            for name in graph.nodes:
-                at = said + (0 if name == writer else data.draw(st.integers(0, 20)) * MS)
-                heard.append((at, name, writer, graph))
-        start += data.draw(st.integers(1, 10)) * 20 * MS
-    for _ in play(nodes, heard):
+    for _ in play(nodes, changes(data, graph, 20 * MS)[1]):
         for here in graph.nodes:
             for target in graph.nodes:
                 deliver(nodes, here, target, set())
+
+
+@settings(max_examples=100)
+@given(graphs(), st.data())
+def test_however_late_records_are_no_packet_circles_while_everybody_tells_how_far_it_is(
+    graph: Graph, data: st.DataObject
+) -> None:
+    nodes = {name: Node(name, graph, turn=10_000 * SECOND) for name in graph.nodes}
+    graph, heard = changes(data, graph, 20 * SECOND)
+    random = Random(data.draw(st.integers(0, 2**32)))
+    for _ in play(nodes, heard, lambda: random.randrange(2 * SECOND)):
+        for here in graph.nodes:
+            for target in graph.nodes:
+                deliver(nodes, here, target, set())
+    for name, node in nodes.items():
+        if name not in graph.stubs:  # Which does not know it, and goes by time alone.
+            assert node.ways == settled(graph.tell(name))
 
 
 @pytest.mark.parametrize("seed", [66, 237, *range(6)])
@@ -237,6 +314,48 @@ def test_turns_along_a_ring() -> None:
     assert at == {"a": 4, "b": 4, "c": 3, "d": 2, "f": 3}
 
 
+def test_turns_along_a_ring_take_no_longer_than_everybody_needs() -> None:
+    names = "abcdef"
+    ring = Graph({**line(*names).costs, ("a", "f"): 1})
+    broken = Graph({pair: 1 for pair in ring.costs if pair != ("a", "b")})
+    nodes = {name: Node(name, ring) for name in names}
+    start = T0 + 2 * SECOND
+    heard = [(start, name, end, broken) for name in names for end in "ab"]
+    times = list(play(nodes, heard, lambda: MS))
+    assert all(node.ways == settled(broken.tell(name)) for name, node in nodes.items())
+    assert max(times) < start + 20 * MS
+
+
+def test_it_is_told_once_how_far_a_node_is_and_only_when_packets_go_by_its_table() -> None:
+    ring = Graph({**line("a", "b", "c", "d", "e", "f").costs, ("a", "f"): 1})
+    node = Node("a", ring)
+    start = Instant(T0 + 2 * SECOND)
+    told = []
+    node.hear(start, "b", Graph({pair: 1 for pair in ring.costs if pair != ("a", "b")}))
+    while node.machine.deadline < NEVER:
+        effects = node.machine.handle(node.machine.deadline, Tick())
+        kinds = [type(effect) for effect in effects]
+        assert WaysChanged not in kinds[1:]  # It is so before it is told.
+        told += [(e.dst, e.message.turns) for e in effects if type(e) is Send]
+    assert told == [("f", 2), ("f", 3), ("f", 4), ("f", ALL)]
+    node.machine.in_force = False
+    node.hear(start, "b", ring)
+    node.run(Instant(start + MS))
+    assert node.machine.idle
+    assert not node.sent
+
+
+def test_of_those_who_tell_only_so_many_are_kept() -> None:
+    """Neighbours first."""
+    node = Node("a", line("a", "b", "c"))
+    message = Completion(1, 1)
+    for number in range(LINKS_MAX):
+        node.machine.handle(T0, Received(f"x{number}", message))
+    assert len(node.machine._heard) == LINKS_MAX
+    node.machine.handle(T0, Received("b", message))
+    assert node.machine._heard == {"b": message}
+
+
 def test_a_node_that_restarts_stays_for_its_time() -> None:
     graph = line("a", "b", "c")
     node = Node("a", graph)
@@ -252,6 +371,8 @@ def test_a_node_that_restarts_stays_for_its_time() -> None:
 
 def test_a_node_that_is_gone_is_forgotten_and_other_events_are_not_for_us() -> None:
     node = Node("a", line("a", "b", "c"))
+    (told,) = node.machine.handle(T0, MemberGone("a"))
+    assert type(told) is Send
     assert node.machine.handle(T0, MemberGone("a")) == ()
     assert node.machine.deadline == NEVER
     node.take(node.machine.handle(Instant(T0 + 2 * SECOND), MemberGone("c")))

@@ -120,7 +120,19 @@ class Redial(Message, frozen=True):
     """The sender's SVID has changed and the receiver dialled: please dial a new connection."""
 
 
-LinkMessage = Intro | Flood | Digest | Bucket | Want | Alive | Redial
+@final
+class Completion(Message, frozen=True):
+    """The sender's kernel sends packets by this map, on all ways whose turn is before `turns`.
+
+    Source: completion messages, RFC 6976.
+    """
+
+    map: int
+    """64 bits over confirmed links, costs and stubs (`core.routing.alternates`)."""
+    turns: int
+
+
+LinkMessage = Intro | Flood | Digest | Bucket | Want | Alive | Redial | Completion
 
 
 # ------------------------------------------------------------------ agent to proxy: the snapshot

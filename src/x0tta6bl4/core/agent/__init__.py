@@ -15,7 +15,7 @@
     NeighbourUp(item)                       TLS connection of a link: Intro heard, keys exported;
                                             again whenever a proxy at either end started anew
     NeighbourDown(node)                     that connection is gone
-    Received(node, Flood | Digest | Bucket | Want)
+    Received(node, Flood | Digest | Bucket | Want | Completion)
                                             a message over it (Intro and Alive stay in the driver)
     ProxySaid(fact), ProxyGone()            what the proxy's socket said; its end
     KernelLinks(nodes, held)                over whose links the kernel forwards, where it does

@@ -50,6 +50,7 @@ from x0tta6bl4.wire.ids import NodeName, SpiffeId, TrustDomain, node_id, node_of
 from x0tta6bl4.wire.messages import (
     AuthorityPathItem,
     CallerItem,
+    Completion,
     Full,
     LinkState,
     ListenItem,
@@ -288,7 +289,8 @@ class Agent:
         return effects
 
     def _on_records(self, now: Instant, event: Event) -> Effects:
-        return self._records.handle(now, event)
+        tables = type(event) is Received and type(event.message) is Completion
+        return (self._planes if tables else self._records).handle(now, event)
 
     def _on_configured(self, now: Instant, event: words.Configured) -> Effects:
         before, config = self._own.config, event.config

@@ -155,6 +155,7 @@ class Planes:
             self._wake()
             return NOTHING
         self._complete, self._complete_at = True, NEVER
+        self._forwarding.in_force = True
         effects: Effects = (TableComplete(),)
         if self._own.adjacency is not None and not self._held:
             effects += self.publish(now, self._adjacency)

@@ -28,13 +28,14 @@ draft TI-LFA (RFC 9855) written out node by node.
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 from collections.abc import Iterable
 from enum import IntEnum
 from typing import final
 
 from x0tta6bl4.core.machine import Value
-from x0tta6bl4.core.routing.map import Change, Map
+from x0tta6bl4.core.routing.map import NO_LINK, Change, Map
 from x0tta6bl4.core.routing.paths import HOPS_MAX, INFINITE, Tree
 from x0tta6bl4.wire.records import Adjacency
 
@@ -92,7 +93,8 @@ class Alternates:
     """
 
     __slots__ = (
-        "_changes", "_home", "_map", "_named", "_near", "_rebuild", "_trees", "_unrepaired", "ways",
+        "_changes", "_home", "_links", "_map", "_named", "_near", "_rebuild", "_trees",
+        "_unrepaired", "ways",
     )  # fmt: skip
 
     def __init__(self, me: str) -> None:
@@ -103,6 +105,8 @@ class Alternates:
         """Of neighbours, and of the last ones that were, longest known first."""
         self._near: list[_Near] = []
         self._changes: list[Change] = []
+        self._links = 0
+        """Of all links and their costs, in any order."""
         self._rebuild = False
         self._named: list[str] = [me]
         """Names of the numbers at the last update: a number may be given again."""
@@ -118,7 +122,10 @@ class Alternates:
             links: with their published costs.
             stub: nothing may pass through it (RFC 6987).
         """
-        self._changes += self._map.say(node, links)
+        changes = self._map.say(node, links)
+        for change in changes:
+            self._links ^= self._hash(change, change.old) ^ self._hash(change, change.new)
+        self._changes += changes
         number = self._map.index.get(node)
         if number is not None and self._map.stub[number] != stub:
             self._map.stub[number] = stub
@@ -195,6 +202,24 @@ class Alternates:
             if list_ != way.repair:
                 found[name] = self.ways[name] = Way(way.hop, way.alternate, way.guard, list_)
         return found
+
+    @property
+    def neighbours(self) -> list[str]:
+        """Those over whose links packets leave this node, by name."""
+        names = self._map.names
+        return sorted(names[number] for number in self._map.links[0])
+
+    def digest(self) -> int:
+        """64 bits over what ways are made from: nodes whose bits are equal have the same map."""
+        names, stub = self._map.names, self._map.stub
+        stubs = [names[n] for n, is_stub in enumerate(stub) if is_stub]
+        return self._links ^ _hash64(" ".join(sorted(stubs))) if stubs else self._links
+
+    def _hash(self, change: Change, cost: int) -> int:
+        if cost == NO_LINK:
+            return 0
+        one, other = sorted((self._map.names[change.a], self._map.names[change.b]))
+        return _hash64(f"{one} {other} {cost}")
 
     def hops(self, targets: Iterable[str]) -> dict[str, int]:
         """Links on the longest of the shortest paths to each of these nodes that can be reached.
@@ -386,6 +411,10 @@ class Alternates:
             ):
                 break
         return tuple(list_) if len(list_) <= HOPS_MAX else ()
+
+
+def _hash64(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def _search(map: Map, names: list[str], around: int, *, node: bool) -> _Search:

@@ -1,18 +1,24 @@
 """The forwarding machine: which table the kernel is to have, and when it changes over.
 
     MemberChanged, MemberGone, AdjacencyWanted --> map --> ways --[its turn]--> WaysChanged
+                                      neighbours' Completion --^                Completion
 
 After the map has changed, nodes that change over in any order can send packets in circles for a
 while.  They can't if each waits until those that come after it on its new way have changed over:
 then whoever has done so sees packets on new ways to their end, and whoever has not sends them along
 the old way, which ends there or meets one who has.  That holds for each destination by itself and
 for whatever has changed, one link or a node with all of its links, also while an earlier change is
-under way: all that waits is counted anew then, for WAIT_MAX at most.  Turns are counted in links of
-the new way and last TURN each, TURNS_MAX at most; who loses a link itself has its alternates in
-force meanwhile, and these need no turn.
+under way: all that waits is counted anew then.
+
+Turns are counted in links of the new way.  Each node tells its neighbours by which map it sends
+packets, and up to which turn; so a change goes from the destinations to those farthest off as fast
+as they compute it, and waits for whoever is slow.  Where the next hop says nothing, because its
+agent is dead, a turn lasts TURN, TURNS_MAX of them at most.  Who loses a link itself has its
+alternates in force meanwhile, and these need no turn.
 
 Source: Francois & Bonaventure, Avoiding transient loops during IGP convergence (INFOCOM 2005), for
-the order; RFC 6976 section 4 for turns that take a fixed time; restart of a node as in RFC 4724.
+the order; RFC 6976 for turns that take a fixed time, and for completion messages; restart of a node
+as in RFC 4724.
 """
 
 from __future__ import annotations
@@ -29,19 +35,25 @@ from x0tta6bl4.core.machine import (
     Effects,
     Event,
     Instant,
+    Received,
+    Send,
     Tick,
     Value,
 )
 from x0tta6bl4.core.routing.alternates import Alternates, Way
+from x0tta6bl4.core.routing.map import LINKS_MAX, NODES_MAX
 from x0tta6bl4.core.routing.words import AdjacencyWanted, MemberChanged, MemberGone
+from x0tta6bl4.wire.messages import Completion
 from x0tta6bl4.wire.records import Adjacency, NodeBody
 
-TURN: Final = 50 * MS
-"""What the flood of a record and the table of one node take, with room for a processor that many
-share."""
+TURN: Final = 200 * MS
+"""What the flood of a record and the table of one node take at most, with room for a processor that
+many share."""
 TURNS_MAX: Final = 16
 WAIT_MAX: Final = 1 * SECOND
 """Where changes never end, what waits is not put off any more."""
+ALL: Final = NODES_MAX
+"""More turns than any way has."""
 _COALESCE: Final = 1 * MS
 _REPAIR_AFTER: Final = 5 * MS
 _REPAIR_EVERY: Final = 1 * MS
@@ -59,12 +71,14 @@ class WaysChanged(Value, frozen=True):
 class _Waits:
     """A way whose turn has not come."""
 
-    __slots__ = ("due", "since", "way")
+    __slots__ = ("due", "since", "turn", "way")
 
     def __init__(self, way: Way | None, since: Instant) -> None:
         self.way = way
         self.since = since
+        self.turn = 0
         self.due: Instant = since
+        """It is put off no longer."""
 
 
 class Forwarding:
@@ -72,24 +86,36 @@ class Forwarding:
 
     Args:
         me: this node's name.
+        turn: how long a turn lasts where nobody says that it is over, microseconds.
+
+    Attributes:
+        in_force: whether packets go by what it says.  Before, nobody sends any through this node:
+            no way waits, and nothing is told.
     """
 
     __slots__ = (
-        "_due", "_me", "_repair_at", "_restarting", "_restarts", "_table", "_update_at",
-        "_waiting", "deadline",
+        "_due", "_heard", "_map", "_me", "_repair_at", "_restarting", "_restarts", "_table",
+        "_told", "_turn", "_update_at", "_waiting", "deadline", "in_force",
     )  # fmt: skip
 
-    def __init__(self, me: str) -> None:
+    def __init__(self, me: str, turn: int = TURN) -> None:
         self._me = me
+        self._turn = turn
         self._table = Alternates(me)
         self._waiting: dict[str, _Waits] = {}
         """By destination; as bounded as the map."""
         self._due: Instant = NEVER
-        """The first turn of them."""
+        """When the first of them is put off no longer."""
+        self._map = 0
+        """Digest of the map that the ways are made from."""
+        self._heard: dict[str, Completion] = {}
+        """The last one of each neighbour; LINKS_MAX at most."""
+        self._told: Completion | None = None
         self._update_at: Instant = NEVER
         self._repair_at: Instant = NEVER
         self._restarting: dict[str, NodeBody] = {}
         self._restarts: list[tuple[Instant, str, NodeBody]] = []
+        self.in_force = False
         self.deadline: Instant = NEVER
 
     @property
@@ -113,8 +139,11 @@ class Forwarding:
                 self._say(now, event.node, None)
         elif type(event) is AdjacencyWanted:
             self._say(now, self._me, event.links)
+        elif type(event) is Received and type(event.message) is Completion:
+            self._hear(now, event.src, event.message, out)
         else:
             return NOTHING
+        self._tell(out)
         at = min(self._update_at, self._repair_at, self._due)
         if self._restarts:
             at = min(at, self._restarts[0][0])
@@ -143,28 +172,56 @@ class Forwarding:
                 del self._restarting[node]
                 self._say(now, node, None)
         if now >= self._update_at:
-            self._update(now)
+            self._update(now, out)
         if now >= self._repair_at:
             self._repair(now, out)
         if now >= self._due:
-            turn = sorted(name for name, waits in self._waiting.items() if waits.due <= now)
-            out.append(WaysChanged(tuple((name, self._waiting.pop(name).way) for name in turn)))
-            self._due = self._first_due()
+            self._change_over(now, out)
 
-    def _update(self, now: Instant) -> None:
+    def _update(self, now: Instant, out: list[Effect]) -> None:
         self._update_at = NEVER
         found = self._table.update()
+        self._map = self._table.digest()
         self._repair_at = Instant(now + _REPAIR_AFTER) if self._table.unrepaired else NEVER
         for name, way in found.items():
             self._waiting.setdefault(name, _Waits(way, now)).way = way
-        hops = self._table.hops(self._waiting)
+        hops = self._table.hops(self._waiting) if self.in_force else {}
         for name, waits in self._waiting.items():
-            turns = min(max(hops.get(name, 0) - 1, 0), TURNS_MAX)
-            waits.due = Instant(min(now, waits.since + WAIT_MAX) + turns * TURN)
-        self._due = self._first_due()
+            waits.turn = max(hops.get(name, 0) - 1, 0)
+            turns = min(waits.turn, TURNS_MAX)
+            waits.due = Instant(min(now, waits.since + WAIT_MAX) + turns * self._turn)
+        self._change_over(now, out)
 
-    def _first_due(self) -> Instant:
-        return min((waits.due for waits in self._waiting.values()), default=NEVER)
+    def _hear(self, now: Instant, node: str, message: Completion, out: list[Effect]) -> None:
+        if node not in self._heard and len(self._heard) >= LINKS_MAX:
+            near = set(self._table.neighbours)
+            self._heard = {name: heard for name, heard in self._heard.items() if name in near}
+            if len(self._heard) >= LINKS_MAX:
+                return
+        self._heard[node] = message
+        if self._waiting and message.map == self._map:
+            self._change_over(now, out)
+
+    def _change_over(self, now: Instant, out: list[Effect]) -> None:
+        """Say the ways whose turn it is."""
+        turns = {node: heard.turns for node, heard in self._heard.items() if heard.map == self._map}
+        turn = sorted(
+            name
+            for name, waits in self._waiting.items()
+            if waits.due <= now or (waits.way and turns.get(waits.way.hop, 0) >= waits.turn)
+        )
+        if turn:
+            out.append(WaysChanged(tuple((name, self._waiting.pop(name).way) for name in turn)))
+        self._due = min((waits.due for waits in self._waiting.values()), default=NEVER)
+
+    def _tell(self, out: list[Effect]) -> None:
+        """Tell neighbours how far this node has come, if that is not what they know."""
+        if not self.in_force or self._update_at != NEVER:
+            return
+        turns = min((waits.turn for waits in self._waiting.values()), default=ALL)
+        if self._told is None or (self._told.map, self._told.turns) != (self._map, turns):
+            self._told = Completion(self._map, turns)
+            out += [Send(node, self._told) for node in self._table.neighbours]
 
     def _repair(self, now: Instant, out: list[Effect]) -> None:
         found = self._table.repair()
