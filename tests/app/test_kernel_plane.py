@@ -14,11 +14,10 @@ from typing import Any
 
 import pytest
 
+from tests.app.kernel_house import B, House
 from tests.edge.kernel import kernel_world as kw
-from tests.edge.kernel.space import Space, Spaces, link_local
+from tests.edge.kernel.space import Spaces, link_local
 from x0tta6bl4.app import kernel_plane
-from x0tta6bl4.app.kernel_plane import KernelPlane
-from x0tta6bl4.app.settings import Data
 from x0tta6bl4.core.agent.snapshot import Snapshot
 from x0tta6bl4.core.agent.told import Sets
 from x0tta6bl4.core.links import verdicts as said
@@ -27,56 +26,11 @@ from x0tta6bl4.core.routing.forwarding import WaysChanged
 from x0tta6bl4.edge.kernel.detector import Alternate
 from x0tta6bl4.edge.kernel.libbpf import KernelRefused
 from x0tta6bl4.edge.kernel.plane import Plane
-from x0tta6bl4.runtime.aio.links import LinkConnections, Offers
+from x0tta6bl4.runtime.aio.links import LinkConnections
 from x0tta6bl4.wire.ids import NodeName, TrustDomain
 from x0tta6bl4.wire.mesh_address import mesh_address
-from x0tta6bl4.wire.messages import KernelOffer
 
 pytestmark = pytest.mark.netns
-B = NodeName("b")
-
-
-class House:
-    """A node with one neighbour on a cable, agreed with it."""
-
-    def __init__(self, here: Space, there: Space, state: Path) -> None:
-        self.here, self.state, self.mac = here, state, there.mac
-        here.wire("to-b", there, "to-a")
-        here.run("ip", "addr", "add", "10.0.0.1/30", "dev", "to-b")
-        self.said: list[str] = []
-        with here:
-            self.plane = KernelPlane(
-                TrustDomain("example.org"), NodeName("a"), state, ["b", "c"],
-                lambda _, text: self.said.append(text),
-                Data(member_pps=1, deny_from=("192.0.2.0/24",), allow_from=("192.0.2.7/32",)),
-            )  # fmt: skip
-            placed = self.plane.place(B, "10.0.0.1", "10.0.0.2")
-            assert placed is not None
-            mac = there.mac("to-a")
-            theirs = KernelOffer(7, link_local(mac).packed, mac, 1500, 0)
-            self.plane.offered(B, Offers(*placed, theirs, bytes(range(32))))
-        self.number, self.index = placed[1].link, placed[0]
-
-    def second(self) -> tuple[int, str]:
-        """One more neighbour on the same cable: number of its link, and its address there."""
-        placed = self.plane.place(NodeName("c"), "10.0.0.1", "10.0.0.2")
-        assert placed is not None
-        mac = bytes.fromhex("02000000000c")
-        theirs = KernelOffer(9, link_local(mac).packed, mac, 1500, 0)
-        self.plane.offered(NodeName("c"), Offers(*placed, theirs, bytes(range(32))))
-        return placed[1].link, str(link_local(mac))
-
-    def comes_in(self, packet: bytes) -> bool:
-        """Whether the filter lets a packet from the neighbour in."""
-        kind = b"\x86\xdd" if packet[0] >> 4 == 6 else b"\x08\x00"
-        context = bytearray(192)
-        struct.pack_into("=I", context, 40, self.index)  # `ifindex` of struct __sk_buff
-        with self.here:
-            run = self.plane.programs.run(
-                "x0_generic", bytes(6) + self.mac("to-a") + kind + packet, context=bytes(context)
-            )
-        assert run.verdict in (kw.OK, kw.SHOT)
-        return run.verdict == kw.OK
 
 
 @pytest.fixture

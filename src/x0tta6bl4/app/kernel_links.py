@@ -15,6 +15,7 @@ from x0tta6bl4.app.wallet import read_private, write_private
 from x0tta6bl4.core.links.verdicts import Judged, Verdicts
 from x0tta6bl4.edge.kernel.layout import LINKS_MAX
 from x0tta6bl4.edge.kernel.plane import Adjacent
+from x0tta6bl4.edge.kernel.sysctl import here, written_where
 from x0tta6bl4.runtime.aio.links import Offers
 from x0tta6bl4.wire.errors import Refused, X0Error
 from x0tta6bl4.wire.ids import NodeName
@@ -36,6 +37,15 @@ class Kept(msgspec.Struct, frozen=True):
     peer_mac: bytes = b""
     peer_number: int = 0
     mtu: int = 1500
+
+
+@final
+class _File(msgspec.Struct, frozen=True):
+    """What the next agent is to know."""
+
+    where: str
+    """Boot and network namespace: links are in no other."""
+    links: list[Kept]
 
 
 class KernelLink:
@@ -87,13 +97,14 @@ class Links:
         verdicts: how links stand.
     """
 
-    __slots__ = ("_by_node", "_by_number", "_path", "gone")
+    __slots__ = ("_by_node", "_by_number", "_path")
 
     def __init__(
         self, me: NodeName, state_dir: Path, nodes: Iterable[str], verdicts: Verdicts
     ) -> None:
         self._path = state_dir / KEPT
-        kept = {one.node: one for one in self._read()}
+        found = _read(self._path)
+        kept = {one.node: one for one in found.links} if found and found.where == here() else {}
         wanted = list(nodes)[:LINKS_MAX]
         free = [n for n in range(LINKS_MAX) if n not in {one.number for one in kept.values()}]
         self._by_node: dict[str, KernelLink] = {}
@@ -106,8 +117,6 @@ class Links:
             link.kept = one
             self._by_node[node] = link
         self._by_number = {link.number: link for link in self._by_node.values()}
-        self.gone = [one.number for node, one in kept.items() if node not in self._by_node]
-        """Numbers of links to nodes that are neighbours no longer."""
 
     def __iter__(self) -> Iterator[KernelLink]:
         return iter(self._by_node.values())
@@ -151,14 +160,28 @@ class Links:
             X0Error: the disk does not take it.
         """
         kept = [link.kept for link in self if link.kept is not None]
-        write_private(self._path, msgspec.msgpack.encode(kept))
+        write_private(self._path, msgspec.msgpack.encode(_File(here(), kept)))
 
     def forget(self) -> None:
         """Nothing is at work any more."""
         self._path.unlink(missing_ok=True)
 
-    def _read(self) -> list[Kept]:
-        with contextlib.suppress(X0Error, OSError, msgspec.DecodeError):
-            if self._path.exists():
-                return msgspec.msgpack.decode(read_private(self._path), type=list[Kept])
-        return []
+
+def where_left(links: Path, switches: Path) -> str:
+    """Boot and network namespace in which files of a life in kernel mode were written.
+
+    Args:
+        links: `KEPT` of its state_dir.
+        switches: of `edge.kernel.sysctl`; both are written where the other may not fit any more.
+    Returns:
+        Empty: that is not known.
+    """
+    found = _read(links)
+    return found.where if found else written_where(switches)
+
+
+def _read(path: Path) -> _File | None:
+    with contextlib.suppress(X0Error, OSError, msgspec.DecodeError):
+        if path.exists():
+            return msgspec.msgpack.decode(read_private(path), type=_File)
+    return None

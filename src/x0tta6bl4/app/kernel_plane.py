@@ -46,7 +46,7 @@ from x0tta6bl4.runtime.aio.beat import until_beat
 from x0tta6bl4.runtime.aio.links import LinkConnections, Offers
 from x0tta6bl4.runtime.clocks import clock, unix_us
 from x0tta6bl4.wire.admin import Finding, PlaneView
-from x0tta6bl4.wire.errors import Refused, X0Error
+from x0tta6bl4.wire.errors import Conflict, Refused, X0Error
 from x0tta6bl4.wire.ids import NodeName, SpiffeId, TrustDomain, node_of
 from x0tta6bl4.wire.mesh_address import mesh_prefix
 from x0tta6bl4.wire.messages import MTU_MAX, KernelOffer, LinkState, ProxyFact, Ready
@@ -109,7 +109,13 @@ class KernelPlane:
         self._connections: LinkConnections | None = None
         self._sets: Sets | None = None
         """While it runs."""
-        self.programs = Programs.open(Libbpf(), state_dir / PINS)
+        self.routes = Plane(domain, me, state_dir / SWITCHES)
+        try:
+            self.routes.be_alone()  # Programs of another node would be replaced.
+            self.programs = Programs.open(Libbpf(), state_dir / PINS)
+        except BaseException:
+            self.routes.close()
+            raise
         self._verdicts = said.Verdicts(judges=not self.programs.without_verdicts)
         self._links = Links(me, state_dir, neighbours, self._verdicts)
         try:
@@ -120,8 +126,11 @@ class KernelPlane:
                 dict.fromkeys(map(ip_network, data.deny_from), True)
                 | dict.fromkeys(map(ip_network, data.allow_from), False)
             )
-            self.routes = Plane(domain, me, state_dir / SWITCHES)
+            self._guarded(self._save)
             self._held = self._begin()
+        except Conflict:  # Another one has begun meanwhile: what is there is its own.
+            self.close()
+            raise
         except BaseException:
             self.remove()
             raise
@@ -129,10 +138,9 @@ class KernelPlane:
     def _begin(self) -> bool:
         """Go on with what an earlier agent has left; whether a table of it is at work."""
         at_work = self.detector.links()
-        for number in self._links.gone:
-            if number in at_work:
-                self.detector.remove_link(number)
         judged = [link for link in self._links if link.number in at_work and link.kept is not None]
+        for number in at_work - {link.number for link in judged}:
+            self.detector.remove_link(number)  # Of a neighbour that is none, or not written down.
         for link in self._links:
             if link in judged:
                 dead = self.detector.report(link.number).dead
@@ -215,7 +223,7 @@ class KernelPlane:
         return []
 
     def _end_routes(self) -> list[str]:
-        return self.routes.stop() if hasattr(self, "routes") else []
+        return self.routes.stop()
 
     def _leave(self) -> None:
         if self._sets is not None:

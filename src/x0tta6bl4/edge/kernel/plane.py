@@ -145,6 +145,15 @@ class Plane:
         """For a selector: when it is readable, call `ready`."""
         return self._monitor.fileno()
 
+    def be_alone(self) -> None:
+        """See that no other node is in this network namespace; nothing is changed.
+
+        Raises:
+            Conflict: X0-KRN-148 there is one.
+            Unavailable: the kernel does not answer.
+        """
+        self._routes.be_alone()
+
     def start(self, adjacent: Iterable[Adjacent]) -> bool:
         """Begin, with these neighbours.
 

@@ -23,13 +23,13 @@ import hashlib
 import struct
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv6Address
-from itertools import chain, pairwise, repeat
+from itertools import pairwise
 from typing import Final, final
 
 from x0tta6bl4.core.machine import Value
 from x0tta6bl4.core.routing.alternates import Way
 from x0tta6bl4.edge.kernel import rtnetlink as rt
-from x0tta6bl4.edge.kernel.netlink import CREATE, REPLACE, Netlink, Refusal, Request
+from x0tta6bl4.edge.kernel.netlink import Netlink, Refusal, Request
 from x0tta6bl4.wire.errors import Conflict
 from x0tta6bl4.wire.ids import NodeName, TrustDomain
 from x0tta6bl4.wire.mesh_address import link_address, mesh_address
@@ -77,7 +77,9 @@ class Exit(Value, frozen=True):
 Course = tuple[Exit, Exit | None]
 """Primary and alternate."""
 _Routes = tuple[dict[bytes, int], dict[bytes, int]]
-"""Id of the next hop by target: of first routes, and of second ones; 0: none."""
+"""Id of the next hop by target: of first routes, and of second ones."""
+_Moved = tuple[dict[int, list[bytes]], dict[int, list[bytes]]]
+"""Targets by the id of the next hop that their first and second routes are to name; 0: none."""
 
 
 @final
@@ -103,8 +105,8 @@ class KernelRoutes:
     """
 
     __slots__ = (
-        "_cut", "_hops", "_ids", "_led", "_links", "_metrics", "_netlink", "_own", "_owners",
-        "_prefix", "_routes", "_stale", "_taken", "_vias", "_wanted",
+        "_cut", "_forms", "_hops", "_ids", "_led", "_links", "_metrics", "_netlink", "_own",
+        "_owners", "_prefix", "_routes", "_stale", "_taken", "_vias", "_wanted",
     )  # fmt: skip
 
     def __init__(self, netlink: Netlink, prefix: bytes, own: bytes) -> None:
@@ -128,6 +130,8 @@ class KernelRoutes:
         """Targets that are addresses of links, not of nodes: of ours, and first segments."""
         self._vias: frozenset[bytes] = frozenset()
         self._metrics = b""
+        self._forms: list[tuple[bytes, bytes, bytes]] = []
+        """Messages for first and second routes, without address and next hop."""
         self.fit(_MTU)
 
     # -------------------------------------------------------------------------- start and stop
@@ -140,7 +144,7 @@ class KernelRoutes:
             Conflict: X0-KRN-148 another node's routes are here.
             Unavailable: the kernel refuses (X0-KRN-103) or does not answer.
         """
-        self._be_alone()
+        self.be_alone()
         self.look()
         unreachable = rt.Route(self._prefix, 48, METRIC, 0, rt.RouteKind.UNREACHABLE, b"", PROTOCOL)
         self._netlink.carry_out(
@@ -149,11 +153,15 @@ class KernelRoutes:
         )
         return sum(map(len, self._routes))
 
-    def _be_alone(self) -> None:
+    def be_alone(self) -> None:
         """Two nodes in one network namespace would take each other's routes for their own.
 
         Nodes have their addresses on the loopback interface; elsewhere anybody on the same cable
         can give us one, by a router advertisement (RFC 4862).
+
+        Raises:
+            Conflict: X0-KRN-148 another node's routes are here; nothing was changed.
+            Unavailable: the kernel does not answer.
         """
         others = set()
         for said in self._netlink.dump("addresses", rt.GET_ADDRESS, rt.addresses(_LOOPBACK)):
@@ -180,6 +188,7 @@ class KernelRoutes:
         metrics = rt.recovery(RTO_MIN_MS, mtu - _TCP_BYTES - DETOUR_BYTES)
         if metrics != self._metrics:
             self._metrics, self._stale = metrics, ({*self._routes[0]}, {*self._routes[1]})
+            self._forms = [rt.host_route(m, self._own, PROTOCOL, metrics) for m in _METRICS]
 
     def look(self) -> None:
         """Read anew what the kernel has: links, next hops and routes of ours."""
@@ -254,10 +263,10 @@ class KernelRoutes:
         """Bring these targets up to date; None: nothing leads there any more."""
         wanted, (firsts, seconds), stale = self._wanted, self._routes, self._stale
         hops: dict[int, rt.NextHop] = {}
-        moved: _Routes = {}, {}
+        moved: _Moved = {0: []}, {0: []}
         led = self._first_segments(changes.values())
         changes = {**led, **changes, **led} if led else changes
-        seen: dict[int, tuple[int, int]] = {id(None): (0, 0)}
+        seen = {id(None): (0, 0, moved[0][0], moved[1][0])}
         for target, course in changes.items():
             if course is None:
                 wanted.pop(target, None)
@@ -265,15 +274,17 @@ class KernelRoutes:
                 wanted[target] = course
             else:
                 continue
-            pair = seen.get(id(course))  # Hashing a course takes longer than a route.
-            if pair is None:
-                pair = self._next_hop(course, hops), self._next_hop(_second(course), hops)
-                seen[id(course)] = pair
-            first, second = pair
+            known = seen.get(id(course))  # Hashing a course takes longer than a route.
+            if known is None:
+                first, second = (self._next_hop(c, hops) for c in (course, _second(course)))
+                known = seen[id(course)] = (
+                    first, second, moved[0].setdefault(first, []), moved[1].setdefault(second, []),
+                )  # fmt: skip
+            first, second, first_moved, second_moved = known
             if firsts.get(target, 0) != first or target in stale[0]:
-                moved[0][target] = first
+                first_moved.append(target)
             if seconds.get(target, 0) != second or target in stale[1]:
-                moved[1][target] = second
+                second_moved.append(target)
         return self._carry_out(hops, moved)
 
     def cut(self, neighbour: tuple[int, bytes], off: bool) -> Done:
@@ -442,57 +453,47 @@ class KernelRoutes:
         self._ids[course], self._owners[id] = id, course
         return id
 
-    def _carry_out(self, hops: dict[int, rt.NextHop], moved: _Routes) -> Done:
+    def _carry_out(self, hops: dict[int, rt.NextHop], moved: _Moved) -> Done:
         """Next hops first, then the routes that name them, then what is not wanted.
 
         Args:
             hops: to be put, by id.
-            moved: routes and the next hops that they are to name; 0: none, they go.
+            moved: routes; each target once.
         """
-        put: list[dict[bytes, int]] = []
-        bodies: list[bytes] = []
+        messages: list[bytes] = []
         drops: list[Request] = []
-        for metric, routes in zip(_METRICS, moved, strict=True):
-            ends = {
-                id: rt.host_route(metric, id, self._own, PROTOCOL, self._metrics)
-                for id in {*routes.values()}
-            }
-            put.append({target: id for target, id in routes.items() if id})
-            for target, id in put[-1].items():
-                before, behind = ends[id]
-                bodies.append(before + target + behind)
-            drops += [
-                rt.drop_route(rt.Route(target, 128, metric, protocol=PROTOCOL))
-                for target, id in routes.items()
-                if not id
-            ]
-        if not (hops or bodies or drops):
-            return Done()
-        refused = self._netlink.ask(
-            chain(
-                map(rt.put_next_hop, hops.values()),
-                zip(repeat(rt.NEW_ROUTE), repeat(CREATE | REPLACE), bodies),
-                drops,
-            )
-        )
-        if refused:
-            bad = {refusal.at for refusal in refused}
-            at = len(hops)
-            hops = {id: hop for n, (id, hop) in enumerate(hops.items()) if n not in bad}
-            for n, routes in enumerate(put):
-                put[n] = {t: id for m, (t, id) in enumerate(routes.items(), at) if m not in bad}
-                at += len(routes)
+        gone = [by_hop.pop(0, []) for by_hop in moved]
+        for at, metric in enumerate(_METRICS):
+            before, between, end = self._forms[at]
+            for id, targets in moved[at].items():
+                behind = between + rt.number(id) + end
+                messages += [before + target + behind for target in targets]
+            for target in gone[at]:
+                drops.append(rt.drop_route(rt.Route(target, 128, metric, protocol=PROTOCOL)))
+        refused = self._netlink.ask(map(rt.put_next_hop, hops.values()))
+        bad = {refusal.at for refusal in refused}
+        hops = {id: hop for at, (id, hop) in enumerate(hops.items()) if at not in bad}
         self._hops |= hops
-        for routes, new, stale, asked in zip(self._routes, put, self._stale, moved, strict=True):
-            routes |= new
-            stale.difference_update(new)
-            for target, id in asked.items():
-                if not id:
-                    routes.pop(target, None)
-                    stale.discard(target)
+        missing = self._netlink.put_all(messages)
+        refused += missing
+        bad = {refusal.at for refusal in missing}
+        first = 0
+        for routes, stale, by_hop in zip(self._routes, self._stale, moved, strict=True):
+            for id, targets in by_hop.items():
+                put = targets
+                if bad:
+                    put = [target for at, target in enumerate(targets, first) if at not in bad]
+                    first += len(targets)
+                routes |= dict.fromkeys(put, id)
+                stale.difference_update(put)
+        refused += self._netlink.ask(drops)
+        for routes, stale, targets in zip(self._routes, self._stale, gone, strict=True):
+            stale.difference_update(targets)
+            for target in targets:
+                routes.pop(target, None)
         if len(self._owners) > NEXT_HOPS_MAX:
             self.tidy()
-        return Done(sum(map(len, put)), len(drops), len(hops), tuple(refused))
+        return Done(len(messages) - len(bad), len(drops), len(hops), tuple(refused))
 
 
 def course_of(

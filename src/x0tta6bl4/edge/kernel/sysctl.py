@@ -7,6 +7,7 @@ and a switch that somebody else has set meanwhile stays as it is.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Final, final
@@ -51,7 +52,7 @@ class Sysctls:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._where = _here()
+        self._where = here()
         self._switches = self._kept()
 
     def get(self, name: str) -> str | None:
@@ -156,9 +157,17 @@ class Sysctls:
             ) from None
 
 
-def _here() -> str:
+def here() -> str:
+    """Boot and network namespace of the calling thread."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return f"{boot} {os.stat('/proc/thread-self/ns/net').st_ino}"
+
+
+def written_where(path: Path) -> str:
+    """Boot and network namespace in which such a file was written; empty: there is none."""
+    with contextlib.suppress(OSError, msgspec.DecodeError):
+        return msgspec.json.decode(path.read_bytes()[:_FILE_BYTES_MAX], type=_Kept).where
+    return ""
 
 
 def _safe(name: str) -> str:
