@@ -79,8 +79,9 @@ def test_routes_are_read_as_written(
         target, 128, metric, hop, rt.RouteKind.UNICAST, source, protocol, metrics=metrics
     )
     assert rt.read_route(said(rt.put_route(route))) == route
-    before, behind = rt.host_route(metric, hop, source, protocol, metrics)
-    assert before + target + behind == rt.put_route(route)[2]
+    before, between, behind = rt.host_route(metric, source, protocol, metrics)
+    said_so = before + target + between + rt.number(hop) + behind
+    assert said_so == nl.message(rt.put_route(route))
     unreachable = rt.Route(target, 48, metric, 0, rt.RouteKind.UNREACHABLE, b"", protocol)
     assert rt.read_route(said(rt.put_route(unreachable))) == unreachable
     gone = rt.read_link(said(rt.drop_route(route)))
@@ -129,6 +130,10 @@ def test_what_is_refused_says_why_and_the_rest_is_done(space: Space, netlink: Ne
     assert [one.at for one in refused] == [0, 2]
     assert str(refused[0]) == "Nexthop id does not exist"
     assert "fd00::2" in space.run("ip", "-6", "route", "show", "proto", "120")
+    found = netlink.put_all([nl.message(one) for one in [hop] * 200 + [bad] + [good] * 100 + [bad]])
+    assert [(one.at, str(one)) for one in found] == [(200, str(refused[0])), (301, str(refused[0]))]
+    assert netlink.put_all([]) == []
+    assert netlink.put_all([nl.message(good)] * 300) == []
     with pytest.raises(Unavailable, match="X0-KRN-103: a route: Nexthop id does not exist"):
         netlink.carry_out("a route", [bad])
     with pytest.raises(Unavailable, match="X0-KRN-103: links: bytes leftover"):

@@ -294,6 +294,9 @@ def test_what_the_kernel_refuses_is_not_taken_for_done_and_the_rest_is(ring: Rin
     a.routes.look()
     assert not a.routes.mend()
     assert {address(name) for name in "xyz"} <= {*a.routes.targets}
+    a.routes.fit(1400)  # All are to be written again; what goes is not.
+    assert a.routes.change({address("x"): None}).routes_dropped == 2
+    assert not a.routes.change({address("x"): None})
 
 
 def test_what_others_take_away_is_written_again(ring: Ring) -> None:

@@ -125,6 +125,17 @@ def attributes(data: bytes, at: int = 0) -> dict[int, bytes]:
     return found
 
 
+def message(request: Request) -> bytes:
+    """A request as `Netlink.put_all` takes it."""
+    kind, flags, body = request
+    return _HEADER.pack(_HEADER.size + len(body), kind, flags | REQUEST, 0, 0) + body
+
+
+def _read(message: bytes) -> Request:
+    _, kind, flags, _, _ = _HEADER.unpack_from(message)
+    return kind, flags & ~REQUEST, message[_HEADER.size :]
+
+
 def messages(data: bytes) -> Iterator[Said]:
     """The messages of one datagram.
 
@@ -222,6 +233,29 @@ class Netlink:
             self._settle(first, last, at, refused)
             at += len(batch)
 
+    def put_all(self, messages: Sequence[bytes]) -> list[Refusal]:
+        """As `ask`, for thousands of requests that can be carried out twice without harm.
+
+        They have no numbers of their own: if one of a batch is refused, it is asked again which.
+
+        Args:
+            messages: by `message`.
+        """
+        refused: list[Refusal] = []
+        for at in range(0, len(messages), BATCH_MAX):
+            batch = messages[at : at + BATCH_MAX]
+            length, kind, flags, _, _ = _HEADER.unpack_from(batch[-1])
+            self._sequence = last = self._sequence + 1 & 0x3FFFFFFF
+            end = _HEADER.pack(length, kind, flags | ACK, last, 0)
+            self._send(b"".join((*batch[:-1], end, batch[-1][_HEADER.size :])))
+            some: list[Refusal] = []
+            self._settle(last, last, 0, some, unnumbered=True)
+            if some:
+                refused += [
+                    Refusal(at + one.at, one.code, one.text) for one in self.ask(map(_read, batch))
+                ]
+        return refused
+
     def carry_out(self, what: str, requests: Sequence[Request]) -> None:
         """Have requests carried out, all of them.
 
@@ -286,12 +320,15 @@ class Netlink:
                 "X0-KRN-100", f"rtnetlink: {os.strerror(error.errno or 0).lower()}"
             ) from None
 
-    def _settle(self, first: int, last: int, at: int, refused: list[Refusal]) -> None:
+    def _settle(
+        self, first: int, last: int, at: int, refused: list[Refusal], *, unnumbered: bool = False
+    ) -> None:
         """Read answers up to that to the last request."""
         until = time.monotonic() + self._deadline_s
         while True:
             for said in self._received(until):
-                if said.kind != _ERROR or not first <= said.sequence <= last:
+                numbered = first <= said.sequence <= last
+                if said.kind != _ERROR or not (numbered or (unnumbered and not said.sequence)):
                     continue  # Of a request that was given up.
                 wrong = refusal(said, at + said.sequence - first)
                 if wrong is not None:

@@ -297,7 +297,11 @@ class Plane:
         return {target: course for target, course in table.items() if course is not None}
 
     def _table(self, ways: Mapping[str, Way | None]) -> dict[bytes, Course | None]:
-        return {self._address(node)[1]: course for node, course in self._courses_of(ways)}
+        known = self._addresses
+        return {
+            (known.get(node) or self._address(node))[1]: course
+            for node, course in self._courses_of(ways)
+        }
 
     def _courses_of(self, ways: Mapping[str, Way | None]) -> Iterator[tuple[str, Course | None]]:
         """Courses of ways by node, None where there is none: one object for all that have the same.

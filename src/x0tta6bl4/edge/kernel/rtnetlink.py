@@ -24,6 +24,7 @@ from x0tta6bl4.edge.kernel.netlink import (
     Said,
     attribute,
     attributes,
+    message,
     nested,
 )
 from x0tta6bl4.wire.errors import BadMessage
@@ -399,25 +400,31 @@ def put_route(route: Route) -> Request:
 
 
 def host_route(
-    metric: int, next_hop: int, source: bytes, protocol: int, metrics: bytes = b""
-) -> tuple[bytes, bytes]:
-    """What stands before and behind the address in the body of `put_route` for one address.
+    metric: int, source: bytes, protocol: int, metrics: bytes = b""
+) -> tuple[bytes, bytes, bytes]:
+    """The message that puts a route to one address, without the address and the next hop.
 
-    There are thousands of them, and nothing else is different.
+    There are thousands of them for `Netlink.put_all`, and nothing else is different.
 
     Args:
         metric: of the route.
-        next_hop: id of its next-hop object.
         source: of what starts here.
         protocol: who writes it.
         metrics: of `recovery`.
+    Returns:
+        What stands before the address, between it and the `number` of the next hop, and behind.
     """
     target = bytes(16)
-    _, _, body = put_route(
-        Route(target, 128, metric, next_hop, source=source, protocol=protocol, metrics=metrics)
+    whole = message(
+        put_route(Route(target, 128, metric, 1, source=source, protocol=protocol, metrics=metrics))
     )
-    at = _ROUTE.size + 4
-    return body[:at], body[at + len(target) :]
+    at, end = 16 + _ROUTE.size + 4, 16 + _PUT_SOURCELESS.size
+    return whole[:at], whole[at + len(target) : end - 4], whole[end:]
+
+
+def number(id: int) -> bytes:
+    """Four bytes as the kernel has them."""
+    return _NUMBER.pack(id)
 
 
 def put_segment(address: bytes, via: bytes, index: int, protocol: int) -> Request:
