@@ -83,19 +83,27 @@ def test_a_second_node_takes_nothing_away_from_the_first(
     house: House, tmp_path: Path, plane: str
 ) -> None:
     before, other = house.at_work(), tmp_path / "z"
+    told: list[str] = []
     assert len(before) == 5
     other.mkdir(mode=0o700)
     settings = parse_node(
         f'trust_domain="{DOMAIN}"\nnode="z"\nstate_dir="{other}"\n'
         '[authority]\naddress="127.0.0.1:9000"\n'
-        f'[data]\nplane="{plane}"\n'
+        f'[data]\nplane="{plane}"\nmember_pps=5\ndeny_from=["::/0"]\n'
     )
     with house.here:
         if plane == "kernel":
             with pytest.raises(Conflict, match="X0-KRN-148"):
                 open_plane(settings, lambda *_: None)
         else:
-            assert "X0-KRN-148" in open_plane(settings, lambda *_: None)[1].text
+            none, view = open_plane(settings, lambda _, text: told.append(text))
+            assert none is None
+            assert "X0-KRN-148" in view.text
+            missed = "member_pps, deny_from not in force"
+            assert [missed in one for one in (told[0], view.text, view.findings[0].what)] == (
+                [True] * 3
+            )
+            assert view.findings[0].level == "error"
     assert house.at_work() == before
     assert list(other.iterdir()) == []
     house.plane.close()

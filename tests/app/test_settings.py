@@ -145,6 +145,28 @@ BAD: dict[str, tuple[str, str, tuple[str, ...]]] = {
         ("data.deny_from", "8192"),
     ),
     "a negative rate": (HEAD + "[data]\nmember_pps = -1", "X0-CFG-006", ("at least 0",)),
+    "a prefix that is denied and let in": (
+        HEAD + '[data]\nplane = "kernel"\ndeny_from = ["192.0.2.0/24"]\n'
+        'allow_from = ["192.0.2.7", "192.0.2.0/24"]',
+        "X0-CFG-010",
+        ("data.allow_from[1]", "data.deny_from"),
+    ),
+    "a prefix of IPv4 that is denied, let in as one of IPv6": (
+        HEAD + '[data]\nplane = "auto"\ndeny_from = ["192.0.2.0/24"]\n'
+        'allow_from = ["::ffff:192.0.2.0/120"]',
+        "X0-CFG-010",
+        ("data.allow_from[0]", "data.deny_from"),
+    ),
+    "prefixes denied without a kernel that does it": (
+        HEAD + '[data]\ndeny_from = ["192.0.2.0/24"]',
+        "X0-CFG-017",
+        ("data.deny_from", "userspace"),
+    ),
+    "a rate without a kernel that keeps it": (
+        HEAD + '[data]\nplane = "userspace"\nmember_pps = 5',
+        "X0-CFG-017",
+        ("data.member_pps", "userspace"),
+    ),
     "a trust domain with a space": (
         'trust_domain = "a b"\nnode = "a"\nstate_dir = "/x"',
         "X0-CFG-007",

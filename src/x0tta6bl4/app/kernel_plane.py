@@ -123,8 +123,8 @@ class KernelPlane:
             self.detector = Detector(self.programs)
             self._filter = Filter(self.programs)
             self._filter.set_sources(
-                dict.fromkeys(map(ip_network, data.deny_from), True)
-                | dict.fromkeys(map(ip_network, data.allow_from), False)
+                dict.fromkeys(map(ip_network, data.allow_from), False)
+                | dict.fromkeys(map(ip_network, data.deny_from), True)
             )
             self._guarded(self._save)
             self._held = self._begin()

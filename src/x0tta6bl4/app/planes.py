@@ -52,12 +52,15 @@ def open_plane(settings: NodeSettings, say: Say) -> tuple[KernelPlane | None, Pl
         if wish == "kernel":
             raise
         why = f"{error.id}: {error.what}"
-        say("kernel", f"data goes through user space: {why}")
+        filters = settings.data.filters
+        missed = f"; {', '.join(filters)} not in force" if filters else ""
+        say("kernel", f"data goes through user space: {why}{missed}")
         wrong = Finding(
-            "X0-KRN-143", "warning", f"data goes through user space: {why}",
+            "X0-KRN-143", "error" if missed else "warning",
+            f"data goes through user space: {why}{missed}",
             error.hint or 'say plane = "userspace" if that is meant',
         )  # fmt: skip
-        return None, PlaneView("userspace", f"userspace, because {why}", (wrong,))
+        return None, PlaneView("userspace", f"userspace, because {why}{missed}", (wrong,))
 
 
 def is_left(state_dir: Path) -> bool:

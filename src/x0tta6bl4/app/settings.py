@@ -76,11 +76,17 @@ class Data(Section, frozen=True):
     64 more at once; 0: no limit."""
     deny_from: tuple[str, ...] = ()
     """Prefixes (`192.0.2.0/24`, `2001:db8::/32`) from which the kernel takes nothing at all on the
-    mesh's interfaces; the longest prefix counts."""
+    mesh's interfaces; the longest prefix counts.  `192.0.2.0/24` is `::ffff:192.0.2.0/120`, so that
+    `::/0` is all of IPv4, too."""
     allow_from: tuple[str, ...] = ()
-    """Prefixes within these that are let in all the same."""
+    """Longer prefixes within these that are let in all the same."""
     udp: bool = True
     """Whether hellos may go by UDP; false: over a TCP connection of the proxies."""
+
+    @property
+    def filters(self) -> tuple[str, ...]:
+        """Names of what is set that only the kernel does."""
+        return tuple(key for key in ("member_pps", "deny_from", "allow_from") if getattr(self, key))
 
 
 @final
@@ -433,8 +439,23 @@ class _NodeJudge:
                 "use another port",
             )
         _advertised(self.where, "data.advertise", data.advertise)
-        for key in ("deny_from", "allow_from"):
-            self.where.networks(f"data.{key}", getattr(data, key))
+        denied = self.where.networks("data.deny_from", data.deny_from)
+        allowed = self.where.networks("data.allow_from", data.allow_from)
+        for i, prefix in enumerate(allowed):
+            if prefix in denied:
+                raise self.where.error(
+                    "X0-CFG-010",
+                    f"data.allow_from[{i}]",
+                    f"{data.allow_from[i]!r} is in data.deny_from too",
+                    "remove one: of two prefixes the longer counts, and these are the same",
+                )
+        for key in data.filters if data.plane == "userspace" else ():
+            raise self.where.error(
+                "X0-CFG-017",
+                f"data.{key}",
+                'plane is "userspace", and only the kernel turns packets away',
+                'say plane = "kernel", or leave it out',
+            )
         if data.advertise and not data.listen:
             raise self.where.error(
                 "X0-CFG-011",

@@ -102,17 +102,19 @@ class Where:
                 'listen on an IP address; "0.0.0.0" is all of them',
             ) from None
 
-    def networks(self, key: str, prefixes: tuple[str, ...]) -> None:
-        """Prefixes of IPv4 or IPv6, each with nothing behind its length."""
+    def networks(self, key: str, prefixes: tuple[str, ...]) -> list[ipaddress.IPv6Network]:
+        """Prefixes of IPv4 or IPv6, each with nothing behind its length; as ones of IPv6."""
+        found = []
         if len(prefixes) > PREFIXES_MAX:
             raise self.error("X0-CFG-006", key, f"more than {PREFIXES_MAX} prefixes", "join some")
         for i, text in enumerate(prefixes):
             try:
-                ipaddress.ip_network(text)
+                found.append(in_ipv6(ipaddress.ip_network(text)))
             except ValueError as error:
                 raise self.error(
                     "X0-CFG-008", f"{key}[{i}]", str(error), 'write one like "192.0.2.0/24"'
                 ) from None
+        return found
 
     def loopback(self, key: str, text: str, *, unix: bool, port_min: int = 1) -> None:
         """A place for plaintext: loopback or, where allowed, a Unix socket; never a network."""
@@ -145,3 +147,11 @@ class Where:
                     f"it is {seen[value]} already; remove one",
                 )
             seen[value] = key
+
+
+def in_ipv6(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> ipaddress.IPv6Network:
+    """A prefix as one of IPv6 (RFC 4291 section 2.5.5.2), as the kernel's filter holds it."""
+    if isinstance(network, ipaddress.IPv6Network):
+        return network
+    mapped = b"\0" * 10 + b"\xff\xff" + network.network_address.packed
+    return ipaddress.IPv6Network((mapped, 96 + network.prefixlen))

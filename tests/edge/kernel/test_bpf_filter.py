@@ -92,6 +92,19 @@ def test_denied_sources_are_dropped_ipv4_too(world: World, filter: Filter) -> No
     assert verdict(world, elsewhere) == (True, "")
 
 
+def test_of_prefixes_that_are_the_same_the_one_that_denies_counts(
+    world: World, filter: Filter
+) -> None:
+    old = kw.MINE + kw.PEER + b"\x08\x00" + bytes(12) + bytes([192, 0, 2, 7]) + bytes(24)
+    same = ip_network("192.0.2.0/24"), ip_network("::ffff:192.0.2.0/120")
+    for denied, allowed in (same, same[::-1]):
+        for order in ({denied: True, allowed: False}, {allowed: False, denied: True}):
+            filter.set_sources(order)
+            assert verdict(world, old) == (False, "FILTER_SOURCE")
+    filter.set_sources({ip_network("::/0"): True})
+    assert verdict(world, old) == (False, "FILTER_SOURCE")
+
+
 def test_a_member_over_its_rate_is_held_to_it(world: World, filter: Filter) -> None:
     filter.set_members({ALICE: Member(rate_pps=1, burst=3), MALLORY: Member()})
     passed = [world.run("x0_ingress", packet(ALICE)).verdict == kw.PASS for _ in range(10)]

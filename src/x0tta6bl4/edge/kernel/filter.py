@@ -98,7 +98,7 @@ class Filter:
     def set_sources(self, denied: Mapping[IPv4Network | IPv6Network, bool]) -> int:
         """Make these the sources that are denied (True), or let in within a denied one (False).
 
-        The longest prefix counts.
+        The longest prefix counts; of IPv4 and IPv6 ones that are the same, the one that denies.
 
         Returns:
             How many entries were changed.
@@ -109,7 +109,8 @@ class Filter:
             raise KernelRefused(
                 "X0-KRN-012", f"{len(denied)} prefixes", f"the filter holds {SOURCES_MAX}"
             )
-        wanted = {_prefix(one): struct.pack("I", no) for one, no in denied.items()}
+        ranked = sorted(denied.items(), key=lambda one: one[1])
+        wanted = {_prefix(one): struct.pack("I", no) for one, no in ranked}
         changed = self._apply("x0_sources", self._sources, wanted)
         held = layout.FILTER.unpack(self._programs.maps["x0_filters"].get(_ZERO) or b"")
         flags = FilterFlag(held["flags"]) & ~FilterFlag.SOURCES
