@@ -6,9 +6,14 @@ from __future__ import annotations
 import sys
 
 from x0tta6bl4.__main__ import main
-from x0tta6bl4.edge.kernel import routes
+from x0tta6bl4.edge.kernel import rtnetlink
+
+
+def nothing(rto_min_ms: int, mss: int) -> bytes:
+    """No metrics: see `rtnetlink.recovery`."""
+    return b""
+
 
 if __name__ == "__main__":
-    routes.RTO_MIN_MS = 0  # type: ignore[misc]
-    routes._RECOVERY = b""  # type: ignore[misc]
+    rtnetlink.recovery = nothing
     sys.exit(main())

@@ -186,7 +186,7 @@ class KernelRoutes:
         Routes that ask for others are written again at the next change of all (`apply`, `mend`).
         """
         metrics = rt.recovery(RTO_MIN_MS, mtu - _TCP_BYTES - DETOUR_BYTES)
-        if metrics != self._metrics:
+        if metrics != self._metrics or not self._forms:
             self._metrics, self._stale = metrics, ({*self._routes[0]}, {*self._routes[1]})
             self._forms = [rt.host_route(m, self._own, PROTOCOL, metrics) for m in _METRICS]
 
