@@ -17,12 +17,14 @@ import pytest
 from tests.app.kernel_house import B, House
 from tests.edge.kernel import kernel_world as kw
 from tests.edge.kernel.space import Spaces, link_local
-from x0tta6bl4.app import kernel_plane
+from x0tta6bl4.app import kernel_links, kernel_plane
+from x0tta6bl4.app.kernel_links import KEPT
 from x0tta6bl4.core.agent.snapshot import Snapshot
 from x0tta6bl4.core.agent.told import Sets
 from x0tta6bl4.core.links import verdicts as said
 from x0tta6bl4.core.routing.alternates import Guard, Way
 from x0tta6bl4.core.routing.forwarding import WaysChanged
+from x0tta6bl4.edge.kernel import layout
 from x0tta6bl4.edge.kernel.detector import Alternate
 from x0tta6bl4.edge.kernel.libbpf import KernelRefused
 from x0tta6bl4.edge.kernel.plane import Plane
@@ -31,6 +33,7 @@ from x0tta6bl4.wire.ids import NodeName, TrustDomain
 from x0tta6bl4.wire.mesh_address import mesh_address
 
 pytestmark = pytest.mark.netns
+C = NodeName("c")
 
 
 @pytest.fixture
@@ -140,6 +143,128 @@ def test_what_the_settings_turn_away_does_not_come_in(house: House) -> None:
     house.plane.ways(WaysChanged((("b", Way(B)),)))
     assert [house.comes_in(packet) for _ in range(70)].count(True) in (65, 66)
     assert house.plane.counters()["kernel_dropped_total|filter_rate"] > 0
+
+
+def test_a_revoked_node_is_turned_away_while_there_is_a_way_to_it(house: House) -> None:
+    domain = TrustDomain("example.org")
+    here, there = (mesh_address(domain, NodeName(name)) for name in "ab")
+    packet = kw.ipv6(bytes(40), there, here, next=59)
+    with house.here:
+        house.plane.ways(WaysChanged((("b", Way(B)),)))
+        assert house.comes_in(packet)
+        house.plane._sets = Sets(Snapshot())
+        house.plane._sets.banned = frozenset({"spiffe://example.org/node/b"})
+        house.plane._set_members()
+        house.plane._sets = None
+    assert not house.comes_in(packet)
+    assert house.plane.counters()["kernel_dropped_total|filter_denied"] == 1
+
+
+def test_new_programs_let_in_whom_the_routes_of_before_lead_to(house: House) -> None:
+    domain = TrustDomain("example.org")
+    here, there = (mesh_address(domain, NodeName(name)) for name in "ab")
+    packet = kw.ipv6(bytes(40), there, here, next=59)
+    with house.here:
+        house.plane._decide(said.KernelShows(B, True, 0, 10))
+        house.plane.ways(WaysChanged((("b", Way(B)),)))
+        house.plane.close()
+    for pin in (house.state / "bpf").glob("x0_*"):
+        pin.unlink()
+    house.begin()
+    assert house.comes_in(packet)
+
+
+def test_what_was_not_written_down_is_agreed_on_anew(house: House) -> None:
+    house.plane.close()
+    (house.state / KEPT).unlink()
+    house.begin(("c", "b"))
+    assert house.plane.detector.links() == frozenset()
+    number, _ = house.agree()
+    assert number != house.number
+    assert house.plane.detector.links() == {number}
+    assert kept(house, "b")
+
+
+def test_links_are_of_the_network_namespace_in_which_they_were_agreed_on(house: House) -> None:
+    house.plane.close()
+    house.here, house.there = house.there, house.here
+    house.begin()
+    assert not kept(house, "b")
+    assert house.plane.detector.links() == frozenset()
+    with house.here:
+        assert house.plane.remove() == []
+    house.here, house.there = house.there, house.here
+    house.begin()
+
+
+def test_a_link_that_was_withdrawn_is_the_next_agents_neither(house: House) -> None:
+    with house.here:
+        house.plane.withdrawn(B)
+    house.plane.close()
+    house.begin()
+    assert not kept(house, "b")
+    assert house.plane.detector.links() == frozenset()
+
+
+def test_who_claims_anothers_address_first_keeps_it_out_for_a_while_only(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.agree(C)
+    assert house.said == [
+        "X0-KRN-147: b and c say that they are at one address, and neither has answered there yet."
+        " the one that answers has it; look at the addresses of the other"
+    ]
+    with house.here:
+        house.plane._agree_again()
+        assert len(house.said) == 1, "it is said once"
+        monkeypatch.setattr(kernel_links, "CLAIM_S", 0)
+        house.plane._agree_again()
+        assert (kept(house, "b"), kept(house, "c")) == (False, True)
+        told = "b did not answer where c says that it is, too"
+        assert house.said[-1] == told
+        assert told in " ".join(one.what for one in house.plane.view().findings)
+        answers(house, C)
+        house.plane._agree_again()
+        assert (kept(house, "b"), kept(house, "c")) == (False, True)
+        assert "b says that it is at the address of c" in house.said[-1]
+        house.plane.withdrawn(C)
+        house.plane._agree_again()
+        assert kept(house, "b")
+
+
+def test_who_never_answered_gives_way_after_a_restart_and_is_proven_by_none(house: House) -> None:
+    for answered in (False, True):
+        house.plane.close()
+        house.begin()
+        assert kept(house, "b") is not answered
+        assert not house.plane._verdicts.judged("b").proven
+        house.agree(C)
+        assert (kept(house, "b"), kept(house, "c")) == (False, True)
+        if not answered:
+            with house.here:
+                answers(house, C)
+                house.plane.detector.revive(house.plane._links._by_node["c"].number)
+    house.plane.close()
+    house.begin()
+    assert house.plane._verdicts.judged("c").proven, "its answers count, though it is down by now"
+
+
+def kept(house: House, node: str) -> bool:
+    """Whether a link is the kernel's."""
+    link = house.plane._links.get(node)
+    assert link is not None
+    return link.kept is not None
+
+
+def answers(house: House, node: NodeName) -> None:
+    """The kernel has counted an answer."""
+    link = house.plane._links.get(node)
+    assert link is not None
+    states = house.plane.programs.maps["x0_states"]
+    key = struct.pack("I", link.number)
+    values = layout.STATE.unpack(states.get(key) or b"")
+    states.put(key, layout.STATE.pack(**values | {"answers": 1}))
+    house.plane._show(link)
 
 
 def read_only(pin: Path) -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.fakes.agents import Mesh, Node
 from x0tta6bl4.core.agent import words
+from x0tta6bl4.core.agent.own import Own
 from x0tta6bl4.core.routing.alternates import Guard, Way
 from x0tta6bl4.core.routing.forwarding import WaysChanged
 from x0tta6bl4.wire.messages import DirectItem
@@ -121,6 +124,22 @@ def test_a_link_that_one_end_alone_has_lost_for_a_moment_is_the_kernels_again() 
     mesh["a"].link_state("b")
     mesh.run(1)
     assert table(mesh["a"])["d"].hop == table(mesh["d"])["a"].hop == "b"
+
+
+@pytest.mark.parametrize("names", ["", "b"])
+def test_who_calls_a_link_the_kernels_says_so_again_when_the_other_end_does_no_more(
+    monkeypatch: pytest.MonkeyPatch, names: str
+) -> None:
+    repeated: list[Own] = []
+    monkeypatch.setattr(Own, "repeat", lambda own: repeated.append(own))
+    mesh = Mesh("ab", [("a", "b")], forwards=True)
+    mesh["a"].give(words.KernelLinks(frozenset(names)))
+    mesh["b"].give(words.KernelLinks(frozenset("a")))
+    mesh.run(3)
+    assert repeated == []
+    mesh["b"].give(words.KernelLinks(frozenset()))
+    mesh.run(3)
+    assert len(repeated) == len(names), "it has nothing to say where it never did"
 
 
 def test_a_node_whose_table_of_before_is_at_work_says_so_at_once_and_replaces_it_later() -> None:

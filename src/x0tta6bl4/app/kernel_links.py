@@ -21,6 +21,8 @@ from x0tta6bl4.wire.errors import Refused, X0Error
 from x0tta6bl4.wire.ids import NodeName
 
 KEPT: Final = "kernel-links"
+CLAIM_S: Final = 3.0
+"""How long a neighbour that has not answered where it says it is keeps others from there."""
 
 
 @final
@@ -57,9 +59,14 @@ class KernelLink:
         rests: its interface has no IPv6, and both ends leave it.
         eases: the neighbour's proxy can be asked for few hellos.
         left: it loses packets, and data goes other ways until this timer ends.
+        offers: what was said last, to be tried again; None: the kernel did not take it.
+        answered: by the neighbour, from where it says it is.
     """
 
-    __slots__ = ("_verdicts", "eases", "kept", "keys", "left", "node", "number", "rests")
+    __slots__ = (
+        "_answers", "_since", "_verdicts", "answered", "eases", "kept", "keys", "left", "node",
+        "number", "offers", "rests",
+    )  # fmt: skip
 
     def __init__(self, node: NodeName, number: int, keys: Keys, verdicts: Verdicts) -> None:
         self._verdicts = verdicts
@@ -69,6 +76,26 @@ class KernelLink:
         self.keys = keys
         self.rests = self.eases = False
         self.left: TimerHandle | None = None
+        self.offers: Offers | None = None
+        self.answered = False
+        self._since, self._answers = float("-inf"), 0
+
+    def moved(self, now: float, answers: int) -> None:
+        """The neighbour says that it is somewhere else, from these monotonic seconds on.
+
+        Args:
+            now: monotonic seconds.
+            answers: that were counted before.
+        """
+        self.answered, self._since, self._answers = False, now, answers
+
+    def heard(self, answers: int) -> None:
+        """So many answers were counted in all."""
+        self.answered = self.answered or answers > self._answers
+
+    def holds(self, now: float) -> bool:
+        """Whether nobody else can be where it is: a word alone counts for a while only."""
+        return self.answered or now < self._since + CLAIM_S
 
     @property
     def judged(self) -> Judged:
@@ -129,29 +156,48 @@ class Links:
         """The link of a number."""
         return self._by_number.get(number)
 
-    def agreed(self, link: KernelLink, offers: Offers) -> Kept:
-        """What both ends have said, as one.
+    def agreed(self, link: KernelLink, offers: Offers, now: float) -> Kept:
+        """What both ends have said, as one; those who are `beside` it give way.
 
+        Args:
+            link: to the neighbour.
+            offers: of both.
+            now: monotonic seconds.
         Raises:
             Refused: X0-KRN-147 the neighbour says that it is where this node or another one is:
                 whose data would go there?
         """
         mine, theirs = offers.mine, offers.theirs
-        taken = {(mine.local, mine.mac): "this node"}
-        for other in self:
-            if other is not link and other.kept and other.kept.index == offers.index:
-                taken[other.kept.peer, other.kept.peer_mac] = other.node
-        for (address, mac), node in taken.items():
-            if address == theirs.local or mac == theirs.mac:
+        beside = self.beside(link, offers)
+        here = theirs.local == mine.local or theirs.mac == mine.mac
+        for whose in ["this node"] * here + [other.node for other in beside if other.answered]:
+            raise Refused(
+                "X0-KRN-147",
+                f"{link.node} says that it is at the address of {whose}",
+                "each node on an interface has an address and a hardware address of its own",
+            )
+        for other in beside:
+            if other.holds(now):
                 raise Refused(
                     "X0-KRN-147",
-                    f"{link.node} says that it is at the address of {node}",
-                    "each node on an interface has an address and a hardware address of its own",
+                    f"{other.node} and {link.node} say that they are at one address,"
+                    " and neither has answered there yet",
+                    "the one that answers has it; look at the addresses of the other",
                 )
         return Kept(
             link.node, link.number, offers.index, mine.local, mine.mac, theirs.local, theirs.mac,
             theirs.link, min(mine.mtu, theirs.mtu),
         )  # fmt: skip
+
+    def beside(self, link: KernelLink, offers: Offers) -> list[KernelLink]:
+        """Links to others who say that they are where this neighbour says it is."""
+        theirs = offers.theirs
+        return [
+            other
+            for other in self
+            if other is not link and other.kept and other.kept.index == offers.index
+            if theirs.local == other.kept.peer or theirs.mac == other.kept.peer_mac
+        ]
 
     def save(self) -> None:
         """Write down what was agreed on.

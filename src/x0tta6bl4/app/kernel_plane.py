@@ -15,11 +15,12 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Coroutine, Iterable
-from ipaddress import IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any, Final, final
 
 from x0tta6bl4.app.kernel_links import Kept, KernelLink, Links
+from x0tta6bl4.app.kernel_members import Members
 from x0tta6bl4.app.kernel_modes import Modes
 from x0tta6bl4.app.kernel_views import (
     Passing,
@@ -37,7 +38,6 @@ from x0tta6bl4.core.links import verdicts as said
 from x0tta6bl4.core.machine import Effect, Event
 from x0tta6bl4.core.routing.forwarding import WaysChanged
 from x0tta6bl4.edge.kernel.detector import Detector, Link
-from x0tta6bl4.edge.kernel.filter import MEMBERS_MAX, Filter, Member
 from x0tta6bl4.edge.kernel.layout import EventKind
 from x0tta6bl4.edge.kernel.libbpf import Libbpf
 from x0tta6bl4.edge.kernel.plane import LOOK_EVERY_S, Adjacent, Plane
@@ -60,9 +60,6 @@ LEAVE_S: Final = 1.5
 """After it everybody's table knows the cost of a link that loses packets."""
 PINS: Final = "bpf"
 SWITCHES: Final = "switches"
-DENIED: Final = Member(denied=True)
-MEMBER_S: Final = 120.0
-"""How long a node that the kernel reaches no more may go on sending: the restart time."""
 Post = Callable[[Event], None]
 Spawn = Callable[[Coroutine[Any, Any, None]], object]
 Say = Callable[[str, str], None]
@@ -94,11 +91,8 @@ class KernelPlane:
         data: Data = Data(),  # noqa: B008
     ) -> None:
         self._domain, self._me = domain, me
-        self._member = Member(rate_pps=data.member_pps)
         self._say = say
         self._post: Post = _nowhere
-        self._members: dict[str, float] = {}
-        """By node, when it was last reachable by the kernel; bounded by the ways."""
         self._findings: tuple[Finding, ...] = ()
         self._passing, self._unsaved = Passing(), ""
         self._refused: dict[str, str] = {}
@@ -121,11 +115,7 @@ class KernelPlane:
         try:
             self._modes = Modes(self.programs, data.xdp)
             self.detector = Detector(self.programs)
-            self._filter = Filter(self.programs)
-            self._filter.set_sources(
-                dict.fromkeys(map(ip_network, data.allow_from), False)
-                | dict.fromkeys(map(ip_network, data.deny_from), True)
-            )
+            self._members = Members(self.programs, data)
             self._guarded(self._save)
             self._held = self._begin()
         except Conflict:  # Another one has begun meanwhile: what is there is its own.
@@ -143,9 +133,12 @@ class KernelPlane:
             self.detector.remove_link(number)  # Of a neighbour that is none, or not written down.
         for link in self._links:
             if link in judged:
-                dead = self.detector.report(link.number).dead
-                self._decide(said.KernelWatches(link.node, "down" if dead else "up"))
-                link.keys.used, link.rests = True, self.detector.rests(link.number)
+                report = self.detector.report(link.number)
+                link.answered = not report.dead
+                was = said.KernelWatches(link.node, "down" if report.dead else "up")
+                self._decide(was if report.answers else said.KernelWatches(link.node))
+                link.keys.used, link.keys.used_at = True, time.monotonic()
+                link.rests = self.detector.rests(link.number)
             elif link.kept is not None and link.kept.index in self._modes:
                 self._set_link(link, link.kept)  # The maps are new, what was agreed on is not.
                 self._decide(said.KernelWatches(link.node, "unjudged"))
@@ -160,10 +153,8 @@ class KernelPlane:
             self.routes.settle()
             self._set_alternates()
         if held and not judged:
-            known = map(IPv6Address, self.routes.targets)
-            self._filter.set_members(dict.fromkeys(known, self._member))
-        prefix = IPv6Network((mesh_prefix(self._domain) + bytes(10), 48))
-        self._filter.switch(prefix)
+            self._members.adopt(self.routes.targets)
+        self._members.filter.switch(IPv6Network((mesh_prefix(self._domain) + bytes(10), 48)))
         return held
 
     # ------------------------------------------------------------------ life
@@ -208,7 +199,7 @@ class KernelPlane:
         """
         self._leave()
         left: list[str] = []
-        for work in (self._end_programs, self._end_routes):
+        for work in (self._end_programs, self.routes.stop):
             try:
                 left += work()
             except (X0Error, OSError) as error:
@@ -221,9 +212,6 @@ class KernelPlane:
             self.detector.remove()
         self.programs.remove()
         return []
-
-    def _end_routes(self) -> list[str]:
-        return self.routes.stop()
 
     def _leave(self) -> None:
         if self._sets is not None:
@@ -243,6 +231,7 @@ class KernelPlane:
                 self._guarded(self.routes.hold)
                 self._guarded(self._rest)
                 self._guarded(self._set_members)
+                self._agree_again()
             for link in self._links:
                 self._guarded(self._show, link)
             unproven = self._modes.unproven(self._links, time.monotonic())
@@ -347,12 +336,15 @@ class KernelPlane:
         link = self._links.get(node)
         if link is not None:
             self._refused.setdefault(node, "its data goes through user space")
-        if link is None or link.kept is None:
-            return
+            link.offers = None
+            if link.kept is not None:
+                self._let_go(link)
+
+    def _let_go(self, link: KernelLink) -> None:
         self._guarded(self.detector.remove_link, link.number)
         link.keys.forget()
         link.kept = None
-        told = self._verdicts.handle(clock(), said.KernelLeaves(node))
+        told = self._verdicts.handle(clock(), said.KernelLeaves(link.node))
         self._pace()
         self._changed()
         self._guarded(self._save)
@@ -362,16 +354,26 @@ class KernelPlane:
         link = self._links.get(node)
         if link is None:
             return
+        link.offers = offers
         try:
-            kept = self._links.agreed(link, offers)
+            kept = self._links.agreed(link, offers, time.monotonic())
         except Refused as error:
-            self._refused[node] = error.what
+            known, self._refused[node] = self._refused.get(node), error.what
+            if known == error.what:
+                return
             raise
+        for other in self._links.beside(link, offers):
+            why = f"{other.node} did not answer where {node} says that it is, too"
+            self._refused[other.node] = why
+            self._let_go(other)
+            self._say("kernel", why)
         self._refused.pop(node, None)
         mine, theirs = offers.mine, offers.theirs
         link.eases = theirs.eases
         if kept != link.kept:
+            link.offers = None  # What the kernel refuses is not tried every second.
             self._watch(link, kept)
+            link.offers = offers
         say = link.keys.heard(self.detector, offers.secret, theirs)
         if say and self._connections is not None:
             self._connections.offer(node, **say)
@@ -380,6 +382,12 @@ class KernelPlane:
             self._leave_driver(offers.index, why)
         elif mine.native != self._modes.native(offers.index):
             self._offer_again(offers.index)
+
+    def _agree_again(self) -> None:
+        """Who was refused for another one's word may be where it says."""
+        for link in self._links:
+            if link.kept is None and link.offers is not None:
+                self.offered(link.node, link.offers)
 
     def _leave_driver(self, index: int, why: str) -> None:
         self._modes.leave_driver(index, why)
@@ -393,9 +401,11 @@ class KernelPlane:
                 self._connections.offer(link.node, native=native, unheard=unheard)
 
     def _watch(self, link: KernelLink, kept: Kept) -> None:
-        new = link.kept is None
+        new, was = link.kept is None, link.adjacent
         self._set_link(link, kept)
         link.kept, link.rests = kept, False
+        if link.adjacent != was:
+            link.moved(time.monotonic(), self.detector.report(link.number).answers)
         if new:
             self._decide(said.KernelWatches(link.node))
             self._stirred.set()
@@ -452,6 +462,7 @@ class KernelPlane:
         if link.kept is None:
             return
         report = self.detector.report(link.number)
+        link.heard(report.answers)
         moved = self.detector.traffic(link.number)
         good = 0 if link.rests else report.good
         self._decide(
@@ -551,18 +562,10 @@ class KernelPlane:
                 self._guarded(self.detector.set_alternates, link.number, alternates)
 
     def _set_members(self) -> None:
-        """Who may send: nodes that the kernel reaches, and for a while those that it did."""
-        now = time.monotonic()
-        self._members |= dict.fromkeys(self.routes.nodes, now)
-        if self._held:
-            return
-        self._members = {n: at for n, at in self._members.items() if now - at < MEMBER_S}
-        banned = {node_of(SpiffeId(id)) for id in self._sets.banned} if self._sets else set()
-        members = {
-            self.routes.address(node): DENIED if node in banned else self._member
-            for node in list(self._members)[:MEMBERS_MAX]
-        }
-        self._filter.set_members(members)
+        self._members.reach(self.routes.nodes)
+        if not self._held:
+            ids = self._sets.banned if self._sets else ()
+            self._members.set(self.routes.address, {node_of(SpiffeId(id)) or "" for id in ids})
 
     # ------------------------------------------------------------------ what is told
     def look(self) -> None:
