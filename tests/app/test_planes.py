@@ -18,6 +18,7 @@ from tests.edge.kernel.space import Spaces
 from tests.fakes.ca import FakeCa
 from x0tta6bl4.app.kernel_links import KEPT, where_left
 from x0tta6bl4.app.kernel_plane import PINS, SWITCHES, KernelPlane
+from x0tta6bl4.app.mesh import living
 from x0tta6bl4.app.planes import end_dead, is_left, open_plane
 from x0tta6bl4.app.settings import parse_node
 from x0tta6bl4.app.wallet import Wallet
@@ -166,8 +167,10 @@ def test_where_it_was_is_in_either_file_and_an_earlier_boot_has_left_files_only(
     assert where_left(house.state / "none", switches) == where
     assert where_left(kept, house.state / "none") == where
     assert int(space) == os.stat(house.here.path).st_ino
+    kept.unlink()
     with house.here:
         house.begin()
+        assert where_left(kept, house.state / "none") == where, "before anything is agreed on"
         house.plane.remove()
     kept.write_bytes(b"")
     switches.write_text(json.dumps({"where": f"earlier {space}", "switches": {}}))
@@ -243,3 +246,14 @@ def test_a_directory_of_others_or_open_to_them_is_not_believed(
     assert process.poll() is None
     assert end_dead(state.parent / "nowhere") is None
     assert not (state.parent / "nowhere").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes two users")
+def test_a_pid_file_of_somebody_else_names_nobody(
+    state: Path, process: subprocess.Popen[bytes]
+) -> None:
+    file = state / "proxy.pid"
+    file.write_text(f"{process.pid}\n")
+    assert living(file) == process.pid
+    os.chown(file, 65534, 65534)
+    assert living(file) == 0

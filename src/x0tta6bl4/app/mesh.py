@@ -377,11 +377,17 @@ def read_lines(stream: Iterator[bytes]) -> Iterator[dict[str, object]]:
 
 
 def living(file: Path) -> int:
-    """The pid in a file, if that is still a process of this program (pids are reused); else 0."""
+    """The pid in a file, if that is still a process of this program (pids are reused); else 0.
+
+    One of another user than the file's is none: who may write the file could name anybody.
+    """
     try:
-        pid = int(file.read_text())
-        stat = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        with file.open() as said:
+            pid, owner = int(said.read()), os.fstat(said.fileno()).st_uid
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        status = dict(line.split(":", 1) for line in lines)
+        user, state = int(status["Uid"].split()[1]), status["State"].split()[0]
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (OSError, ValueError, IndexError):
+    except (OSError, ValueError, IndexError, KeyError):
         return 0
-    return pid if stat[0] != "Z" and b"x0tta6bl4" in command else 0
+    return pid if user == owner and state != "Z" and b"x0tta6bl4" in command else 0
