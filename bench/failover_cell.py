@@ -2,8 +2,10 @@
 
 The harness is a program with functions to replace: its net also counts what went in circles, its
 prober has a stream of requests beside it (or is one, where there is nothing for UDP to go by), its
-faults come at a random phase and say when they came.  What it finds and what is found beside it
-are lines of JSON in one file, so that those of a run that was cut off are kept.
+faults come at a random phase and say when they came, and those that lose packets come to all links
+of a host at one moment: a process for each took up to 126 ms where sixteen nodes share a core, and
+a host without power does not lose one link after the other.  What it finds and what is found
+beside it are lines of JSON in one file, so that those of a run that was cut off are kept.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -28,6 +31,7 @@ import msgspec
 
 from bench.failover_ours import ECHO, KERNEL, USERSPACE, WAIT_S, Ours, Userspace
 from bench.requests import Requests, die_with_parent
+from x0tta6bl4.edge.kernel.libbpf import Libbpf
 from x0tta6bl4.wire.errors import Unavailable, X0Error
 
 STREAM: Final = Path(__file__).with_name("stream.py")
@@ -35,6 +39,8 @@ PEER_SETTLE_S: Final = 4.5
 CONVERGE_S: Final = 60.0
 """Probes are to have the shortest path by then, before each fault."""
 LOSSES: Final = (0, 50, 300, 1000)
+LOST: Final = {"silent": 1000, "gray": 300, "gray5": 50, "relay": 1000}
+"""Per mille of the packets, in faults of the harness."""
 HELPERS: Final = """#define SEC(name) __attribute__((section(name), used))
 static unsigned int (*bpf_get_prandom_u32)(void) = (void *) 7;
 """
@@ -112,6 +118,51 @@ class Fault:
         self.name, self.came, self.undone = name, came, 0.0
 
 
+class Cable:
+    """The namespace in which the harness joins nodes, with its programs that lose packets.
+
+    Args:
+        harness: the module.
+        space: the namespace's name.
+        root: directory of the programs.
+    """
+
+    def __init__(self, harness: Any, space: str, root: Path) -> None:
+        self._harness, self._space = harness, space
+        self._library = Libbpf()
+        self._programs: dict[int, int] = {}
+        for loss in LOSSES:
+            found, _ = self._library.load(root / f"loss{loss}.o")
+            (self._programs[loss],) = found.values()
+
+    def close(self) -> None:
+        """Let the programs go."""
+        for program in self._programs.values():
+            os.close(program)
+
+    def lose(self, ends: list[tuple[int, int]], loss: int) -> int:
+        """Lose so many of a thousand packets that the first of each two nodes gets of the other.
+
+        Returns:
+            When the first of them was lost, ns of CLOCK_MONOTONIC.
+        """
+        program, usual = self._programs[loss], os.sched_getscheduler(0)
+        with self._harness.InNS(self._space):
+            cards = [socket.if_nametoindex(f"w{of}-{to}") for to, of in ends]
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+            try:
+                came = time.monotonic_ns()
+                for card in cards:
+                    self._library.attach_xdp(card, program)
+            finally:
+                os.sched_setscheduler(0, usual, os.sched_param(0))
+        return came
+
+    def mend(self, ends: list[tuple[int, int]]) -> None:
+        """Lose no more of these."""
+        self.lose(ends, 0)
+
+
 class Beside:
     """All that is replaced in the harness for one cell.
 
@@ -123,6 +174,7 @@ class Beside:
 
     def __init__(self, harness: Any, cell: Cell, lines: Path) -> None:
         self.harness, self.cell, self._lines = harness, cell, lines
+        self._root = Path(harness.XDP_DIR)
         self.fault: Fault | None = None
         self.probers = 0
         self._server: subprocess.Popen[bytes] | None = None
@@ -159,7 +211,10 @@ class Beside:
         self, inject: Callable[..., Any], net: Any, proto: Any, name: str, path: Any
     ) -> Any:
         time.sleep(self._chance.uniform(0, PHASE_S))
-        came, undo, what = inject(net, proto, name, path)
+        if name in LOST:
+            came, undo, what = net.lose(proto, name, path)
+        else:
+            came, undo, what = inject(net, proto, name, path)
         self.fault = fault = Fault(name, came / 1e9)
 
         def undone() -> None:
@@ -189,7 +244,7 @@ class Beside:
             self._server.wait(10)
 
     def _net(self) -> type:
-        beside, harness = self, self.harness
+        beside, harness, root = self, self.harness, self._root
 
         class Net(harness.Net):  # type: ignore[misc, name-defined]
             proto: Any = None
@@ -198,6 +253,7 @@ class Beside:
             def up(self) -> None:
                 super().up()
                 self.is_up = True
+                self.cable = Cable(harness, self.ns("w"), root)
                 for i in range(self.n):  # Requests go where probes go.
                     one_way = "net.ipv4.fib_multipath_hash_policy=0"
                     harness.sh(f"ip netns exec {self.ns(i)} sysctl -qw {one_way}")
@@ -206,8 +262,29 @@ class Beside:
                 found: list[int] = super().path(window, rate or beside.rate)
                 return found
 
+            def lose(
+                self, proto: Any, name: str, path: list[int]
+            ) -> tuple[int, Callable[[], None], str]:
+                """What `inject` of the harness does, at one moment."""
+                middle = (len(path) - 1) // 2
+                a, b, relay = path[middle], path[middle + 1], path[len(path) // 2]
+                if name != "relay":
+                    ends = [(a, b), (b, a)]
+                    came = self.cable.lose(ends, LOST[name])
+                    return came, lambda: self.cable.mend(ends), f"link {a}-{b}"
+                ends = [end for j in self.nbrs[relay] for end in ((relay, j), (j, relay))]
+                came = self.cable.lose(ends, LOST[name])
+                proto.kill(relay)
+
+                def undo() -> None:
+                    self.cable.mend(ends)
+                    proto.start(relay)
+
+                return came, undo, f"node {relay}"
+
             def down(self) -> None:
                 if self.is_up:
+                    self.cable.close()
                     expired = sum(expired_in(self.ns(i)) for i in range(self.n))
                     beside.say("expired", packets=expired)
                 self.is_up = False
