@@ -8,6 +8,8 @@ import pytest
 
 from x0tta6bl4.core.links.verdicts import (
     BUSY_PACKETS,
+    DEAF_EVERY_US,
+    DEAF_US,
     DOUBT_US,
     FRESH_US,
     OFTEN_US,
@@ -108,6 +110,49 @@ def test_after_a_failure_a_link_is_good_for_two_seconds_first() -> None:
     assert story.at(SECOND, shows(dead=True, run=10)) == NOTHING
     assert story.at(3 * SECOND - 1, shows(dead=True, run=800)) == NOTHING
     assert story.at(3 * SECOND, shows(dead=True, run=801)) == (Revive("b", first=False),)
+
+
+class Three(Story):
+    """The kernel watches b, c and d, all of which are up."""
+
+    def __init__(self) -> None:
+        super().__init__("up")
+        for node in "cd":
+            self.at(0, KernelWatches(node, "up"))
+
+    def lose(self, now: int, nodes: str) -> None:
+        for node in nodes:
+            assert self.at(now, KernelDown(node, 9_700))
+
+    def good(self, now: int, nodes: str) -> str:
+        """Which of them are good again as soon as they have answered ten times."""
+        looked = [(node, self.at(now, shows(node=node, dead=True, run=10))) for node in nodes]
+        return "".join(node for node, effects in looked if effects)
+
+
+def test_a_node_that_loses_all_links_at_one_moment_was_deaf_and_holds_none_of_them() -> None:
+    story = Three()
+    story.lose(0, "bc")
+    assert story.good(MS, "bc") == "", "one is left"
+    story.lose(DEAF_US, "d")
+    assert story.good(DEAF_US + 30 * MS, "bcd") == "bcd"
+    later = DEAF_EVERY_US + DEAF_US
+    story.lose(later - 1, "bcd")
+    assert story.good(later, "bcd") == "", "it is so all the time"
+    assert story.good(later + 2 * SECOND, "bcd") == "bcd"
+    story.lose(later + 3 * SECOND, "bcd")
+    assert story.good(later + 3 * SECOND + MS, "bcd") == "bcd"
+
+
+def test_a_link_that_was_lost_before_all_others_is_held() -> None:
+    story = Three()
+    story.lose(0, "b")
+    story.lose(DEAF_US + 1, "cd")
+    assert story.good(DEAF_US + MS, "bcd") == "cd"
+    story = Three()
+    story.lose(0, "bc")
+    story.lose(DEAF_US + 1, "d")
+    assert story.good(DEAF_US + MS, "bcd") == "", "the last one failed by itself"
 
 
 @pytest.mark.parametrize("gap", [0, 30])

@@ -5,8 +5,10 @@
 
 The kernel only declares dead.  A new link is revived at its first ten good answers in a row; after
 a failure when it has been good for 2 s, too (RFC 5880 knows no such hold; it is that of
-`liveness`).  What the kernel says makes things fast, what it shows makes them right: a verdict
-whose message was lost is seen at the next look.
+`liveness`).  A node that loses its last links all at one moment was deaf itself, because its
+processor stood still: they need not be good for so long, once in a while.  What the kernel says
+makes things fast, what it shows makes them right: a verdict whose message was lost is seen at the
+next look.
 
 While a link is down here, what the proxy says of it is kept back: its hellos are slower and may not
 have noticed; the last of it is told at the revival.  While one loses some of what it carries,
@@ -33,6 +35,10 @@ OFTEN_US: Final = 3_000_000
 DOUBT_US: Final = 250_000
 """The same for a mere suspicion: on a machine without time most are of answers that come late, and
 many looks would make it later still.  What was lost is seen by then."""
+DEAF_US: Final = 250_000
+"""Links that are lost within it are lost at one moment: verdicts come late on such a machine."""
+DEAF_EVERY_US: Final = 30_000_000
+"""A node that is deaf more often has links that come and go, and is to hold them."""
 BUSY_PACKETS: Final = 20
 """Sent over a link between two looks: some of such may be lost where hellos are not."""
 
@@ -158,8 +164,8 @@ class Judged(Value, frozen=True):
 
 class _Link:
     __slots__ = (
-        "answers", "apart_since", "failed", "good_since", "heard", "into", "lost", "out", "proven",
-        "run", "said", "up", "watched",
+        "answers", "apart_since", "failed", "failed_at", "good_since", "heard", "into", "lost",
+        "out", "proven", "run", "said", "up", "watched",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -176,6 +182,7 @@ class _Link:
         self.proven = was != "new"
         self.up = was == "up"
         self.failed = was == "down"
+        self.failed_at: Instant = NEVER
         self.run = 0
         self.good_since: Instant = NEVER
         self.apart_since: Instant = NEVER
@@ -202,12 +209,14 @@ class Verdicts:
         often_until: something has happened: up to this instant links are to be shown often.
     """
 
-    __slots__ = ("_config", "_judges", "_links", "deadline", "often_until")
+    __slots__ = ("_config", "_deaf_from", "_judges", "_links", "deadline", "often_until")
 
     def __init__(self, config: Config | None = None, *, judges: bool = True) -> None:
         self._config = config or Config()
         self._judges = judges
         self._links: dict[str, _Link] = {}
+        self._deaf_from = 0
+        """Before, it is not excused again that all links are lost."""
         self.deadline: Final = NEVER
         self.often_until: int = 0
 
@@ -224,7 +233,7 @@ class Verdicts:
             link = self._watched(event.node)
             if link is None or not link.up:
                 return NOTHING
-            return self._down(link, event.node, event.silent_us)
+            return self._down(now, link, event.node, event.silent_us)
         if type(event) is ProxySays:
             return self._hear(event.link)
         if type(event) is KernelWatches:
@@ -275,7 +284,7 @@ class Verdicts:
         if link.up:
             if shown.dead:
                 self._stir(now)
-                return self._down(link, shown.node, shown.silent_us)
+                return self._down(now, link, shown.node, shown.silent_us)
             return self._grade(link, shown)
         if link.said is None or link.said.state != "up":
             link.apart_since = NEVER
@@ -298,13 +307,23 @@ class Verdicts:
         link.into, link.out = Loss(), Loss()
         return (revived,) if revived.first or link.said is None else (revived, MeshHears(link.said))
 
-    def _down(self, link: _Link, node: str, silent_us: int) -> Effects:
-        link.up, link.failed = False, True
+    def _down(self, now: Instant, link: _Link, node: str, silent_us: int) -> Effects:
+        link.up, link.failed, link.failed_at = False, True, now
+        self._excuse(now)
         link.run, link.good_since = 0, NEVER
         dials = link.said.dials if link.said else True
         reason = f"the kernel heard nothing for {silent_us / 1000:.1f} ms"
         down = LinkState(node, "down", 0, 0, dials, False, reason)
         return KernelLost(node, silent_us), MeshHears(down)
+
+    def _excuse(self, now: Instant) -> None:
+        """Links that are all lost at one moment have not failed."""
+        links = [link for link in self._links.values() if link.watched and link.proven]
+        lately = [link for link in links if link.failed and now - link.failed_at <= DEAF_US]
+        if len(lately) > 1 and now >= self._deaf_from and not any(link.up for link in links):
+            self._deaf_from = now + DEAF_EVERY_US
+            for link in lately:
+                link.failed = False
 
     def _grade(self, link: _Link, shown: KernelShows) -> Effects:
         """Hellos that the neighbour has heard are good ones: a link that is left has no data."""
