@@ -110,12 +110,24 @@ struct tcp {
 	__u16 window, checksum, urgent;
 } PACKED(4);
 
+/* What all extension headers begin with (RFC 8200 section 4); `length` in 8 bytes, without the first. */
+struct extension {
+	__u8 next, length, reserved[6];
+} PACKED(2);
+
+/* Behind the type of a frame: a VLAN's (IEEE 802.1Q section 9.6). */
+struct tag {
+	__u16 control, type;
+} PACKED(2);
+
 /* Segment routing header (RFC 8754 section 2), up to its segments. */
 struct routing {
 	__u8 next, length, type, left, last, flags;
 	__u16 tag;
 } PACKED(8);
 
-enum { TYPE_IPV4 = 0x0800, TYPE_IPV6 = 0x86dd };
-enum { NEXT_TCP = 6, NEXT_UDP = 17, NEXT_IPV6 = 41, NEXT_ROUTING = 43 };
+enum { TYPE_IPV4 = 0x0800, TYPE_VLAN = 0x8100, TYPE_IPV6 = 0x86dd, TYPE_SERVICE_VLAN = 0x88a8 };
+enum { VLAN_NUMBER = 0x0fff }; /* of a tag's `control`; 0: a priority and no VLAN */
+enum { NEXT_HOP_OPTIONS = 0, NEXT_TCP = 6, NEXT_UDP = 17, NEXT_IPV6 = 41, NEXT_ROUTING = 43,
+       NEXT_FRAGMENT = 44, NEXT_OPTIONS = 60 };
 enum { SEGMENT_ROUTING = 4 };

@@ -18,6 +18,8 @@ enum {
 	X0_VERSION = 1,
 	X0_GOOD = 10,       /* answers in a row after which a dead link is worth telling about */
 	X0_SEGMENTS = 16,   /* of a source route; a power of two */
+	X0_OPTIONS = 3,     /* headers with options that are looked behind for a routing header */
+	X0_TAGS = 2,        /* priority tags that are looked behind */
 	X0_DIVERTED = 0x5830, /* tc_index of a packet that was diverted once already */
 	X0_ARRIVED = 0x5831,  /* of one that was counted and may come in once more */
 };

@@ -17,30 +17,53 @@
 
 char _license[] SEC("license") = "Dual MIT/GPL";
 
-struct ipv4_frame {
-	struct ethernet ethernet;
+struct ipv4 {
 	__u8 head[12];
 	__u32 source, target;
 } PACKED(2);
 
-/* What a frame that came in is. */
+INLINE int is_tag(__u16 type)
+{
+	return type == HTONS(TYPE_VLAN) || type == HTONS(TYPE_SERVICE_VLAN);
+}
+
+/*
+ * What a frame that came in is. A tag without a VLAN is nothing to the kernel, and there may be some:
+ * what is behind them is looked at alike (hellos have none). Frames of a VLAN are another interface's.
+ */
 INLINE enum x0_reason classify(__u32 ifindex, void *data, void *end)
 {
 	struct hello_frame *frame = data;
-	struct ipv4_frame *old = data;
 	struct ipv6 *ipv6 = &frame->ipv6;
+	struct tag *tag = (void *)ipv6;
+	__u16 type;
 
 	if ((void *)(&frame->ethernet + 1) > end)
 		return UNCOUNTED;
-	if (frame->ethernet.type == HTONS(TYPE_IPV4) && (void *)(old + 1) <= end)
-		return admit_ipv4(old->source);
-	if (frame->ethernet.type != HTONS(TYPE_IPV6) || (void *)(ipv6 + 1) > end)
-		return UNCOUNTED;
-	if (ipv6->next == NEXT_UDP && (void *)(&frame->udp + 1) <= end &&
-	    frame->udp.target == HTONS(X0_PORT) && frame->udp.source == HTONS(X0_PORT) &&
-	    is_link_local(&ipv6->target))
+	type = frame->ethernet.type;
+	if (type == HTONS(TYPE_IPV6) && (void *)(&frame->udp + 1) <= end &&
+	    ipv6->next == NEXT_UDP && frame->udp.target == HTONS(X0_PORT) &&
+	    frame->udp.source == HTONS(X0_PORT) && is_link_local(&ipv6->target))
 		return hear(ifindex, frame, end);
-	return admit(ifindex, &frame->ethernet, ipv6);
+#pragma unroll
+	for (int tags = 0; tags < X0_TAGS; tags++, tag++) {
+		if (!is_tag(type))
+			break;
+		if ((void *)(tag + 1) > end || tag->control & HTONS(VLAN_NUMBER))
+			return UNCOUNTED;
+		type = tag->type;
+	}
+	if (is_tag(type))
+		return in_force() ? X0_FILTER_FOREIGN : UNCOUNTED;
+	if (type == HTONS(TYPE_IPV4)) {
+		struct ipv4 *ipv4 = (void *)tag;
+
+		return (void *)(ipv4 + 1) <= end ? admit_ipv4(ipv4->source) : UNCOUNTED;
+	}
+	ipv6 = (void *)tag;
+	if (type != HTONS(TYPE_IPV6) || (void *)(ipv6 + 1) > end)
+		return UNCOUNTED;
+	return admit(ifindex, &frame->ethernet, ipv6, end);
 }
 
 /* What to do with it: an XDP verdict. What is counted at all is counted here. */
@@ -78,8 +101,10 @@ int x0_generic(struct __sk_buff *skb)
 {
 	__u32 wanted = sizeof(struct hello_frame);
 
-	if (skb->protocol == HTONS(TYPE_IPV6))
-		skb_pull(skb, skb->len < wanted ? skb->len : wanted);
+	if (skb->len < wanted)
+		wanted = skb->len;
+	if ((void *)(long)skb->data + wanted > (void *)(long)skb->data_end && skb_pull(skb, wanted))
+		return TC_SHOT; /* it may be anything: there was no memory to look at it */
 	switch (enter(skb->ifindex, (void *)(long)skb->data, (void *)(long)skb->data_end)) {
 	case XDP_DROP:
 		return TC_SHOT;
