@@ -351,7 +351,7 @@ def measure(outcome: Outcome, root: Path, options: argparse.Namespace) -> None:
         whole = len(cells) == len(planned)
         outcome.check("every cell was run", whole, f"{len(cells)} of {len(planned)}")
         if not options.no_result:
-            outcome.write("failover")
+            outcome.write(options.result)
 
     last_begin = time.monotonic() + 60 * options.minutes
     run_cells(harness, planned, options.lanes, root / "lanes", last_begin, keep)
@@ -371,6 +371,7 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument("--protos", default="", help="ours and names of the harness; all known")
     words.add_argument("--steady", type=float, default=10.0, help="seconds of CPU and bytes")
     words.add_argument("--minutes", type=float, default=300, help="no cell begins later")
+    words.add_argument("--result", default="failover", help="name of the file under bench/results")
     words.add_argument("--lanes", type=int, default=min(2, len(os.sched_getaffinity(0))))
     words.add_argument("--whole", action="store_true", help="the others as often as ours: hours")
     return words
@@ -381,7 +382,7 @@ def main() -> int:
     if os.geteuid() != 0:
         raise Unavailable("X0-LAB-003", "network namespaces need root", "run it with sudo")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    return run("failover", measure, parser())
+    return run(parser().parse_known_args()[0].result, measure, parser())
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ TITLES = {
     "outages": "Agents and authority gone",
     "failover_tcp": "A TCP request stream when the network breaks",
     "failover": "Packets when the network breaks, beside routing daemons",
+    "failover_kernel": "Ours alone, after the run beside them",
     "kernel_streams": "TCP over the kernel's data plane when a link is cut",
     "footprint": "What a node takes",
     "proxies": "Beside other pairs of mutual-TLS proxies",
