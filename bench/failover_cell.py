@@ -3,9 +3,10 @@
 The harness is a program with functions to replace: its net also counts what went in circles, its
 prober has a stream of requests beside it (or is one, where there is nothing for UDP to go by), its
 faults come at a random phase and say when they came, and those that lose packets come to all links
-of a host at one moment: a process for each took up to 126 ms where sixteen nodes share a core, and
-a host without power does not lose one link after the other.  What it finds and what is found
-beside it are lines of JSON in one file, so that those of a run that was cut off are kept.
+of a host at one moment, and to both directions of a link: a process for each took up to 126 ms
+where sixteen nodes share a core, and a host without power does not lose one link after the other.
+What it finds and what is found beside it are lines of JSON in one file, so that those of a run
+that was cut off are kept.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import random
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -41,6 +43,26 @@ CONVERGE_S: Final = 60.0
 LOSSES: Final = (0, 50, 300, 1000)
 LOST: Final = {"silent": 1000, "gray": 300, "gray5": 50, "relay": 1000}
 """Per mille of the packets, in faults of the harness."""
+LOSES: Final = """#include <linux/bpf.h>
+#define SEC(name) __attribute__((section(name), used))
+#define __uint(name, value) int (*name)[value]
+#define __type(name, value) typeof(value) *name
+static void *(*look)(void *, const void *) = (void *) 1;
+static unsigned int (*chance)(void) = (void *) 7;
+
+struct { __uint(type, 1); __uint(max_entries, 1024); __type(key, int); __type(value, int); }
+loss SEC(".maps");
+
+SEC("xdp") int lose(struct xdp_md *frame)
+{
+    int card = frame->ingress_ifindex, *share = look(&loss, &card);
+    return share && (int) (chance() % 1000) < *share ? XDP_DROP : XDP_PASS;
+}
+char terms[] SEC("license") = "GPL";
+"""
+"""Loses so many of a thousand frames that come in on a card as a map says at that moment: to put
+another program on a card takes the kernel milliseconds, which none of the links then has in common.
+"""
 HELPERS: Final = """#define SEC(name) __attribute__((section(name), used))
 static unsigned int (*bpf_get_prandom_u32)(void) = (void *) 7;
 """
@@ -89,6 +111,11 @@ def load(path: Path, root: Path, peers: tuple[str, ...]) -> Any:
              "-c", path.parent / "xdp" / "loss.bpf.c", "-o", root / f"loss{loss}.o"],
             check=True, timeout=60,
         )  # fmt: skip
+    (root / "lose.c").write_text(LOSES)
+    subprocess.run(
+        [clang, "-O2", "-g", "-target", "bpf", f"-I/usr/include/{os.uname().machine}-linux-gnu",
+         "-c", root / "lose.c", "-o", root / "lose.o"], check=True, timeout=60,
+    )  # fmt: skip
     harness.XDP_DIR = str(root)
     for name in peers:
         calm = {"detect": WAIT_S, "settle": PEER_SETTLE_S}
@@ -119,48 +146,40 @@ class Fault:
 
 
 class Cable:
-    """The namespace in which the harness joins nodes, with its programs that lose packets.
+    """The namespace in which the harness joins nodes, with a program that loses packets.
 
     Args:
+        net: the harness's, with all links up.
         harness: the module.
-        space: the namespace's name.
-        root: directory of the programs.
+        root: directory of the program.
     """
 
-    def __init__(self, harness: Any, space: str, root: Path) -> None:
-        self._harness, self._space = harness, space
-        self._library = Libbpf()
-        self._programs: dict[int, int] = {}
-        for loss in LOSSES:
-            found, _ = self._library.load(root / f"loss{loss}.o")
-            (self._programs[loss],) = found.values()
-
-    def close(self) -> None:
-        """Let the programs go."""
-        for program in self._programs.values():
+    def __init__(self, net: Any, harness: Any, root: Path) -> None:
+        library = Libbpf()
+        programs, (self._loss,) = library.load(root / "lose.o")
+        with harness.InNS(net.ns("w")):
+            ends = [(a, b) for a, near in net.nbrs.items() for b in near]
+            self._cards = {(to, of): socket.if_nametoindex(f"w{of}-{to}") for to, of in ends}
+            for card in self._cards.values():
+                library.attach_xdp(card, programs["lose"])
+        for program in programs.values():
             os.close(program)
 
-    def lose(self, ends: list[tuple[int, int]], loss: int) -> int:
+    def close(self) -> None:
+        """Let the map go."""
+        self._loss.close()
+
+    def lose(self, ends: list[tuple[int, int]], share: int) -> int:
         """Lose so many of a thousand packets that the first of each two nodes gets of the other.
 
         Returns:
             When the first of them was lost, ns of CLOCK_MONOTONIC.
         """
-        program, usual = self._programs[loss], os.sched_getscheduler(0)
-        with self._harness.InNS(self._space):
-            cards = [socket.if_nametoindex(f"w{of}-{to}") for to, of in ends]
-            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-            try:
-                came = time.monotonic_ns()
-                for card in cards:
-                    self._library.attach_xdp(card, program)
-            finally:
-                os.sched_setscheduler(0, usual, os.sched_param(0))
+        words = [(struct.pack("i", self._cards[end]), struct.pack("i", share)) for end in ends]
+        came = time.monotonic_ns()
+        for card, value in words:
+            self._loss.put(card, value)
         return came
-
-    def mend(self, ends: list[tuple[int, int]]) -> None:
-        """Lose no more of these."""
-        self.lose(ends, 0)
 
 
 class Beside:
@@ -253,7 +272,7 @@ class Beside:
             def up(self) -> None:
                 super().up()
                 self.is_up = True
-                self.cable = Cable(harness, self.ns("w"), root)
+                self.cable = Cable(self, harness, root)
                 for i in range(self.n):  # Requests go where probes go.
                     one_way = "net.ipv4.fib_multipath_hash_policy=0"
                     harness.sh(f"ip netns exec {self.ns(i)} sysctl -qw {one_way}")
@@ -266,18 +285,22 @@ class Beside:
                 self, proto: Any, name: str, path: list[int]
             ) -> tuple[int, Callable[[], None], str]:
                 """What `inject` of the harness does, at one moment."""
+
+                def mend(ends: list[tuple[int, int]]) -> None:
+                    self.cable.lose(ends, 0)
+
                 middle = (len(path) - 1) // 2
                 a, b, relay = path[middle], path[middle + 1], path[len(path) // 2]
                 if name != "relay":
                     ends = [(a, b), (b, a)]
                     came = self.cable.lose(ends, LOST[name])
-                    return came, lambda: self.cable.mend(ends), f"link {a}-{b}"
+                    return came, lambda: mend(ends), f"link {a}-{b}"
                 ends = [end for j in self.nbrs[relay] for end in ((relay, j), (j, relay))]
                 came = self.cable.lose(ends, LOST[name])
                 proto.kill(relay)
 
                 def undo() -> None:
-                    self.cable.mend(ends)
+                    mend(ends)
                     proto.start(relay)
 
                 return came, undo, f"node {relay}"
