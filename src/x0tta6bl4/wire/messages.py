@@ -7,6 +7,7 @@ proxy by its expiry or by being named in `Delta.drops`, never by being absent fr
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Final, final
 
 import msgspec
@@ -27,6 +28,11 @@ class Message(
     omit_defaults=True,
 ):
     """Root of tagged messages."""
+
+
+def hash64(data: bytes) -> int:
+    """64 bits over what two ends compare without sending it (`Digest`, `Completion`)."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 # ------------------------------------------------------------------ agent to agent, over a link

@@ -17,14 +17,13 @@ in Demers et al., Epidemic Algorithms, PODC 1987.
 from __future__ import annotations
 
 import functools
-import hashlib
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from x0tta6bl4.core.machine import SECOND, Denied, Effect, Instant, Send
-from x0tta6bl4.wire.messages import Bucket, Digest, Flood, Want
+from x0tta6bl4.wire.messages import Bucket, Digest, Flood, Want, hash64
 from x0tta6bl4.wire.records import AUTHORITY
 
 BUCKETS: Final = 64
@@ -267,4 +266,4 @@ def _batches(records: Sequence[bytes]) -> list[Flood]:
 @functools.lru_cache(_NEWEST)
 def _hash(key: Key, generation: int) -> int:
     data = f"{key[0]}\0{key[1]}\0{key[2]}\0{generation}".encode()
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+    return hash64(data)

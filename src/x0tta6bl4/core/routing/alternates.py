@@ -28,7 +28,6 @@ draft TI-LFA (RFC 9855) written out node by node.
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 from collections.abc import Iterable
 from enum import IntEnum
@@ -37,6 +36,7 @@ from typing import final
 from x0tta6bl4.core.machine import Value
 from x0tta6bl4.core.routing.map import NO_LINK, Change, Map
 from x0tta6bl4.core.routing.paths import HOPS_MAX, INFINITE, Tree
+from x0tta6bl4.wire.messages import hash64
 from x0tta6bl4.wire.records import Adjacency
 
 
@@ -213,13 +213,13 @@ class Alternates:
         """64 bits over what ways are made from: nodes whose bits are equal have the same map."""
         names, stub = self._map.names, self._map.stub
         stubs = [names[n] for n, is_stub in enumerate(stub) if is_stub]
-        return self._links ^ _hash64(" ".join(sorted(stubs))) if stubs else self._links
+        return self._links ^ hash64(" ".join(sorted(stubs)).encode()) if stubs else self._links
 
     def _hash(self, change: Change, cost: int) -> int:
         if cost == NO_LINK:
             return 0
         one, other = sorted((self._map.names[change.a], self._map.names[change.b]))
-        return _hash64(f"{one} {other} {cost}")
+        return hash64(f"{one} {other} {cost}".encode())
 
     def hops(self, targets: Iterable[str]) -> dict[str, int]:
         """Links on the longest of the shortest paths to each of these nodes that can be reached.
@@ -411,10 +411,6 @@ class Alternates:
             ):
                 break
         return tuple(list_) if len(list_) <= HOPS_MAX else ()
-
-
-def _hash64(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def _search(map: Map, names: list[str], around: int, *, node: bool) -> _Search:

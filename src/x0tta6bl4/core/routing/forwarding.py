@@ -219,9 +219,10 @@ class Forwarding:
         if not self.in_force or self._update_at != NEVER:
             return
         turns = min((waits.turn for waits in self._waiting.values()), default=ALL)
-        if self._told is None or (self._told.map, self._told.turns) != (self._map, turns):
-            self._told = Completion(self._map, turns)
-            out += [Send(node, self._told) for node in self._table.neighbours]
+        told = Completion(self._map, turns)
+        if told != self._told:
+            self._told = told
+            out += [Send(node, told) for node in self._table.neighbours]
 
     def _repair(self, now: Instant, out: list[Effect]) -> None:
         found = self._table.repair()
