@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+import pytest
+
 from tests.edge.kernel import kernel_world as kw
-from tests.edge.kernel.space import Space, link_local
+from tests.edge.kernel.space import Space, Spaces, link_local
 from x0tta6bl4.app.kernel_plane import KernelPlane
 from x0tta6bl4.app.settings import Data
+from x0tta6bl4.edge.kernel.libbpf import KernelRefused
 from x0tta6bl4.runtime.aio.links import Offers
 from x0tta6bl4.wire.ids import NodeName, TrustDomain
 from x0tta6bl4.wire.messages import KernelOffer
 
 DOMAIN: Final = TrustDomain("example.org")
 B: Final = NodeName("b")
+
+
+@contextmanager
+def house_in(state: Path) -> Iterator[House]:
+    """One with namespaces of its own; the test is skipped where no kernel takes programs."""
+    with Spaces() as spaces:
+        try:
+            made = House(spaces.add(), spaces.add(), state)
+        except KernelRefused as error:
+            pytest.skip(f"no programs in this kernel: {error}")
+        yield made
 
 
 class House:

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from tests.app.kernel_house import B, House
+from tests.app.kernel_house import B, House, house_in
 from tests.edge.kernel import kernel_world as kw
-from tests.edge.kernel.space import Spaces, link_local
+from tests.edge.kernel.space import link_local
 from x0tta6bl4.app import kernel_links, kernel_plane
 from x0tta6bl4.app.kernel_links import KEPT
 from x0tta6bl4.core.agent.snapshot import Snapshot
@@ -26,7 +26,6 @@ from x0tta6bl4.core.routing.alternates import Guard, Way
 from x0tta6bl4.core.routing.forwarding import WaysChanged
 from x0tta6bl4.edge.kernel import layout
 from x0tta6bl4.edge.kernel.detector import Alternate
-from x0tta6bl4.edge.kernel.libbpf import KernelRefused
 from x0tta6bl4.edge.kernel.plane import Plane
 from x0tta6bl4.runtime.aio.links import LinkConnections
 from x0tta6bl4.wire.ids import NodeName, TrustDomain
@@ -38,11 +37,7 @@ C = NodeName("c")
 
 @pytest.fixture
 def house(tmp_path: Path) -> Iterator[House]:
-    with Spaces() as spaces:
-        try:
-            made = House(spaces.add(), spaces.add(), tmp_path)
-        except KernelRefused as error:
-            pytest.skip(f"no programs in this kernel: {error}")
+    with house_in(tmp_path) as made:
         yield made
         with made.here:
             assert made.plane.remove() == []

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.app.kernel_house import DOMAIN, House
-from tests.edge.kernel.space import Spaces
+from tests.app.kernel_house import DOMAIN, House, house_in
 from tests.fakes.ca import FakeCa
 from x0tta6bl4.app.kernel_links import KEPT, where_left
 from x0tta6bl4.app.kernel_plane import PINS, SWITCHES, KernelPlane
@@ -22,7 +21,7 @@ from x0tta6bl4.app.mesh import living
 from x0tta6bl4.app.planes import end_dead, is_left, open_plane
 from x0tta6bl4.app.settings import parse_node
 from x0tta6bl4.app.wallet import Wallet
-from x0tta6bl4.edge.kernel.libbpf import KernelRefused, unmount
+from x0tta6bl4.edge.kernel.libbpf import unmount
 from x0tta6bl4.runtime.local import listen_private
 from x0tta6bl4.wire.errors import Conflict, Refused, Unavailable
 from x0tta6bl4.wire.ids import NodeName
@@ -51,11 +50,7 @@ def house(state: Path) -> Iterator[House]:
     Wallet(state).keep(
         FakeCa(DOMAIN).svid("node/a"), encode_body(Bundle(DOMAIN, 1, (b"anchor",), ()))
     )
-    with Spaces() as spaces:
-        try:
-            made = House(spaces.add(), spaces.add(), state)
-        except KernelRefused as error:
-            pytest.skip(f"no programs in this kernel: {error}")
+    with house_in(state) as made:
         yield made
         with made.here:
             if is_left(state):
