@@ -40,7 +40,7 @@ STREAM: Final = Path(__file__).with_name("stream.py")
 PEER_SETTLE_S: Final = 4.5
 CONVERGE_S: Final = 60.0
 """Probes are to have the shortest path by then, before each fault."""
-LOSSES: Final = (0, 50, 300, 1000)
+LOSE: Final = "lose.o"
 LOST: Final = {"silent": 1000, "gray": 300, "gray5": 50, "relay": 1000}
 """Per mille of the packets, in faults of the harness."""
 LOSES: Final = """#include <linux/bpf.h>
@@ -104,18 +104,14 @@ def load(path: Path, root: Path, peers: tuple[str, ...]) -> Any:
         raise Unavailable("X0-LAB-003", "clang builds the harness's programs and is missing")
     (root / "bpf").mkdir(parents=True)
     (root / "bpf" / "bpf_helpers.h").write_text(HELPERS)
-    for loss in LOSSES:
+    (root / "lose.c").write_text(LOSES)
+    # The harness puts one that loses nothing on every card, before ours.
+    for source, name in ((path.parent / "xdp" / "loss.bpf.c", "loss0.o"), (root / "lose.c", LOSE)):
         subprocess.run(
-            [clang, "-O2", "-g", "-target", "bpf", f"-DLOSS_PM={loss}", f"-I{root}",
-             f"-I/usr/include/{os.uname().machine}-linux-gnu",
-             "-c", path.parent / "xdp" / "loss.bpf.c", "-o", root / f"loss{loss}.o"],
+            [clang, "-O2", "-g", "-target", "bpf", "-DLOSS_PM=0", f"-I{root}",
+             f"-I/usr/include/{os.uname().machine}-linux-gnu", "-c", source, "-o", root / name],
             check=True, timeout=60,
         )  # fmt: skip
-    (root / "lose.c").write_text(LOSES)
-    subprocess.run(
-        [clang, "-O2", "-g", "-target", "bpf", f"-I/usr/include/{os.uname().machine}-linux-gnu",
-         "-c", root / "lose.c", "-o", root / "lose.o"], check=True, timeout=60,
-    )  # fmt: skip
     harness.XDP_DIR = str(root)
     for name in peers:
         calm = {"detect": WAIT_S, "settle": PEER_SETTLE_S}
@@ -151,12 +147,11 @@ class Cable:
     Args:
         net: the harness's, with all links up.
         harness: the module.
-        root: directory of the program.
     """
 
-    def __init__(self, net: Any, harness: Any, root: Path) -> None:
+    def __init__(self, net: Any, harness: Any) -> None:
         library = Libbpf()
-        programs, (self._loss,) = library.load(root / "lose.o")
+        programs, (self._loss,) = library.load(Path(harness.XDP_DIR, LOSE))
         with harness.InNS(net.ns("w")):
             ends = [(a, b) for a, near in net.nbrs.items() for b in near]
             self._cards = {(to, of): socket.if_nametoindex(f"w{of}-{to}") for to, of in ends}
@@ -193,7 +188,6 @@ class Beside:
 
     def __init__(self, harness: Any, cell: Cell, lines: Path) -> None:
         self.harness, self.cell, self._lines = harness, cell, lines
-        self._root = Path(harness.XDP_DIR)
         self.fault: Fault | None = None
         self.probers = 0
         self._server: subprocess.Popen[bytes] | None = None
@@ -263,7 +257,7 @@ class Beside:
             self._server.wait(10)
 
     def _net(self) -> type:
-        beside, harness, root = self, self.harness, self._root
+        beside, harness = self, self.harness
 
         class Net(harness.Net):  # type: ignore[misc, name-defined]
             proto: Any = None
@@ -272,7 +266,7 @@ class Beside:
             def up(self) -> None:
                 super().up()
                 self.is_up = True
-                self.cable = Cable(self, harness, root)
+                self.cable = Cable(self, harness)
                 for i in range(self.n):  # Requests go where probes go.
                     one_way = "net.ipv4.fib_multipath_hash_policy=0"
                     harness.sh(f"ip netns exec {self.ns(i)} sysctl -qw {one_way}")
