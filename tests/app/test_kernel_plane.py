@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.app.kernel_house import B, House, house_in
@@ -25,7 +26,8 @@ from x0tta6bl4.core.links import verdicts as said
 from x0tta6bl4.core.routing.alternates import Guard, Way
 from x0tta6bl4.core.routing.forwarding import WaysChanged
 from x0tta6bl4.edge.kernel import layout
-from x0tta6bl4.edge.kernel.detector import Alternate
+from x0tta6bl4.edge.kernel.detector import Alternate, Detector, LinkEvent
+from x0tta6bl4.edge.kernel.layout import EventKind
 from x0tta6bl4.edge.kernel.plane import Plane
 from x0tta6bl4.runtime.aio.links import LinkConnections
 from x0tta6bl4.wire.ids import NodeName, TrustDomain
@@ -121,6 +123,30 @@ def test_a_verdict_that_is_seen_and_was_not_heard_cuts_routes_too(house: House) 
         assert c not in house.here.run("ip", "-6", "route", "get", to)
         plane._decide(said.KernelShows(B, True, 9_000, 0))
         assert c in house.here.run("ip", "-6", "route", "get", to)
+
+    with house.here:
+        asyncio.run(asyncio.wait_for(live(), 10))
+
+
+def test_a_verdict_that_was_taken_back_before_it_is_heard_is_none(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plane, dead = house.plane, [False, True]
+    kernel_says = LinkEvent(house.number, EventKind.DOWN, 0, 7_800)
+    report = Detector.report
+    monkeypatch.setattr(Detector, "events", lambda _: [kernel_says])
+    monkeypatch.setattr(
+        Detector, "report", lambda *a: msgspec.structs.replace(report(*a), dead=dead.pop(0))
+    )
+
+    async def live() -> None:
+        plane._decide(said.KernelShows(B, True, 0, 10))  # It is up.
+        link = plane._links.get(B)
+        assert link is not None
+        plane._events()
+        assert link.judged.up
+        plane._events()
+        assert not link.judged.up
 
     with house.here:
         asyncio.run(asyncio.wait_for(live(), 10))

@@ -14,6 +14,7 @@ from x0tta6bl4.core.links.verdicts import (
     FRESH_US,
     OFTEN_US,
     STALE_US,
+    SURE_US,
     DeclareDead,
     Judged,
     KernelDown,
@@ -71,6 +72,9 @@ class Story:
     def down(self, now: int) -> Story:
         assert self.at(now, KernelDown("b", 7_800)) == (LOST, DOWN)
         return self
+
+    def good_again(self, now: int) -> Effects:
+        return self.at(now, shows(dead=True, run=10))
 
     @property
     def link(self) -> Judged:
@@ -132,16 +136,30 @@ class Three(Story):
 
 def test_a_node_that_loses_all_links_at_one_moment_was_deaf_and_holds_none_of_them() -> None:
     story = Three()
+    story.lose(0, "b")
+    assert story.good(MS, "b") == "", "two are left"
+    story.lose(DEAF_US, "cd")
+    for again in (SECOND, 2 * SECOND):
+        assert story.good(again, "bcd") == "bcd"
+        story.lose(again + MS, "bcd")
+
+
+def test_links_that_are_lost_at_one_moment_with_half_of_all_are_not_held_once_in_a_while() -> None:
+    story = Three()
+    story.lose(0, "b")
+    story.lose(DEAF_US, "c")
+    assert story.good(SECOND, "bc") == "bc"
+    story.lose(DEAF_EVERY_US + DEAF_US - 1, "cd")
+    assert story.good(DEAF_EVERY_US + SECOND, "cd") == "", "they come and go"
+    story = Three()
+    story.at(0, KernelWatches("e", "up"))
+    story.at(0, KernelWatches("f", "up"))
     story.lose(0, "bc")
-    assert story.good(MS, "bc") == "", "one is left"
-    story.lose(DEAF_US, "d")
-    assert story.good(DEAF_US + 30 * MS, "bcd") == "bcd"
-    later = DEAF_EVERY_US + DEAF_US
-    story.lose(later - 1, "bcd")
-    assert story.good(later, "bcd") == "", "it is so all the time"
-    assert story.good(later + 2 * SECOND, "bcd") == "bcd"
-    story.lose(later + 3 * SECOND, "bcd")
-    assert story.good(later + 3 * SECOND + MS, "bcd") == "bcd"
+    assert story.good(SECOND, "bc") == "", "three of five are left"
+    assert story.good(3 * SECOND, "bc") == "bc"
+    story.lose(4 * SECOND, "bcd")
+    story.lose(4 * SECOND + DEAF_US, "e")
+    assert story.good(5 * SECOND, "bcde") == "bcde"
 
 
 def test_a_link_that_was_lost_before_all_others_is_held() -> None:
@@ -150,9 +168,48 @@ def test_a_link_that_was_lost_before_all_others_is_held() -> None:
     story.lose(DEAF_US + 1, "cd")
     assert story.good(DEAF_US + MS, "bcd") == "cd"
     story = Three()
-    story.lose(0, "bc")
-    story.lose(DEAF_US + 1, "d")
-    assert story.good(DEAF_US + MS, "bcd") == "", "the last one failed by itself"
+    story.lose(0, "b")
+    story.lose(DEAF_US + 1, "c")
+    assert story.good(DEAF_US + MS, "bc") == ""
+
+
+def deaf(silent_us: int = 7_800, run: int = 0, *, deaf: bool = True) -> KernelShows:
+    return shows(dead=True, silent_us=silent_us, run=run, deaf=deaf)
+
+
+def test_a_verdict_is_in_doubt_while_nothing_is_heard_over_any_link() -> None:
+    for first in (KernelDown("b", 7_800, deaf=True), deaf()):
+        story = Story("up")
+        assert story.at(0, first) == NOTHING
+        assert story.link.up
+        assert story.machine.often_until >= SURE_US, "it is looked at soon"
+        assert story.at(MS, KernelDown("b", 7_800, deaf=True)) == NOTHING
+        assert story.at(SURE_US - 1, deaf()) == NOTHING
+        assert story.at(SURE_US, deaf()) == (LOST, DOWN)
+        assert story.good_again(SURE_US + MS) == NOTHING, "it is held"
+        assert story.good_again(SURE_US + MS + 2 * SECOND) == (Revive("b", first=False),)
+
+
+def test_a_verdict_counts_as_soon_as_another_link_is_heard_and_this_one_is_not() -> None:
+    story = Story("up")
+    story.at(0, KernelDown("b", 7_800, deaf=True))
+    assert story.at(2 * MS, deaf(FRESH_US - 1, 9, deaf=False)) == NOTHING, "it answers"
+    assert story.at(3 * MS, deaf(deaf=False)) == (LOST, DOWN)
+
+
+def test_a_link_whose_verdict_is_in_doubt_was_never_down_if_it_answers() -> None:
+    story = Story("up")
+    story.at(0, said())
+    story.at(0, KernelDown("b", 7_800, deaf=True))
+    assert story.at(20 * MS, deaf(2 * MS, 9)) == NOTHING
+    assert story.at(25 * MS, deaf(2 * MS, 10, deaf=False)) == (Revive("b", first=False),)
+    assert story.at(30 * MS, shows(run=12)) == NOTHING
+    assert story.link.up
+    story.at(SECOND, KernelDown("b", 7_800, deaf=True))
+    assert story.at(SECOND + SURE_US - 1, deaf()) == NOTHING, "a doubt of its own"
+    story.at(SECOND + SURE_US, deaf())
+    story.at(2 * SECOND, KernelWatches("b", "up"))
+    assert story.at(3 * SECOND, KernelDown("b", 7_800)) == (LOST, DOWN)
 
 
 @pytest.mark.parametrize("gap", [0, 30])

@@ -24,11 +24,11 @@ from x0tta6bl4.core.machine import (
     Tick,
 )
 from x0tta6bl4.core.routing.alternates import Way
-from x0tta6bl4.core.routing.forwarding import ALL, TURN, WAIT_MAX, Forwarding, WaysChanged
+from x0tta6bl4.core.routing.forwarding import ALL, KEEP, TURN, WAIT_MAX, Forwarding, WaysChanged
 from x0tta6bl4.core.routing.map import LINKS_MAX
 from x0tta6bl4.core.routing.words import AdjacencyWanted, MemberChanged, MemberGone
 from x0tta6bl4.wire.messages import Completion
-from x0tta6bl4.wire.records import NodeBody
+from x0tta6bl4.wire.records import Adjacency, NodeBody
 
 T0 = Instant(1_000 * SECOND)
 
@@ -365,8 +365,33 @@ def test_a_node_that_restarts_stays_for_its_time() -> None:
     assert node.machine.deadline == until
     assert set(node.ways) == {"b", "c"}
     node.tick()
-    node.run(Instant(T0 + 11 * SECOND))
+    node.run(Instant(T0 + 10 * SECOND + MS))
+    assert set(node.ways) == {"c"}
+    node.run(Instant(T0 + 10 * SECOND + MS + KEEP))
     assert node.ways == {}
+
+
+def test_a_member_without_a_path_is_sent_packets_for_a_while() -> None:
+    """Its neighbours are told of links in an order of their own."""
+    graph = line("a", "b", "c")
+    node = Node("a", graph)
+    was, now = node.ways["c"], Instant(T0 + 2 * SECOND)
+
+    def say(at: int, **links: tuple[Adjacency, ...]) -> None:
+        for name, near in links.items():
+            body = NodeBody(links=near, endpoints=())
+            node.take(node.machine.handle(Instant(now + at), MemberChanged(name, body, NEVER)))
+
+    say(0, c=())
+    node.run(Instant(now + KEEP - 1))
+    assert node.ways["c"] == was
+    assert node.sent[-1].message.turns == ALL, "nobody waits for that"
+    say(KEEP - 1, c=tuple(graph.links("c")))
+    node.run(Instant(now + 3 * KEEP))
+    assert node.ways["c"] == was
+    say(3 * KEEP, c=())
+    node.run(Instant(now + 4 * KEEP + 10 * MS))
+    assert "c" not in node.ways
 
 
 def test_a_node_that_is_gone_is_forgotten_and_other_events_are_not_for_us() -> None:

@@ -7,13 +7,14 @@ file of its own, as an operator would write it.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import socket
 import struct
 import subprocess
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal, Self, final
@@ -240,11 +241,7 @@ class KernelMesh:
     # ------------------------------------------------------------------ hurting
     def cut(self, one: str, other: str, *, one_in: int = 1) -> None:
         """Drop silently what comes over a cable, or some of it, both ways."""
-        drop = lossy_program(one_in)
-        for here, there in ((one, other), (other, one)):
-            with self.space(here):
-                Libbpf().attach_xdp(socket.if_nametoindex(f"to-{there}"), drop)
-        os.close(drop)
+        self._drop([(one, other)], lossy_program(one_in))
 
     def heal(self, one: str, other: str) -> None:
         """Drop nothing any more."""
@@ -252,14 +249,48 @@ class KernelMesh:
             with self.space(here):
                 Libbpf().detach_xdp(socket.if_nametoindex(f"to-{there}"))
 
+    def blink(self, cables: Sequence[tuple[str, str]], seconds: float) -> None:
+        """Drop silently what comes over cables, at one moment and for so long."""
+        begin = time.monotonic() + 0.2
+        self._drop(cables, blinking_program(begin, begin + seconds))
+        assert time.monotonic() < begin
+        time.sleep(max(begin + seconds - time.monotonic(), 0))
+        for one, other in cables:
+            self.heal(one, other)
+
+    def _drop(self, cables: Sequence[tuple[str, str]], drop: int) -> None:
+        for here, there in itertools.chain.from_iterable(((a, b), (b, a)) for a, b in cables):
+            with self.space(here):
+                Libbpf().attach_xdp(socket.if_nametoindex(f"to-{there}"), drop)
+        os.close(drop)
+
+
+_Line = tuple[int, int, int, int]
+_DROP_OR_PASS: tuple[_Line, ...] = (
+    (0xB7, 0, 0, 1), (0x95, 0, 0, 0), (0xB7, 0, 0, 2), (0x95, 0, 0, 0),
+)  # fmt: skip
+
 
 def lossy_program(one_in: int) -> int:
     """An XDP program that drops one packet in so many, at random: r0 = prandom % one_in; ..."""
-    library = ctypes.CDLL("libbpf.so.1", use_errno=True)
-    lines = (
-        (0x85, 0, 0, 7), (0x97, 0, 0, one_in), (0x55, 0, 2, 0), (0xB7, 0, 0, 1), (0x95, 0, 0, 0),
-        (0xB7, 0, 0, 2), (0x95, 0, 0, 0),
+    return _program(((0x85, 0, 0, 7), (0x97, 0, 0, one_in), (0x55, 0, 2, 0), *_DROP_OR_PASS))
+
+
+def blinking_program(begin: float, end: float) -> int:
+    """One that drops all from one second of CLOCK_MONOTONIC to another: r0 = ktime; r1 = ..."""
+
+    def second(at: float) -> tuple[_Line, _Line]:
+        ns = int(at * 1e9)
+        return (0x18, 1, 0, ns & 0x7FFFFFFF | -(ns & 0x80000000)), (0, 0, 0, ns >> 32)
+
+    return _program(
+        ((0x85, 0, 0, 5), *second(begin), (0xAD, 0x10, 5, 0), *second(end), (0x3D, 0x10, 2, 0),
+         *_DROP_OR_PASS)
     )  # fmt: skip
+
+
+def _program(lines: Sequence[_Line]) -> int:
+    library = ctypes.CDLL("libbpf.so.1", use_errno=True)
     code = b"".join(struct.pack("<BBhi", *line) for line in lines)
     program: int = library.bpf_prog_load(
         6, b"lossy", b"GPL", code, ctypes.c_size_t(len(lines)), None

@@ -72,6 +72,18 @@ def back(ring: Triangle, probe: Probe) -> None:
     wait_for(lambda: not any(ring.findings(name) for name in "abc"), "nothing to say", 10)
 
 
+def test_a_network_that_stands_still_for_a_moment_costs_that_moment(
+    ring: Triangle, probe: Probe
+) -> None:
+    """Every node hears nothing over any link, again and again: none of them is said to be down."""
+    for _ in range(3):
+        probe.reset()
+        ring.blink(ring.cables, 0.03)
+        assert 25 < probe.gap() < AROUND_MS
+        assert not [x for name in "abc" for x in ring.mesh.status(name).links if x.state == "down"]
+    back(ring, probe)
+
+
 def test_an_interface_that_is_down(ring: Triangle, probe: Probe) -> None:
     ring.run("a", "ip link set to-c down")
     assert probe.gap() < AROUND_MS

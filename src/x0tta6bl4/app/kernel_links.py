@@ -13,6 +13,7 @@ import msgspec
 from x0tta6bl4.app.kernel_keys import Keys
 from x0tta6bl4.app.wallet import read_private, write_private
 from x0tta6bl4.core.links.verdicts import Judged, Verdicts
+from x0tta6bl4.edge.kernel.detector import Detector
 from x0tta6bl4.edge.kernel.layout import LINKS_MAX
 from x0tta6bl4.edge.kernel.plane import Adjacent
 from x0tta6bl4.edge.kernel.sysctl import here, written_where
@@ -155,6 +156,11 @@ class Links:
     def numbered(self, number: int) -> KernelLink | None:
         """The link of a number."""
         return self._by_number.get(number)
+
+    def deaf(self, link: KernelLink, detector: Detector) -> bool:
+        """Whether there are other links, over none of which anything is heard."""
+        others = [other for other in self if other is not link and other.judged.up]
+        return bool(others) and all(detector.report(other.number).suspect for other in others)
 
     def agreed(self, link: KernelLink, offers: Offers, now: float) -> Kept:
         """What both ends have said, as one; those who are `beside` it give way.

@@ -332,7 +332,7 @@ class KernelPlane:
         self._guarded(self._agree, node, offers)
 
     def withdrawn(self, node: NodeName) -> None:
-        """A neighbour's data goes through user space, or is not adjacent any more."""
+        """A neighbour's data goes through user space, or it is not adjacent any more."""
         link = self._links.get(node)
         if link is not None:
             self._refused.setdefault(node, "its data goes through user space")
@@ -440,19 +440,20 @@ class KernelPlane:
     # ------------------------------------------------------------------ links: judging
     def _events(self) -> None:
         """What the kernel has said; routes come first, whatever it is."""
-        events = [
-            (link, event)
-            for event in self.detector.events()
-            if (link := self._links.numbered(event.number)) is not None and link.kept is not None
+        events = [(self._links.numbered(event.number), event) for event in self.detector.events()]
+        downs = [  # Those that were taken back meanwhile are void.
+            (link, event.silent_us)
+            for link, event in events
+            if event.kind is EventKind.DOWN and link is not None and link.kept is not None
+            if self.detector.report(link.number).dead
         ]
-        for link, event in events:
-            if event.kind is EventKind.DOWN:
-                self._guarded(self.routes.cut, link.node, True)
-        for link, event in events:
-            if event.kind is EventKind.DOWN:
-                self._decide(said.KernelDown(link.node, event.silent_us))
-            elif event.kind is EventKind.GOOD:
-                self._guarded(self._show, link)
+        for link, _ in downs:
+            self._guarded(self.routes.cut, link.node, True)
+        for link, us in downs:
+            self._decide(said.KernelDown(link.node, us, self._links.deaf(link, self.detector)))
+        for good, event in events:
+            if event.kind is EventKind.GOOD and good is not None:
+                self._guarded(self._show, good)
         self._decide(said.KernelStirs())
         self._stirred.set()
         self._pace()
@@ -469,6 +470,7 @@ class KernelPlane:
             said.KernelShows(
                 link.node, report.dead, report.silent_us, good, report.peer_heard,
                 moved.came_in, moved.lost_in, moved.came_out, moved.lost_out,
+                report.dead and link.judged.up and self._links.deaf(link, self.detector),
             )
         )  # fmt: skip
 

@@ -5,10 +5,14 @@
 
 The kernel only declares dead.  A new link is revived at its first ten good answers in a row; after
 a failure when it has been good for 2 s, too (RFC 5880 knows no such hold; it is that of
-`liveness`).  A node that loses its last links all at one moment was deaf itself, because its
-processor stood still: they need not be good for so long, once in a while.  What the kernel says
-makes things fast, what it shows makes them right: a verdict whose message was lost is seen at the
-next look.
+`liveness`).  What the kernel says makes things fast, what it shows makes them right: a verdict
+whose message was lost is seen at the next look.
+
+A node that hears nothing over any link may be deaf itself, because its processor stood still, or
+all of its network did.  Such a verdict is in doubt: there is no better link, so nothing is told
+until another link is heard and this one is not, or until the time for that is over; and whatever
+answers ten times meanwhile was never down.  Nor are links held that were lost at one moment with
+half of all, once in a while; and with all of them, whenever it is so.
 
 While a link is down here, what the proxy says of it is kept back: its hellos are slower and may not
 have noticed; the last of it is told at the revival.  While one loses some of what it carries,
@@ -37,8 +41,10 @@ DOUBT_US: Final = 250_000
 many looks would make it later still.  What was lost is seen by then."""
 DEAF_US: Final = 250_000
 """Links that are lost within it are lost at one moment: verdicts come late on such a machine."""
-DEAF_EVERY_US: Final = 30_000_000
-"""A node that is deaf more often has links that come and go, and is to hold them."""
+DEAF_EVERY_US: Final = 5_000_000
+"""Where half of all links are lost at one moment more often, they come and go, and are held."""
+SURE_US: Final = 100_000
+"""A verdict is in doubt no longer."""
 BUSY_PACKETS: Final = 20
 """Sent over a link between two looks: some of such may be lost where hellos are not."""
 
@@ -65,6 +71,8 @@ class KernelDown(Value, frozen=True):
 
     node: str
     silent_us: int
+    deaf: bool = False
+    """There are other links that are up, and nothing was heard over any of them either."""
 
 
 @final
@@ -94,6 +102,8 @@ class KernelShows(Value, frozen=True):
     """Packets since it was shown last, as the neighbour counted them."""
     lost_out: int = 0
     """Likewise."""
+    deaf: bool = False
+    """As in `KernelDown`."""
 
 
 @final
@@ -164,8 +174,8 @@ class Judged(Value, frozen=True):
 
 class _Link:
     __slots__ = (
-        "answers", "apart_since", "failed", "failed_at", "good_since", "heard", "into", "lost",
-        "out", "proven", "run", "said", "up", "watched",
+        "answers", "apart_since", "doubted", "failed", "failed_at", "good_since", "heard", "into",
+        "lost", "out", "proven", "run", "said", "up", "watched",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -183,6 +193,8 @@ class _Link:
         self.up = was == "up"
         self.failed = was == "down"
         self.failed_at: Instant = NEVER
+        self.doubted: Instant = NEVER
+        """Since then it is dead in the kernel, and up for the mesh."""
         self.run = 0
         self.good_since: Instant = NEVER
         self.apart_since: Instant = NEVER
@@ -209,14 +221,14 @@ class Verdicts:
         often_until: something has happened: up to this instant links are to be shown often.
     """
 
-    __slots__ = ("_config", "_deaf_from", "_judges", "_links", "deadline", "often_until")
+    __slots__ = ("_config", "_deaf_at", "_judges", "_links", "deadline", "often_until")
 
     def __init__(self, config: Config | None = None, *, judges: bool = True) -> None:
         self._config = config or Config()
         self._judges = judges
         self._links: dict[str, _Link] = {}
-        self._deaf_from = 0
-        """Before, it is not excused again that all links are lost."""
+        self._deaf_at = -DEAF_EVERY_US
+        """When half of all links were lost at one moment, last."""
         self.deadline: Final = NEVER
         self.often_until: int = 0
 
@@ -233,7 +245,7 @@ class Verdicts:
             link = self._watched(event.node)
             if link is None or not link.up:
                 return NOTHING
-            return self._down(now, link, event.node, event.silent_us)
+            return self._judge(now, link, event)
         if type(event) is ProxySays:
             return self._hear(event.link)
         if type(event) is KernelWatches:
@@ -284,7 +296,7 @@ class Verdicts:
         if link.up:
             if shown.dead:
                 self._stir(now)
-                return self._down(now, link, shown.node, shown.silent_us)
+                return self._judge(now, link, shown, shown.run)
             return self._grade(link, shown)
         if link.said is None or link.said.state != "up":
             link.apart_since = NEVER
@@ -307,7 +319,22 @@ class Verdicts:
         link.into, link.out = Loss(), Loss()
         return (revived,) if revived.first or link.said is None else (revived, MeshHears(link.said))
 
+    def _judge(
+        self, now: Instant, link: _Link, dead: KernelDown | KernelShows, run: int = 0
+    ) -> Effects:
+        """What a verdict is worth, and whether it is still the kernel's."""
+        if dead.deaf and link.doubted == NEVER:
+            link.doubted = now
+        answers = run and dead.silent_us < FRESH_US
+        if link.doubted == NEVER or now - link.doubted >= SURE_US or not (dead.deaf or answers):
+            return self._down(now, link, dead.node, dead.silent_us)
+        if answers and run >= self._config.good_hellos:
+            link.doubted = NEVER
+            return (Revive(dead.node, first=False),)
+        return NOTHING
+
     def _down(self, now: Instant, link: _Link, node: str, silent_us: int) -> Effects:
+        link.doubted = NEVER
         link.up, link.failed, link.failed_at = False, True, now
         self._excuse(now)
         link.run, link.good_since = 0, NEVER
@@ -317,13 +344,18 @@ class Verdicts:
         return KernelLost(node, silent_us), MeshHears(down)
 
     def _excuse(self, now: Instant) -> None:
-        """Links that are all lost at one moment have not failed."""
+        """Of links that are lost at one moment, half of all or more, none has failed."""
         links = [link for link in self._links.values() if link.watched and link.proven]
-        lately = [link for link in links if link.failed and now - link.failed_at <= DEAF_US]
-        if len(lately) > 1 and now >= self._deaf_from and not any(link.up for link in links):
-            self._deaf_from = now + DEAF_EVERY_US
-            for link in lately:
-                link.failed = False
+        lately = [link for link in links if not link.up and 0 <= now - link.failed_at <= DEAF_US]
+        if len(lately) < 2 or 2 * len(lately) < len(links):
+            return
+        if any(link.up for link in links):
+            if DEAF_US < now - self._deaf_at < DEAF_EVERY_US:
+                return
+            if now - self._deaf_at >= DEAF_EVERY_US:
+                self._deaf_at = now
+        for link in lately:
+            link.failed = False
 
     def _grade(self, link: _Link, shown: KernelShows) -> Effects:
         """Hellos that the neighbour has heard are good ones: a link that is left has no data."""

@@ -166,6 +166,11 @@ class Alternates:
         }
         return found
 
+    def knows(self, node: str) -> bool:
+        """Whether it says itself which links it has."""
+        number = self._map.index.get(node)
+        return number is not None and self._map.says[number] is not None
+
     @property
     def unrepaired(self) -> bool:
         """Whether `repair` has something to do."""

@@ -16,6 +16,9 @@ as they compute it, and waits for whoever is slow.  Where the next hop says noth
 agent is dead, a turn lasts TURN, TURNS_MAX of them at most.  Who loses a link itself has its
 alternates in force meanwhile, and these need no turn.
 
+A member that the map has no path to for a moment is most often there: its neighbours were told of
+links in an order of their own.  The way to it stays for KEEP; nobody who knows has a better one.
+
 Source: Francois & Bonaventure, Avoiding transient loops during IGP convergence (INFOCOM 2005), for
 the order; RFC 6976 for turns that take a fixed time, and for completion messages; restart of a node
 as in RFC 4724.
@@ -52,6 +55,8 @@ many share."""
 TURNS_MAX: Final = 16
 WAIT_MAX: Final = 1 * SECOND
 """Where changes never end, what waits is not put off any more."""
+KEEP: Final = 5 * SECOND
+"""How long packets for a member without a path go where they went."""
 ALL: Final = NODES_MAX
 """More turns than any way has."""
 _COALESCE: Final = 1 * MS
@@ -187,6 +192,9 @@ class Forwarding:
             self._waiting.setdefault(name, _Waits(way, now)).way = way
         hops = self._table.hops(self._waiting) if self.in_force else {}
         for name, waits in self._waiting.items():
+            if waits.way is None and self.in_force and self._table.knows(name):
+                waits.turn, waits.due = ALL, Instant(waits.since + KEEP)
+                continue
             waits.turn = max(hops.get(name, 0) - 1, 0)
             turns = min(waits.turn, TURNS_MAX)
             waits.due = Instant(min(now, waits.since + WAIT_MAX) + turns * self._turn)
