@@ -79,6 +79,8 @@ def test_data_leaves_a_link_that_loses_packets_at_once_until_the_tables_have_cha
 ) -> None:
     monkeypatch.setattr(kernel_plane, "LEAVE_S", 0.05)
     plane, to = house.plane, str(mesh_address(TrustDomain("example.org"), NodeName("d")))
+    report, shown = Detector.report, {"dead": False}
+    monkeypatch.setattr(Detector, "report", lambda *a: msgspec.structs.replace(report(*a), **shown))
 
     def passes(by: str) -> bool:
         return by in house.here.run("ip", "-6", "route", "get", to)
@@ -104,6 +106,13 @@ def test_data_leaves_a_link_that_loses_packets_at_once_until_the_tables_have_cha
         assert passes(c), "it lost packets again, and its time is that of the last"
         plane._loses(said.KernelLoses(B, False))
         monkeypatch.setattr(kernel_plane, "LEAVE_S", 0.05)
+        plane._loses(said.KernelLoses(B, True))
+        plane._revive(said.Revive(B, first=False))
+        assert passes(c), "alive as it is, it loses packets"
+        shown["dead"] = True
+        await asyncio.sleep(0.1)
+        assert passes(c), "the kernel calls it dead, in doubt though it may be"
+        shown["dead"] = False
         plane._loses(said.KernelLoses(B, True))
         plane._decide(said.KernelDown(B, 7500))
         await asyncio.sleep(0.1)
@@ -144,9 +153,32 @@ def test_a_verdict_that_was_taken_back_before_it_is_heard_is_none(
         link = plane._links.get(B)
         assert link is not None
         plane._events()
-        assert link.judged.up
+        assert not plane._verdicts.doubts
         plane._events()
-        assert not link.judged.up
+        assert plane._verdicts.doubts, "there is no other link"
+
+    with house.here:
+        asyncio.run(asyncio.wait_for(live(), 10))
+
+
+def test_a_link_that_is_silent_is_not_good_for_what_it_was_before(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plane, report = house.plane, Detector.report
+    shown: dict[str, Any] = {"dead": True, "suspect": True, "silent_us": 9_000, "good": 5_000}
+    monkeypatch.setattr(Detector, "report", lambda *a: msgspec.structs.replace(report(*a), **shown))
+
+    async def live() -> None:
+        plane._decide(said.KernelShows(B, True, 0, 10))  # It is up.
+        link = plane._links.get(B)
+        assert link is not None
+        plane._show(link)
+        plane._show(link)
+        assert plane._verdicts.doubts
+        shown["suspect"] = False
+        plane._show(link)
+        assert not plane._verdicts.doubts
+        assert link.judged.up
 
     with house.here:
         asyncio.run(asyncio.wait_for(live(), 10))

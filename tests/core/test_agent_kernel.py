@@ -7,8 +7,9 @@ import pytest
 from tests.fakes.agents import Mesh, Node
 from x0tta6bl4.core.agent import words
 from x0tta6bl4.core.agent.own import Own
+from x0tta6bl4.core.machine import SECOND
 from x0tta6bl4.core.routing.alternates import Guard, Way
-from x0tta6bl4.core.routing.forwarding import WaysChanged
+from x0tta6bl4.core.routing.forwarding import KEEP, WaysChanged
 from x0tta6bl4.wire.messages import DirectItem
 
 DIAMOND = [("a", "b"), ("b", "d"), ("a", "c"), ("c", "d")]
@@ -58,6 +59,21 @@ def kernels(mesh: Mesh, *, held: bool = False) -> None:
     for name, node in mesh.nodes.items():
         others = frozenset({one for link in mesh.links if name in link for one in link} - {name})
         node.give(words.KernelLinks(others, held))
+
+
+def test_the_kernel_keeps_the_last_way_for_a_while_and_the_proxy_does_not() -> None:
+    mesh = Mesh("abcd", DIAMOND, forwards=True)
+    kernels(mesh)
+    mesh.run(3)
+    a = mesh["a"]
+    mesh.cut("b", "d")
+    mesh.cut("c", "d")
+    mesh.run(0.5)
+    assert table(a)["d"].kept
+    told = a.proxy.items(DirectItem)
+    assert {item.node for item in told if isinstance(item, DirectItem)} == {"b", "c"}
+    mesh.run(KEEP / SECOND)
+    assert "d" not in table(a)
 
 
 def reborn(mesh: Mesh, name: str, *, held: bool) -> None:

@@ -182,10 +182,12 @@ def test_a_verdict_is_in_doubt_while_nothing_is_heard_over_any_link() -> None:
         story = Story("up")
         assert story.at(0, first) == NOTHING
         assert story.link.up
+        assert story.machine.doubts
         assert story.machine.often_until >= SURE_US, "it is looked at soon"
         assert story.at(MS, KernelDown("b", 7_800, deaf=True)) == NOTHING
         assert story.at(SURE_US - 1, deaf()) == NOTHING
         assert story.at(SURE_US, deaf()) == (LOST, DOWN)
+        assert not story.machine.doubts
         assert story.good_again(SURE_US + MS) == NOTHING, "it is held"
         assert story.good_again(SURE_US + MS + 2 * SECOND) == (Revive("b", first=False),)
 
@@ -402,6 +404,8 @@ def test_few_hellos_will_do_where_the_kernel_judges_and_finds_a_link_good() -> N
     for _ in range(200):
         story.at(SECOND, shows())
     assert machine.good == {"b"}
+    story.at(SECOND, KernelDown("b", 8 * MS, deaf=True))
+    assert machine.good == frozenset()
     story.at(SECOND, KernelDown("b", 8 * MS))
     assert machine.good == frozenset()
     story.at(4 * SECOND, shows(dead=True))

@@ -384,14 +384,28 @@ def test_a_member_without_a_path_is_sent_packets_for_a_while() -> None:
 
     say(0, c=())
     node.run(Instant(now + KEEP - 1))
-    assert node.ways["c"] == was
+    assert node.ways["c"] == Way(was.hop, kept=True), "those who guard each other make circles"
     assert node.sent[-1].message.turns == ALL, "nobody waits for that"
     say(KEEP - 1, c=tuple(graph.links("c")))
+    node.run(Instant(now + KEEP - 1 + TURN))
+    assert node.ways["c"] == Way(was.hop, kept=True), "it has its turn as any other way"
     node.run(Instant(now + 3 * KEEP))
     assert node.ways["c"] == was
     say(3 * KEEP, c=())
     node.run(Instant(now + 4 * KEEP + 10 * MS))
     assert "c" not in node.ways
+
+
+def test_a_way_that_is_kept_goes_at_once_with_its_member() -> None:
+    node = Node("a", line("a", "b", "c"))
+    now = Instant(T0 + 2 * SECOND)
+    body = NodeBody(links=(), endpoints=())
+    node.take(node.machine.handle(now, MemberChanged("b", body)))
+    node.run(Instant(now + SECOND))
+    assert node.ways["c"].kept
+    node.take(node.machine.handle(Instant(now + SECOND), MemberGone("c")))
+    node.run(Instant(now + SECOND + 10 * MS))
+    assert set(node.ways) == {"b"}
 
 
 def test_a_node_that_is_gone_is_forgotten_and_other_events_are_not_for_us() -> None:

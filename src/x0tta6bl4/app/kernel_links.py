@@ -153,14 +153,18 @@ class Links:
         """The link to a neighbour."""
         return self._by_node.get(node)
 
+    def __getitem__(self, node: str) -> KernelLink:
+        """The link to one that is a neighbour."""
+        return self._by_node[NodeName(node)]
+
     def numbered(self, number: int) -> KernelLink | None:
         """The link of a number."""
         return self._by_number.get(number)
 
     def deaf(self, link: KernelLink, detector: Detector) -> bool:
-        """Whether there are other links, over none of which anything is heard."""
+        """Whether nothing is heard over any other link that is up, either."""
         others = [other for other in self if other is not link and other.judged.up]
-        return bool(others) and all(detector.report(other.number).suspect for other in others)
+        return all(detector.report(other.number).suspect for other in others)
 
     def agreed(self, link: KernelLink, offers: Offers, now: float) -> Kept:
         """What both ends have said, as one; those who are `beside` it give way.

@@ -238,12 +238,10 @@ class KernelPlane:
             if unproven is not None:
                 self._guarded(self._leave_driver, *unproven)
             self._pace()
-            if clock() < self._verdicts.often_until:
-                await asyncio.sleep(TICK_S)
-                continue
+            often = clock() < self._verdicts.often_until
             self._stirred.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(until_beat(now(), LEASE_S)):
+                async with asyncio.timeout(TICK_S if often else until_beat(now(), LEASE_S)):
                     await self._stirred.wait()
 
     def _pace(self) -> None:
@@ -440,6 +438,7 @@ class KernelPlane:
     # ------------------------------------------------------------------ links: judging
     def _events(self) -> None:
         """What the kernel has said; routes come first, whatever it is."""
+        calm = clock() >= self._verdicts.often_until  # Else there is a look soon.
         events = [(self._links.numbered(event.number), event) for event in self.detector.events()]
         downs = [  # Those that were taken back meanwhile are void.
             (link, event.silent_us)
@@ -455,7 +454,8 @@ class KernelPlane:
             if event.kind is EventKind.GOOD and good is not None:
                 self._guarded(self._show, good)
         self._decide(said.KernelStirs())
-        self._stirred.set()
+        if calm or self._verdicts.doubts:
+            self._stirred.set()
         self._pace()
 
     def _show(self, link: KernelLink) -> None:
@@ -465,7 +465,7 @@ class KernelPlane:
         report = self.detector.report(link.number)
         link.heard(report.answers)
         moved = self.detector.traffic(link.number)
-        good = 0 if link.rests else report.good
+        good = 0 if link.rests or report.suspect else report.good  # Those of before its silence.
         self._decide(
             said.KernelShows(
                 link.node, report.dead, report.silent_us, good, report.peer_heard,
@@ -493,8 +493,7 @@ class KernelPlane:
 
     def _loses(self, fact: said.KernelLoses) -> None:
         """Data leaves it at once if there is an alternate; later its cost counts, for everybody."""
-        link = self._links.get(fact.node)
-        assert link is not None
+        link = self._links[fact.node]
         if link.left is not None:
             link.left.cancel()
         if fact.gray:
@@ -507,21 +506,20 @@ class KernelPlane:
 
     def _take_back(self, link: KernelLink) -> None:
         link.left = None
-        if link.judged.up:
+        if link.judged.up and not self.detector.report(link.number).dead:
             self.routes.cut(link.node, False)
 
     def _revive(self, wanted: said.Revive) -> None:
-        link = self._links.get(wanted.node)
-        assert link is not None
+        link = self._links[wanted.node]
         self.detector.revive(link.number)
-        self.routes.cut(wanted.node, False)
+        if link.left is None:
+            self.routes.cut(wanted.node, False)
         if wanted.first:
             self._post(KernelLinks(self._verdicts.forwarding))
         self._say("link", f"{wanted.node} answers the kernel" + ("" if wanted.first else " again"))
 
     def _declare_dead(self, wanted: said.DeclareDead) -> None:
-        link = self._links.get(wanted.node)
-        assert link is not None
+        link = self._links[wanted.node]
         self.detector.declare_dead(link.number)
 
     _EFFECTS: Final[dict[type, Callable[..., None]]] = {

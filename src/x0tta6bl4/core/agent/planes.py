@@ -178,7 +178,7 @@ class Planes:
     def _say(self, fact: WaysChanged) -> None:
         direct = len(self._snapshot.of(DirectItem))
         for node, way in fact.ways:
-            if way is None:
+            if way is None or way.kept:
                 self._snapshot.drop(f"DirectItem/{node}")
             elif direct < DIRECT_MAX:
                 address = mesh_address(self._domain, NodeName(node))

@@ -44,7 +44,7 @@ DEAF_US: Final = 250_000
 DEAF_EVERY_US: Final = 5_000_000
 """Where half of all links are lost at one moment more often, they come and go, and are held."""
 SURE_US: Final = 100_000
-"""A verdict is in doubt no longer."""
+"""A verdict is in doubt no longer, as soon as it is looked at."""
 BUSY_PACKETS: Final = 20
 """Sent over a link between two looks: some of such may be lost where hellos are not."""
 
@@ -72,7 +72,7 @@ class KernelDown(Value, frozen=True):
     node: str
     silent_us: int
     deaf: bool = False
-    """There are other links that are up, and nothing was heard over any of them either."""
+    """Nothing was heard over any other link that is up either."""
 
 
 @final
@@ -274,7 +274,13 @@ class Verdicts:
             node
             for node, link in self._links.items()
             if link.watched and link.proven and link.up and link.answers and not link.gray
+            if link.doubted == NEVER
         )
+
+    @property
+    def doubts(self) -> bool:
+        """Whether a verdict is in doubt: anything that the kernel says may decide it."""
+        return any(link.doubted != NEVER for link in self._links.values())
 
     def _stir(self, now: Instant, us: int = OFTEN_US) -> None:
         self.often_until = max(self.often_until, now + us)

@@ -64,6 +64,8 @@ class Way(Value, frozen=True):
     guard: Guard = Guard.NONE
     repair: tuple[str, ...] = ()
     """A source route instead: a neighbour first, last the node from which tables lead on."""
+    kept: bool = False
+    """There is no path any more: packets that are on their way go where they went."""
 
     def detour(self, *, source_routes: bool) -> tuple[str, ...]:
         """Through which nodes to send when the link to `hop` has failed; empty: nowhere.

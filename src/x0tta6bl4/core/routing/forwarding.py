@@ -17,7 +17,8 @@ agent is dead, a turn lasts TURN, TURNS_MAX of them at most.  Who loses a link i
 alternates in force meanwhile, and these need no turn.
 
 A member that the map has no path to for a moment is most often there: its neighbours were told of
-links in an order of their own.  The way to it stays for KEEP; nobody who knows has a better one.
+links in an order of their own.  The next hop to it stays for KEEP, without alternates: next hops of
+one map lead nowhere in circles, and those who guard each other do.
 
 Source: Francois & Bonaventure, Avoiding transient loops during IGP convergence (INFOCOM 2005), for
 the order; RFC 6976 for turns that take a fixed time, and for completion messages; restart of a node
@@ -27,6 +28,8 @@ as in RFC 4724.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
+from operator import itemgetter
 from typing import Final, final
 
 from x0tta6bl4.core.machine import (
@@ -56,7 +59,7 @@ TURNS_MAX: Final = 16
 WAIT_MAX: Final = 1 * SECOND
 """Where changes never end, what waits is not put off any more."""
 KEEP: Final = 5 * SECOND
-"""How long packets for a member without a path go where they went."""
+"""How long packets for a member without a path go where they went; see `Way.kept`."""
 ALL: Final = NODES_MAX
 """More turns than any way has."""
 _COALESCE: Final = 1 * MS
@@ -99,8 +102,8 @@ class Forwarding:
     """
 
     __slots__ = (
-        "_due", "_heard", "_map", "_me", "_repair_at", "_restarting", "_restarts", "_table",
-        "_told", "_turn", "_update_at", "_waiting", "deadline", "in_force",
+        "_due", "_heard", "_hops", "_map", "_me", "_repair_at", "_restarting", "_restarts",
+        "_table", "_told", "_turn", "_update_at", "_waiting", "deadline", "in_force",
     )  # fmt: skip
 
     def __init__(self, me: str, turn: int = TURN) -> None:
@@ -109,6 +112,8 @@ class Forwarding:
         self._table = Alternates(me)
         self._waiting: dict[str, _Waits] = {}
         """By destination; as bounded as the map."""
+        self._hops: dict[str, str] = {}
+        """Where packets go, by destination."""
         self._due: Instant = NEVER
         """When the first of them is put off no longer."""
         self._map = 0
@@ -167,7 +172,7 @@ class Forwarding:
         self, now: Instant, node: str, links: tuple[Adjacency, ...] | None, *, stub: bool = False
     ) -> None:
         self._table.say(node, links, stub=stub)
-        if self._table.due:
+        if self._table.due or node in self._waiting:
             self._update_at = Instant(min(self._update_at, now + _COALESCE))
 
     def _on_tick(self, now: Instant, out: list[Effect]) -> None:
@@ -185,20 +190,32 @@ class Forwarding:
 
     def _update(self, now: Instant, out: list[Effect]) -> None:
         self._update_at = NEVER
-        found = self._table.update()
+        found, kept = self._table.update(), []
         self._map = self._table.digest()
         self._repair_at = Instant(now + _REPAIR_AFTER) if self._table.unrepaired else NEVER
         for name, way in found.items():
-            self._waiting.setdefault(name, _Waits(way, now)).way = way
+            waits = self._waiting.setdefault(name, _Waits(way, now))
+            if waits.way is None:
+                waits.since = now
+            waits.way = way
+            if self._keeps(name, waits):
+                kept.append((name, Way(self._hops[name], kept=True)))
+        if kept:
+            out.append(WaysChanged(tuple(sorted(kept, key=itemgetter(0)))))
         hops = self._table.hops(self._waiting) if self.in_force else {}
         for name, waits in self._waiting.items():
-            if waits.way is None and self.in_force and self._table.knows(name):
+            if self._keeps(name, waits):
                 waits.turn, waits.due = ALL, Instant(waits.since + KEEP)
                 continue
             waits.turn = max(hops.get(name, 0) - 1, 0)
             turns = min(waits.turn, TURNS_MAX)
             waits.due = Instant(min(now, waits.since + WAIT_MAX) + turns * self._turn)
         self._change_over(now, out)
+
+    def _keeps(self, name: str, waits: _Waits) -> bool:
+        """Whether a member without a path was one with a path."""
+        member = self.in_force and name in self._hops and self._table.knows(name)
+        return member and waits.way is None
 
     def _hear(self, now: Instant, node: str, message: Completion, out: list[Effect]) -> None:
         if node not in self._heard and len(self._heard) >= LINKS_MAX:
@@ -219,7 +236,7 @@ class Forwarding:
             if waits.due <= now or (waits.way and turns.get(waits.way.hop, 0) >= waits.turn)
         )
         if turn:
-            out.append(WaysChanged(tuple((name, self._waiting.pop(name).way) for name in turn)))
+            out.append(self._changed([(name, self._waiting.pop(name).way) for name in turn]))
         self._due = min((waits.due for waits in self._waiting.values()), default=NEVER)
 
     def _tell(self, out: list[Effect]) -> None:
@@ -242,4 +259,12 @@ class Forwarding:
             else:
                 at_once.append((name, way))
         if at_once:
-            out.append(WaysChanged(tuple(at_once)))
+            out.append(self._changed(at_once))
+
+    def _changed(self, ways: Sequence[tuple[str, Way | None]]) -> WaysChanged:
+        for name, way in ways:
+            if way is None:
+                self._hops.pop(name, None)
+            else:
+                self._hops[name] = way.hop
+        return WaysChanged(tuple(ways))
