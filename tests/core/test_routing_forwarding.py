@@ -396,6 +396,24 @@ def test_a_member_without_a_path_is_sent_packets_for_a_while() -> None:
     assert "c" not in node.ways
 
 
+def test_the_next_hop_that_is_kept_is_the_one_before_it_all_began() -> None:
+    """Those of the maps in between, each node's another, would make circles."""
+    body = NodeBody(links=(), endpoints=())
+    for pause, kept in ((SECOND, "b"), (KEEP + SECOND, "f")):
+        costs = {**line("a", "b", "c", "d", "e", "f").costs, ("a", "f"): 1}
+        node = Node("a", Graph(costs))
+        assert node.ways["c"].hop == "b"
+        del costs["b", "c"]
+        for name in "bc":
+            node.hear(Instant(T0 + KEEP), name, Graph(costs))
+        at = Instant(T0 + KEEP + pause)
+        node.run(at)
+        assert node.ways["c"].hop == "f"
+        node.take(node.machine.handle(at, MemberChanged("d", body)))
+        node.run(Instant(at + SECOND))
+        assert node.ways["c"] == Way(kept, kept=True)
+
+
 def test_a_way_that_is_kept_goes_at_once_with_its_member() -> None:
     node = Node("a", line("a", "b", "c"))
     now = Instant(T0 + 2 * SECOND)

@@ -17,8 +17,8 @@ agent is dead, a turn lasts TURN, TURNS_MAX of them at most.  Who loses a link i
 alternates in force meanwhile, and these need no turn.
 
 A member that the map has no path to for a moment is most often there: its neighbours were told of
-links in an order of their own.  The next hop to it stays for KEEP, without alternates: next hops of
-one map lead nowhere in circles, and those who guard each other do.
+links in an order of their own.  For KEEP its packets go to the next hop that they had before all
+that, without alternates: next hops of one map make no circles, those of the maps in between do.
 
 Source: Francois & Bonaventure, Avoiding transient loops during IGP convergence (INFOCOM 2005), for
 the order; RFC 6976 for turns that take a fixed time, and for completion messages; restart of a node
@@ -89,6 +89,26 @@ class _Waits:
         """It is put off no longer."""
 
 
+class _Hop:
+    """Where packets for a destination go."""
+
+    __slots__ = ("_before", "_since", "node")
+
+    def __init__(self, node: str, now: Instant) -> None:
+        self.node = self._before = node
+        self._since = now
+
+    def turn(self, now: Instant, node: str) -> None:
+        """To another neighbour from now on."""
+        if node != self.node:
+            self._before = self.settled(now)
+            self.node, self._since = node, now
+
+    def settled(self, now: Instant) -> str:
+        """Where they went for KEEP, before what changes now began to change."""
+        return self.node if now - self._since >= KEEP else self._before
+
+
 class Forwarding:
     """The machine.
 
@@ -112,8 +132,8 @@ class Forwarding:
         self._table = Alternates(me)
         self._waiting: dict[str, _Waits] = {}
         """By destination; as bounded as the map."""
-        self._hops: dict[str, str] = {}
-        """Where packets go, by destination."""
+        self._hops: dict[str, _Hop] = {}
+        """By destination."""
         self._due: Instant = NEVER
         """When the first of them is put off no longer."""
         self._map = 0
@@ -199,7 +219,7 @@ class Forwarding:
                 waits.since = now
             waits.way = way
             if self._keeps(name, waits):
-                kept.append((name, Way(self._hops[name], kept=True)))
+                kept.append((name, Way(self._hops[name].settled(now), kept=True)))
         if kept:
             out.append(WaysChanged(tuple(sorted(kept, key=itemgetter(0)))))
         hops = self._table.hops(self._waiting) if self.in_force else {}
@@ -236,7 +256,7 @@ class Forwarding:
             if waits.due <= now or (waits.way and turns.get(waits.way.hop, 0) >= waits.turn)
         )
         if turn:
-            out.append(self._changed([(name, self._waiting.pop(name).way) for name in turn]))
+            out.append(self._changed(now, [(name, self._waiting.pop(name).way) for name in turn]))
         self._due = min((waits.due for waits in self._waiting.values()), default=NEVER)
 
     def _tell(self, out: list[Effect]) -> None:
@@ -259,12 +279,14 @@ class Forwarding:
             else:
                 at_once.append((name, way))
         if at_once:
-            out.append(self._changed(at_once))
+            out.append(self._changed(now, at_once))
 
-    def _changed(self, ways: Sequence[tuple[str, Way | None]]) -> WaysChanged:
+    def _changed(self, now: Instant, ways: Sequence[tuple[str, Way | None]]) -> WaysChanged:
         for name, way in ways:
             if way is None:
                 self._hops.pop(name, None)
+            elif name in self._hops:
+                self._hops[name].turn(now, way.hop)
             else:
-                self._hops[name] = way.hop
+                self._hops[name] = _Hop(way.hop, now)
         return WaysChanged(tuple(ways))
