@@ -107,8 +107,6 @@ def test_data_leaves_a_link_that_loses_packets_at_once_until_the_tables_have_cha
         plane._loses(said.KernelLoses(B, False))
         monkeypatch.setattr(kernel_plane, "LEAVE_S", 0.05)
         plane._loses(said.KernelLoses(B, True))
-        plane._revive(said.Revive(B, first=False))
-        assert passes(c), "alive as it is, it loses packets"
         shown["dead"] = True
         await asyncio.sleep(0.1)
         assert passes(c), "the kernel calls it dead, in doubt though it may be"

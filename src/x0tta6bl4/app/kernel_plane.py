@@ -512,8 +512,10 @@ class KernelPlane:
     def _revive(self, wanted: said.Revive) -> None:
         link = self._links[wanted.node]
         self.detector.revive(link.number)
-        if link.left is None:
-            self.routes.cut(wanted.node, False)
+        if not link.judged.gray:  # Else it is out of a doubt, and loses packets as before.
+            if link.left is not None:
+                link.left.cancel()
+            self._take_back(link)
         if wanted.first:
             self._post(KernelLinks(self._verdicts.forwarding))
         self._say("link", f"{wanted.node} answers the kernel" + ("" if wanted.first else " again"))
