@@ -138,7 +138,7 @@ def test_a_verdict_that_is_seen_and_was_not_heard_cuts_routes_too(house: House) 
 def test_a_verdict_that_was_taken_back_before_it_is_heard_is_none(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plane, dead = house.plane, [False, True]
+    plane, dead = house.plane, [False, False, True]  # It is asked at the revival, too.
     kernel_says = LinkEvent(house.number, EventKind.DOWN, 0, 7_800)
     report = Detector.report
     monkeypatch.setattr(Detector, "events", lambda _: [kernel_says])
