@@ -31,7 +31,7 @@ from x0tta6bl4.edge.kernel.layout import EventKind
 from x0tta6bl4.edge.kernel.plane import Plane
 from x0tta6bl4.runtime.aio.links import LinkConnections
 from x0tta6bl4.wire.ids import NodeName, TrustDomain
-from x0tta6bl4.wire.mesh_address import mesh_address
+from x0tta6bl4.wire.mesh_address import link_address, mesh_address
 
 pytestmark = pytest.mark.netns
 C = NodeName("c")
@@ -211,18 +211,36 @@ def test_a_revoked_node_is_turned_away_while_there_is_a_way_to_it(house: House) 
     assert house.plane.counters()["kernel_dropped_total|filter_denied"] == 1
 
 
-def test_new_programs_let_in_whom_the_routes_of_before_lead_to(house: House) -> None:
+@pytest.mark.parametrize("pinned", [True, False])
+def test_whom_a_life_before_let_in_is_let_in_for_a_while_longer(
+    house: House, *, pinned: bool
+) -> None:
+    """Its neighbour may hold the link down, and send packets over it: there is no way to it yet."""
     domain = TrustDomain("example.org")
-    here, there = (mesh_address(domain, NodeName(name)) for name in "ab")
+    here, there, stranger = (mesh_address(domain, NodeName(name)) for name in "abc")
     packet = kw.ipv6(bytes(40), there, here, next=59)
     with house.here:
         house.plane._decide(said.KernelShows(B, True, 0, 10))
         house.plane.ways(WaysChanged((("b", Way(B)),)))
+        if pinned:  # Else the routes say who it was.
+            house.plane.ways(WaysChanged((("b", None),)))
         house.plane.close()
-    for pin in (house.state / "bpf").glob("x0_*"):
+    for pin in () if pinned else (house.state / "bpf").glob("x0_*"):
         pin.unlink()
     house.begin()
     assert house.comes_in(packet)
+    with house.here:
+        house.plane.complete()
+        house.plane._set_members()
+    assert house.comes_in(packet)
+    assert not house.comes_in(kw.ipv6(bytes(40), stranger, here, next=59))
+    assert not house.comes_in(kw.ipv6(bytes(40), link_address(domain, B, B), here, next=59))
+    with house.here:
+        house.plane._sets = Sets(Snapshot())
+        house.plane._sets.banned = frozenset({"spiffe://example.org/node/b"})
+        house.plane._set_members()
+        house.plane._sets = None
+    assert not house.comes_in(packet)
 
 
 def test_what_was_not_written_down_is_agreed_on_anew(house: House) -> None:

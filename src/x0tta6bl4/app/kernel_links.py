@@ -155,7 +155,7 @@ class Links:
 
     def __getitem__(self, node: str) -> KernelLink:
         """The link to one that is a neighbour."""
-        return self._by_node[NodeName(node)]
+        return self._by_node[node]
 
     def numbered(self, number: int) -> KernelLink | None:
         """The link of a number."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from ipaddress import IPv6Address, ip_network
 from typing import Final, final
 
@@ -37,29 +37,27 @@ class Members:
             | dict.fromkeys(map(ip_network, data.deny_from), True)
         )
         self._member = Member(rate_pps=data.member_pps)
-        self._reached: dict[str, float] = {}
-        """By node, when it was last reachable by the kernel; bounded by the ways."""
+        self._reached: dict[IPv6Address, float] = {}
+        """When they were last reachable by the kernel; bounded by the ways, of two lives."""
 
-    def adopt(self, targets: Iterable[bytes]) -> None:
-        """All to which a table of before leads: whose they are is not known yet."""
-        self.filter.set_members(dict.fromkeys(map(IPv6Address, targets), self._member))
+    def adopt(self, targets: Iterable[IPv6Address]) -> None:
+        """A life before has reached these, or has let them in: this one may not hear of all."""
+        self.reach(targets)
+        self.reach(self.filter.members)
+        if not self.filter.members:
+            self.set(())
 
-    def reach(self, nodes: Iterable[str]) -> None:
+    def reach(self, nodes: Iterable[IPv6Address]) -> None:
         """The kernel reaches these now."""
         self._reached |= dict.fromkeys(nodes, time.monotonic())
 
-    def set(self, address: Callable[[str], IPv6Address], banned: Collection[str | None]) -> None:
-        """Let in whom the kernel reaches, and for a while whom it did; but nobody revoked.
-
-        Args:
-            address: of a node.
-            banned: nodes.
-        """
+    def set(self, banned: Collection[IPv6Address]) -> None:
+        """Let in whom the kernel reaches, and for a while whom it did; but nobody revoked."""
         now = time.monotonic()
         self._reached = {n: at for n, at in self._reached.items() if now - at < MEMBER_S}
         self.filter.set_members(
             {
-                address(node): DENIED if node in banned else self._member
+                node: DENIED if node in banned else self._member
                 for node in list(self._reached)[:MEMBERS_MAX]
             }
         )

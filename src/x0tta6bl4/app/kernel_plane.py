@@ -145,6 +145,7 @@ class KernelPlane:
             else:
                 link.kept = None
         held = self.routes.start(self._adjacent())
+        self._members.adopt(self.routes.targets)
         for link in judged:
             if not link.judged.up:
                 self.routes.cut(link.node, True)
@@ -152,8 +153,6 @@ class KernelPlane:
             held = False  # Cut off from all: detours of then would send packets back.
             self.routes.settle()
             self._set_alternates()
-        if held and not judged:
-            self._members.adopt(self.routes.targets)
         self._members.filter.switch(IPv6Network((mesh_prefix(self._domain) + bytes(10), 48)))
         return held
 
@@ -330,7 +329,7 @@ class KernelPlane:
         self._guarded(self._agree, node, offers)
 
     def withdrawn(self, node: NodeName) -> None:
-        """A neighbour's data goes through user space, or it is not adjacent any more."""
+        """A neighbour's data goes through user space, or is not adjacent any more."""
         link = self._links.get(node)
         if link is not None:
             self._refused.setdefault(node, "its data goes through user space")
@@ -440,16 +439,16 @@ class KernelPlane:
         """What the kernel has said; routes come first, whatever it is."""
         calm = clock() >= self._verdicts.often_until  # Else there is a look soon.
         events = [(self._links.numbered(event.number), event) for event in self.detector.events()]
-        downs = [  # Those that were taken back meanwhile are void.
-            (link, event.silent_us)
+        downs = [  # As of now, for to cut takes a while. Those that were taken back are void.
+            (link, event.silent_us, self._links.deaf(link, self.detector))
             for link, event in events
             if event.kind is EventKind.DOWN and link is not None and link.kept is not None
             if self.detector.report(link.number).dead
         ]
-        for link, _ in downs:
+        for link, _, _ in downs:
             self._guarded(self.routes.cut, link.node, True)
-        for link, us in downs:
-            self._decide(said.KernelDown(link.node, us, self._links.deaf(link, self.detector)))
+        for link, silent_us, deaf in downs:
+            self._decide(said.KernelDown(link.node, silent_us, deaf))
         for good, event in events:
             if event.kind is EventKind.GOOD and good is not None:
                 self._guarded(self._show, good)
@@ -564,10 +563,11 @@ class KernelPlane:
                 self._guarded(self.detector.set_alternates, link.number, alternates)
 
     def _set_members(self) -> None:
-        self._members.reach(self.routes.nodes)
+        address = self.routes.address
+        self._members.reach(map(address, self.routes.nodes))
         if not self._held:
             ids = self._sets.banned if self._sets else ()
-            self._members.set(self.routes.address, {node_of(SpiffeId(id)) or "" for id in ids})
+            self._members.set({address(name) for id in ids if (name := node_of(SpiffeId(id)))})
 
     # ------------------------------------------------------------------ what is told
     def look(self) -> None:

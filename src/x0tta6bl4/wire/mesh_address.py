@@ -49,6 +49,11 @@ def mesh_address(domain: TrustDomain, name: NodeName) -> IPv6Address:
     return IPv6Address(mesh_prefix(domain) + bytes(2) + mesh_host(name))
 
 
+def is_node(address: bytes) -> bool:
+    """Whether a mesh address, 16 bytes, is that of a node; else it is that of a link."""
+    return address[PREFIX_BYTES:8] == bytes(2)
+
+
 def link_address(domain: TrustDomain, node: NodeName, neighbour: NodeName) -> IPv6Address:
     """Address at `node` of its link to a neighbour; at the neighbour itself, of any link to it.
 

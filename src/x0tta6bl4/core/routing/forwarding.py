@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from operator import itemgetter
 from typing import Final, final
 
 from x0tta6bl4.core.machine import (
@@ -210,7 +209,7 @@ class Forwarding:
 
     def _update(self, now: Instant, out: list[Effect]) -> None:
         self._update_at = NEVER
-        found, kept = self._table.update(), []
+        found = self._table.update()
         self._map = self._table.digest()
         self._repair_at = Instant(now + _REPAIR_AFTER) if self._table.unrepaired else NEVER
         for name, way in found.items():
@@ -218,18 +217,19 @@ class Forwarding:
             if waits.way is None:
                 waits.since = now
             waits.way = way
-            if self._keeps(name, waits):
-                kept.append((name, Way(self._hops[name].settled(now), kept=True)))
-        if kept:
-            out.append(WaysChanged(tuple(sorted(kept, key=itemgetter(0)))))
+        kept = []
         hops = self._table.hops(self._waiting) if self.in_force else {}
         for name, waits in self._waiting.items():
             if self._keeps(name, waits):
                 waits.turn, waits.due = ALL, Instant(waits.since + KEEP)
+                if name in found:
+                    kept.append((name, Way(self._hops[name].settled(now), kept=True)))
                 continue
             waits.turn = max(hops.get(name, 0) - 1, 0)
             turns = min(waits.turn, TURNS_MAX)
             waits.due = Instant(min(now, waits.since + WAIT_MAX) + turns * self._turn)
+        if kept:
+            out.append(WaysChanged(tuple(kept)))
         self._change_over(now, out)
 
     def _keeps(self, name: str, waits: _Waits) -> bool:

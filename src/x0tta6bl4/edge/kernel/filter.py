@@ -78,6 +78,15 @@ class Filter:
             ),
         )
 
+    @property
+    def members(self) -> frozenset[IPv6Address]:
+        """Who is let in, whoever has said so."""
+        held = self._programs.maps["x0_members"]
+        told = ((IPv6Address(key), held.get(key)) for key in self._members)
+        return frozenset(
+            node for node, data in told if data and not layout.MEMBER.unpack(data)["denied"]
+        )
+
     def set_members(self, members: Mapping[IPv6Address, Member]) -> int:
         """Make these the members.
 

@@ -27,7 +27,7 @@ from x0tta6bl4.edge.kernel.watch import GROUPS, Watch
 from x0tta6bl4.wire.admin import Finding
 from x0tta6bl4.wire.errors import Conflict, Unavailable
 from x0tta6bl4.wire.ids import NodeName, TrustDomain
-from x0tta6bl4.wire.mesh_address import link_address, mesh_address, mesh_prefix
+from x0tta6bl4.wire.mesh_address import is_node, link_address, mesh_address, mesh_prefix
 
 LOOK_EVERY_S: Final = 30
 REFUSED_MAX: Final = 8
@@ -101,9 +101,9 @@ class Plane:
         return self._ways.keys()
 
     @property
-    def targets(self) -> Iterable[bytes]:
-        """Mesh addresses to which there is a route."""
-        return self._routes.targets
+    def targets(self) -> Iterable[IPv6Address]:
+        """Nodes' mesh addresses to which there is a route."""
+        return (IPv6Address(one) for one in self._routes.targets if is_node(one))
 
     def address(self, node: str) -> IPv6Address:
         """Mesh address of a node."""
