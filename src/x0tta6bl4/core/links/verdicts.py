@@ -12,7 +12,8 @@ A node that hears nothing over any link may be deaf itself, because its processo
 all of its network did.  Such a verdict is in doubt: there is no better link, so nothing is told
 until another link is heard and this one is not, or until the time for that is over; and whatever
 answers ten times meanwhile was never down.  Nor are links held that were lost at one moment with
-half of all, once in a while; and with all of them, whenever it is so.
+half of all, once in a while; and with all of them, whenever it is so.  While no link is up, none is
+held either: there is no better one to use meanwhile.
 
 While a link is down here, what the proxy says of it is kept back: its hellos are slower and may not
 have noticed; the last of it is told at the revival.  While one loses some of what it carries,
@@ -313,7 +314,8 @@ class Verdicts:
         if run < link.run or link.good_since == NEVER:
             link.good_since = now if good else NEVER
         link.run = run
-        if not good or (link.failed and now - link.good_since < self._config.hold_us):
+        held = link.failed and any(other.up for other in self._links.values())
+        if not good or (held and now - link.good_since < self._config.hold_us):
             return NOTHING
         return self._up(link, shown.node)
 
