@@ -8,6 +8,7 @@ import os
 import random
 import ssl
 import struct
+import time
 from collections.abc import Awaitable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from tests.edge.kernel import kernel_world as kw
 from tests.edge.kernel.space import link_local
 from x0tta6bl4.app import kernel_links, kernel_plane
 from x0tta6bl4.app.kernel_links import KEPT
+from x0tta6bl4.app.kernel_plane import NOBODY
 from x0tta6bl4.core.agent.snapshot import Snapshot
 from x0tta6bl4.core.agent.told import Sets
 from x0tta6bl4.core.links import verdicts as said
@@ -79,8 +81,7 @@ def test_data_leaves_a_link_that_loses_packets_at_once_until_the_tables_have_cha
 ) -> None:
     monkeypatch.setattr(kernel_plane, "LEAVE_S", 0.05)
     plane, to = house.plane, str(mesh_address(TrustDomain("example.org"), NodeName("d")))
-    report, shown = Detector.report, {"dead": False}
-    monkeypatch.setattr(Detector, "report", lambda *a: msgspec.structs.replace(report(*a), **shown))
+    shown = dead_as_said(monkeypatch)
 
     def passes(by: str) -> bool:
         return by in house.here.run("ip", "-6", "route", "get", to)
@@ -120,6 +121,43 @@ def test_data_leaves_a_link_that_loses_packets_at_once_until_the_tables_have_cha
         asyncio.run(asyncio.wait_for(live(), 10))
 
 
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_link_that_loses_packets_carries_data_again_after_a_doubt(
+    house: House, monkeypatch: pytest.MonkeyPatch, *, ended: bool
+) -> None:
+    """It is left for LEAVE_S, and that ends before the doubt begins, or within it."""
+    plane, to = house.plane, str(mesh_address(TrustDomain("example.org"), NodeName("d")))
+    monkeypatch.setattr(kernel_plane, "LEAVE_S", 0.05)
+    shown = dead_as_said(monkeypatch)
+
+    def passes(by: str) -> bool:
+        return by in house.here.run("ip", "-6", "route", "get", to)
+
+    async def live() -> None:
+        _, c = house.second()
+        b = str(link_local(house.mac("to-a")))
+        plane._decide(said.KernelShows(B, True, 0, 10))  # It is up.
+        plane.ways(WaysChanged((("d", Way(B, "c", Guard.NODE)),)))
+        for _ in range(10):
+            plane._decide(said.KernelShows(B, False, 0, 10, came_out=100, lost_out=30))
+        assert passes(c)
+        if ended:
+            await asyncio.sleep(0.1)
+            assert passes(b)
+        shown["dead"] = True
+        plane.routes.cut(B, True)
+        plane._decide(said.KernelDown(B, 7_500, deaf=True))
+        await asyncio.sleep(0.1)
+        assert passes(c)
+        assert plane._verdicts.doubts
+        plane._decide(said.KernelShows(B, True, 0, 10, deaf=True))
+        assert plane._links[B].judged.gray
+        assert passes(b)
+
+    with house.here:
+        asyncio.run(asyncio.wait_for(live(), 10))
+
+
 def test_a_verdict_that_is_seen_and_was_not_heard_cuts_routes_too(house: House) -> None:
     plane, to = house.plane, str(mesh_address(TrustDomain("example.org"), NodeName("d")))
 
@@ -138,13 +176,10 @@ def test_a_verdict_that_is_seen_and_was_not_heard_cuts_routes_too(house: House) 
 def test_a_verdict_that_was_taken_back_before_it_is_heard_is_none(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plane, dead = house.plane, [False, False, True]  # It is asked at the revival, too.
+    plane = house.plane
     kernel_says = LinkEvent(house.number, EventKind.DOWN, 0, 7_800)
-    report = Detector.report
     monkeypatch.setattr(Detector, "events", lambda _: [kernel_says])
-    monkeypatch.setattr(
-        Detector, "report", lambda *a: msgspec.structs.replace(report(*a), dead=dead.pop(0))
-    )
+    shown = dead_as_said(monkeypatch)
 
     async def live() -> None:
         plane._decide(said.KernelShows(B, True, 0, 10))  # It is up.
@@ -152,6 +187,7 @@ def test_a_verdict_that_was_taken_back_before_it_is_heard_is_none(
         assert link is not None
         plane._events()
         assert not plane._verdicts.doubts
+        shown["dead"] = True
         plane._events()
         assert plane._verdicts.doubts, "there is no other link"
 
@@ -159,22 +195,44 @@ def test_a_verdict_that_was_taken_back_before_it_is_heard_is_none(
         asyncio.run(asyncio.wait_for(live(), 10))
 
 
-def test_a_link_that_is_silent_is_not_good_for_what_it_was_before(
+def test_a_verdict_is_in_no_doubt_where_another_link_is_heard(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plane, report = house.plane, Detector.report
-    shown: dict[str, Any] = {"dead": True, "suspect": True, "silent_us": 9_000, "good": 5_000}
-    monkeypatch.setattr(Detector, "report", lambda *a: msgspec.structs.replace(report(*a), **shown))
+    plane = house.plane
+    kernel_says = LinkEvent(house.number, EventKind.DOWN, 0, 7_800)
+    monkeypatch.setattr(Detector, "events", lambda _: [kernel_says])
+    shown = dead_as_said(monkeypatch)
+
+    async def live() -> None:
+        number, _ = house.second()
+        for node in (B, "c"):
+            plane._decide(said.KernelShows(node, True, 0, 10))  # It is up.
+        set_state(house, number, answered_ns=time.monotonic_ns() + 1_000_000_000)
+        shown["dead"] = True
+        plane._events()
+        assert not plane._verdicts.doubts
+        assert not plane._links[B].judged.up
+
+    with house.here:
+        asyncio.run(asyncio.wait_for(live(), 10))
+
+
+def test_a_link_that_is_silent_is_not_good_for_what_it_was_before(house: House) -> None:
+    plane = house.plane
+    second = 1_000_000_000
 
     async def live() -> None:
         plane._decide(said.KernelShows(B, True, 0, 10))  # It is up.
-        link = plane._links.get(B)
-        assert link is not None
-        plane._show(link)
-        plane._show(link)
-        assert plane._verdicts.doubts
-        shown["suspect"] = False
-        plane._show(link)
+        link = plane._links[B]
+        for _ in range(2):
+            at = time.monotonic_ns() - 9_000_000
+            set_state(house, link.number, downs=9, good=5_000, answered_ns=at, suspected_ns=at - 1)
+            assert plane._links.heard(plane.detector) == NOBODY
+            plane._show(link, NOBODY)
+            assert plane._verdicts.doubts
+        set_state(house, link.number, good=5_000, answered_ns=time.monotonic_ns() + second)
+        assert plane._links.heard(plane.detector) == {B}
+        plane._show(link, NOBODY)
         assert not plane._verdicts.doubts
         assert link.judged.up
 
@@ -240,6 +298,24 @@ def test_whom_a_life_before_let_in_is_let_in_for_a_while_longer(
         house.plane._sets.banned = frozenset({"spiffe://example.org/node/b"})
         house.plane._set_members()
         house.plane._sets = None
+    assert not house.comes_in(packet)
+
+
+def test_who_was_revoked_is_turned_away_by_the_next_life_too(house: House) -> None:
+    """Nobody has told it yet, and there is a route to the one that was revoked."""
+    here, there = (mesh_address(TrustDomain("example.org"), NodeName(name)) for name in "ab")
+    with house.here:
+        house.plane._decide(said.KernelShows(B, True, 0, 10))
+        house.plane.ways(WaysChanged((("b", Way(B)),)))
+        house.plane._members.set({there})
+        house.plane.close()
+    house.begin()
+    packet = kw.ipv6(bytes(40), there, here, next=59)
+    assert not house.comes_in(packet)
+    assert house.plane.counters()["kernel_dropped_total|filter_denied"] == 1
+    with house.here:
+        house.plane.complete()
+        house.plane._set_members()
     assert not house.comes_in(packet)
 
 
@@ -325,15 +401,32 @@ def kept(house: House, node: str) -> bool:
     return link.kept is not None
 
 
+def dead_as_said(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Links are dead when this says so, and no more when they are revived."""
+    report, revive, shown = Detector.report, Detector.revive, {"dead": False}
+
+    def revived(detector: Detector, number: int) -> None:
+        shown["dead"] = False
+        revive(detector, number)
+
+    monkeypatch.setattr(Detector, "report", lambda *a: msgspec.structs.replace(report(*a), **shown))
+    monkeypatch.setattr(Detector, "revive", revived)
+    return shown
+
+
+def set_state(house: House, number: int, **fields: int) -> None:
+    """Write into what the kernel knows of a link."""
+    states, key = house.plane.programs.maps["x0_states"], struct.pack("I", number)
+    values = layout.STATE.unpack(states.get(key) or b"")
+    states.put(key, layout.STATE.pack(**values | fields))
+
+
 def answers(house: House, node: NodeName) -> None:
     """The kernel has counted an answer."""
     link = house.plane._links.get(node)
     assert link is not None
-    states = house.plane.programs.maps["x0_states"]
-    key = struct.pack("I", link.number)
-    values = layout.STATE.unpack(states.get(key) or b"")
-    states.put(key, layout.STATE.pack(**values | {"answers": 1}))
-    house.plane._show(link)
+    set_state(house, link.number, answers=1)
+    house.plane._show(link, NOBODY)
 
 
 def read_only(pin: Path) -> int:

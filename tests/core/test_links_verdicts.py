@@ -112,7 +112,7 @@ def test_after_a_failure_a_link_is_good_for_two_seconds_first() -> None:
     story = Story("up", alone=False).down(0)
     assert story.at(SECOND, shows(dead=True, run=10)) == NOTHING
     assert story.at(3 * SECOND - 1, shows(dead=True, run=800)) == NOTHING
-    assert story.at(3 * SECOND, shows(dead=True, run=801)) == (Revive("b", first=False),)
+    assert story.at(3 * SECOND, shows(dead=True, run=801)) == (Revive("b"),)
 
 
 class Three(Story):
@@ -213,7 +213,7 @@ def test_a_link_whose_verdict_is_in_doubt_was_never_down_if_it_answers() -> None
     story.at(0, said())
     story.at(0, KernelDown("b", 7_800, deaf=True))
     assert story.at(20 * MS, deaf(2 * MS, 9)) == NOTHING
-    assert story.at(25 * MS, deaf(2 * MS, 10, deaf=False)) == (Revive("b", first=False),)
+    assert story.at(25 * MS, deaf(2 * MS, 10, deaf=False)) == (Revive("b", doubted=True),)
     assert story.at(30 * MS, shows(run=12)) == NOTHING
     assert story.link.up
     story.at(SECOND, KernelDown("b", 7_800, deaf=True))
@@ -221,6 +221,15 @@ def test_a_link_whose_verdict_is_in_doubt_was_never_down_if_it_answers() -> None
     story.at(SECOND + SURE_US, deaf())
     story.at(2 * SECOND, KernelWatches("b", "up"))
     assert story.at(3 * SECOND, KernelDown("b", 7_800)) == (LOST, DOWN)
+
+
+def test_a_doubted_link_that_answers_was_never_down_however_late_it_is_looked_at() -> None:
+    story = Story("up")
+    story.at(0, KernelDown("b", 7_800, deaf=True))
+    assert story.at(SECOND, deaf(2 * MS, 380, deaf=False)) == (Revive("b", doubted=True),)
+    story.at(2 * SECOND, KernelDown("b", 7_800, deaf=True))
+    story.at(2 * SECOND + MS, shows(dead=False))
+    assert not story.machine.doubts, "somebody else has revived it"
 
 
 @pytest.mark.parametrize("gap", [0, 30])
@@ -231,7 +240,7 @@ def test_a_gap_within_the_two_seconds_begins_them_anew(gap: int) -> None:
     assert story.at(3 * SECOND, shows(dead=True, run=430)) == NOTHING
     expected = 4 if gap else 5
     assert story.at(expected * SECOND - 1, shows(dead=True, run=800)) == NOTHING
-    assert story.at(expected * SECOND, shows(dead=True, run=801)) == (Revive("b", first=False),)
+    assert story.at(expected * SECOND, shows(dead=True, run=801)) == (Revive("b"),)
 
 
 def test_answers_that_are_over_are_not_in_a_row() -> None:
@@ -239,7 +248,7 @@ def test_answers_that_are_over_are_not_in_a_row() -> None:
     story.at(SECOND, shows(dead=True, run=400))
     assert story.at(4 * SECOND, shows(dead=True, run=400, silent_us=3 * SECOND)) == NOTHING
     assert story.at(5 * SECOND, shows(dead=True, run=800)) == NOTHING
-    assert story.at(7 * SECOND, shows(dead=True, run=1600)) == (Revive("b", first=False),)
+    assert story.at(7 * SECOND, shows(dead=True, run=1600)) == (Revive("b"),)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +264,7 @@ def test_a_link_of_an_earlier_life_goes_on_as_it_was(was: str, at_once: bool | N
         expected = (Revive("b", was == "new"),) if at_once else NOTHING
         assert story.at(1, shows(dead=True)) == expected
         later = story.at(1 + 2 * SECOND, shows(dead=not at_once, run=900))
-        assert later == (NOTHING if at_once else (Revive("b", first=False),))
+        assert later == (NOTHING if at_once else (Revive("b"),))
 
 
 def test_what_the_proxy_says_of_a_dead_link_is_kept_back_until_it_lives() -> None:
@@ -267,7 +276,7 @@ def test_what_the_proxy_says_of_a_dead_link_is_kept_back_until_it_lives() -> Non
     assert story.at(4, said("down")) == (told("down"),)
     assert story.at(5, said()) == NOTHING
     story.at(SECOND, shows(dead=True))
-    assert story.at(3 * SECOND, shows(dead=True, run=900)) == (Revive("b", first=False), told())
+    assert story.at(3 * SECOND, shows(dead=True, run=900)) == (Revive("b"), told())
     assert story.at(3 * SECOND, said("suspected")) == (told("suspected"),)
 
 
@@ -277,7 +286,7 @@ def test_what_a_proxy_said_before_it_died_is_forgotten() -> None:
     story.down(1)
     assert story.at(2, ProxyStarts()) == NOTHING
     story.at(SECOND, shows(dead=True))
-    assert story.at(3 * SECOND, shows(dead=True, run=900)) == (Revive("b", first=False),)
+    assert story.at(3 * SECOND, shows(dead=True, run=900)) == (Revive("b"),)
 
 
 @pytest.mark.parametrize("way", ["in", "out"])
@@ -344,7 +353,7 @@ def test_where_the_kernel_leaves_a_link_the_proxys_word_counts_again() -> None:
 def test_a_kernel_that_cannot_judge_is_told_the_proxys_verdict() -> None:
     story = Story("up", judges=False)
     assert story.at(0, said("down")) == (DeclareDead("b"), told("down"))
-    assert story.at(1, shows(dead=True, silent_us=7_800)) == (LOST, DOWN)
+    assert story.at(1, shows(dead=True, silent_us=7_800, run=900, deaf=True)) == (LOST, DOWN)
     story.at(2, KernelLeaves("b"))
     assert story.at(3, said("down")) == (told("down"),)
 

@@ -98,6 +98,12 @@ class KernelLink:
         """Whether nobody else can be where it is: a word alone counts for a while only."""
         return self.answered or now < self._since + CLAIM_S
 
+    def leave(self, timer: TimerHandle | None) -> None:
+        """Data goes other ways until this timer ends, and the one before it no longer does that."""
+        if self.left is not None:
+            self.left.cancel()
+        self.left = timer
+
     @property
     def judged(self) -> Judged:
         """How it stands by the kernel's word."""
@@ -161,10 +167,10 @@ class Links:
         """The link of a number."""
         return self._by_number.get(number)
 
-    def deaf(self, link: KernelLink, detector: Detector) -> bool:
-        """Whether nothing is heard over any other link that is up, either."""
-        others = [other for other in self if other is not link and other.judged.up]
-        return all(detector.report(other.number).suspect for other in others)
+    def heard(self, detector: Detector) -> frozenset[str]:
+        """Neighbours that answer over links that are up."""
+        up = [link for link in self if link.kept is not None and link.judged.up]
+        return frozenset(link.node for link in up if not detector.report(link.number).suspect)
 
     def agreed(self, link: KernelLink, offers: Offers, now: float) -> Kept:
         """What both ends have said, as one; those who are `beside` it give way.

@@ -42,9 +42,10 @@ class Members:
 
     def adopt(self, targets: Iterable[IPv6Address]) -> None:
         """A life before has reached these, or has let them in: this one may not hear of all."""
-        self.reach(targets)
-        self.reach(self.filter.members)
-        if not self.filter.members:
+        denied = self.filter.denied
+        self.reach(one for one in targets if not denied.get(one))
+        self.reach(one for one, no in denied.items() if not no)
+        if not denied:  # The filter is new.
             self.set(())
 
     def reach(self, nodes: Iterable[IPv6Address]) -> None:

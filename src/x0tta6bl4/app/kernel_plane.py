@@ -58,6 +58,7 @@ MEND_S: Final = 0.05
 """After a verdict it is seen whether somebody took the programs off."""
 LEAVE_S: Final = 1.5
 """After it everybody's table knows the cost of a link that loses packets."""
+NOBODY: Final[frozenset[str]] = frozenset()
 PINS: Final = "bpf"
 SWITCHES: Final = "switches"
 Post = Callable[[Event], None]
@@ -97,7 +98,7 @@ class KernelPlane:
         self._passing, self._unsaved = Passing(), ""
         self._refused: dict[str, str] = {}
         """Why a neighbour's link is not the kernel's; bounded by the neighbours."""
-        self._stirred = asyncio.Event()
+        self._stirred, self._often = asyncio.Event(), False
         self._good: frozenset[str] = frozenset()
         """Neighbours of whose proxies few hellos are wanted, as the agent was told."""
         self._connections: LinkConnections | None = None
@@ -231,16 +232,17 @@ class KernelPlane:
                 self._guarded(self._rest)
                 self._guarded(self._set_members)
                 self._agree_again()
+            heard = self._links.heard(self.detector)
             for link in self._links:
-                self._guarded(self._show, link)
+                self._guarded(self._show, link, heard)
             unproven = self._modes.unproven(self._links, time.monotonic())
             if unproven is not None:
                 self._guarded(self._leave_driver, *unproven)
             self._pace()
-            often = clock() < self._verdicts.often_until
+            self._often = clock() < self._verdicts.often_until
             self._stirred.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(TICK_S if often else until_beat(now(), LEASE_S)):
+                async with asyncio.timeout(TICK_S if self._often else until_beat(now(), LEASE_S)):
                     await self._stirred.wait()
 
     def _pace(self) -> None:
@@ -294,7 +296,7 @@ class KernelPlane:
                 self.detector.rest(link.number)
             link.rests = not link.rests  # Not before the kernel has taken it: it is tried again.
             if link.rests:
-                self._show(link)
+                self._show(link, NOBODY)
 
     def _guarded(self, work: Callable[..., object], *arguments: object) -> None:
         """What the kernel refuses now is told, and tried again at the next turn."""
@@ -437,39 +439,38 @@ class KernelPlane:
     # ------------------------------------------------------------------ links: judging
     def _events(self) -> None:
         """What the kernel has said; routes come first, whatever it is."""
-        calm = clock() >= self._verdicts.often_until  # Else there is a look soon.
         events = [(self._links.numbered(event.number), event) for event in self.detector.events()]
-        downs = [  # As of now, for to cut takes a while. Those that were taken back are void.
-            (link, event.silent_us, self._links.deaf(link, self.detector))
+        downs = [  # Those that were taken back meanwhile are void.
+            (link, event.silent_us)
             for link, event in events
             if event.kind is EventKind.DOWN and link is not None and link.kept is not None
             if self.detector.report(link.number).dead
         ]
-        for link, _, _ in downs:
+        goods = [link for link, event in events if event.kind is EventKind.GOOD and link]
+        heard = self._links.heard(self.detector) if downs or goods else NOBODY  # As of now.
+        for link, _ in downs:
             self._guarded(self.routes.cut, link.node, True)
-        for link, silent_us, deaf in downs:
-            self._decide(said.KernelDown(link.node, silent_us, deaf))
-        for good, event in events:
-            if event.kind is EventKind.GOOD and good is not None:
-                self._guarded(self._show, good)
+        for link, silent_us in downs:
+            self._decide(said.KernelDown(link.node, silent_us, deaf=heard <= {link.node}))
+        for good in goods:
+            self._guarded(self._show, good, heard)
         self._decide(said.KernelStirs())
-        if calm or self._verdicts.doubts:
+        if not self._often or self._verdicts.doubts:
             self._stirred.set()
         self._pace()
 
-    def _show(self, link: KernelLink) -> None:
-        """Show the machine how a link stands in the kernel."""
+    def _show(self, link: KernelLink, heard: frozenset[str]) -> None:
+        """Show the machine how a link stands in the kernel, and who is heard."""
         if link.kept is None:
             return
         report = self.detector.report(link.number)
         link.heard(report.answers)
         moved = self.detector.traffic(link.number)
-        good = 0 if link.rests or report.suspect else report.good  # Those of before its silence.
         self._decide(
             said.KernelShows(
-                link.node, report.dead, report.silent_us, good, report.peer_heard,
-                moved.came_in, moved.lost_in, moved.came_out, moved.lost_out,
-                report.dead and link.judged.up and self._links.deaf(link, self.detector),
+                link.node, report.dead, report.silent_us, 0 if link.rests else report.good,
+                report.peer_heard, moved.came_in, moved.lost_in, moved.came_out, moved.lost_out,
+                deaf=not link.rests and heard <= {link.node},
             )
         )  # fmt: skip
 
@@ -493,31 +494,29 @@ class KernelPlane:
     def _loses(self, fact: said.KernelLoses) -> None:
         """Data leaves it at once if there is an alternate; later its cost counts, for everybody."""
         link = self._links[fact.node]
-        if link.left is not None:
-            link.left.cancel()
         if fact.gray:
             self.routes.cut(fact.node, True)
             loop = asyncio.get_running_loop()
-            link.left = loop.call_later(LEAVE_S, self._guarded, self._take_back, link)
+            link.leave(loop.call_later(LEAVE_S, self._guarded, self._take_back, link))
         else:
             self._take_back(link)
         self._say("link", f"{fact.node} loses packets" + ("" if fact.gray else " no more"))
 
     def _take_back(self, link: KernelLink) -> None:
-        link.left = None
+        link.leave(None)
         if link.judged.up and not self.detector.report(link.number).dead:
             self.routes.cut(link.node, False)
 
     def _revive(self, wanted: said.Revive) -> None:
         link = self._links[wanted.node]
         self.detector.revive(link.number)
-        if not link.judged.gray:  # Else it is out of a doubt, and loses packets as before.
-            if link.left is not None:
-                link.left.cancel()
+        if link.left is None or not link.judged.gray:  # Else it is out of a doubt, and left yet.
             self._take_back(link)
         if wanted.first:
             self._post(KernelLinks(self._verdicts.forwarding))
-        self._say("link", f"{wanted.node} answers the kernel" + ("" if wanted.first else " again"))
+        if not wanted.doubted:
+            again = "" if wanted.first else " again"
+            self._say("link", f"{wanted.node} answers the kernel{again}")
 
     def _declare_dead(self, wanted: said.DeclareDead) -> None:
         link = self._links[wanted.node]

@@ -131,8 +131,10 @@ class Revive(Value, frozen=True):
     """Take the kernel's verdict back, and send data over this link again."""
 
     node: str
-    first: bool
+    first: bool = False
     """The kernel has not forwarded over it before."""
+    doubted: bool = False
+    """Nobody was told of that verdict."""
 
 
 @final
@@ -304,6 +306,7 @@ class Verdicts:
             if shown.dead:
                 self._stir(now)
                 return self._judge(now, link, shown, shown.run)
+            link.doubted = NEVER
             return self._grade(link, shown)
         if link.said is None or link.said.state != "up":
             link.apart_since = NEVER
@@ -331,14 +334,14 @@ class Verdicts:
         self, now: Instant, link: _Link, dead: KernelDown | KernelShows, run: int = 0
     ) -> Effects:
         """What a verdict is worth, and whether it is still the kernel's."""
-        if dead.deaf and link.doubted == NEVER:
+        if dead.deaf and self._judges and link.doubted == NEVER:
             link.doubted = now
-        answers = run and dead.silent_us < FRESH_US
+        answers = run if dead.silent_us < FRESH_US else 0
+        if link.doubted != NEVER and answers >= self._config.good_hellos:
+            link.doubted = NEVER
+            return (Revive(dead.node, doubted=True),)
         if link.doubted == NEVER or now - link.doubted >= SURE_US or not (dead.deaf or answers):
             return self._down(now, link, dead.node, dead.silent_us)
-        if answers and run >= self._config.good_hellos:
-            link.doubted = NEVER
-            return (Revive(dead.node, first=False),)
         return NOTHING
 
     def _down(self, now: Instant, link: _Link, node: str, silent_us: int) -> Effects:

@@ -387,13 +387,14 @@ class Detector:
         state = layout.STATE.unpack(self._state(number))
         link = self._read(number)
         now_ns = time.monotonic_ns()
+        over = now_ns - state["answered_ns"] >= link["dead_ns"]  # The next one is the first again.
         return LinkReport(
             number=number,
             dead=state["downs"] != link["forgiven"] or bool(link["flags"] & Flag.DECLARED_DEAD),
-            suspect=state["suspected_ns"] > state["answered_ns"],
+            suspect=over or state["suspected_ns"] > state["answered_ns"],
             agent_alive=bool(state["peer_flags"] & 1),
             silent_us=(now_ns - state["answered_ns"]) // 1000 if state["answered_ns"] else 0,
-            good=state["good"],
+            good=0 if over else state["good"],
             rtt_us=state["rtt_ns"] / 1000,
             rtt_last_us=state["rtt_last_ns"] / 1000,
             asked=state["asked"],

@@ -79,13 +79,11 @@ class Filter:
         )
 
     @property
-    def members(self) -> frozenset[IPv6Address]:
-        """Who is let in, whoever has said so."""
+    def denied(self) -> dict[IPv6Address, bool]:
+        """Of each member whether it is turned away, whoever has said so."""
         held = self._programs.maps["x0_members"]
         told = ((IPv6Address(key), held.get(key)) for key in self._members)
-        return frozenset(
-            node for node, data in told if data and not layout.MEMBER.unpack(data)["denied"]
-        )
+        return {node: bool(layout.MEMBER.unpack(data)["denied"]) for node, data in told if data}
 
     def set_members(self, members: Mapping[IPv6Address, Member]) -> int:
         """Make these the members.
