@@ -384,16 +384,15 @@ class Detector:
 
     def report(self, number: int) -> LinkReport:
         """What the kernel knows about a link at this moment."""
-        state = layout.STATE.unpack(self._state(number))
-        link = self._read(number)
-        now_ns = time.monotonic_ns()
-        over = now_ns - state["answered_ns"] >= link["dead_ns"]  # The next one is the first again.
+        state, link = layout.STATE.unpack(self._state(number)), self._read(number)
+        silent_ns = time.monotonic_ns() - state["answered_ns"]
+        over = silent_ns >= link["dead_ns"]  # The next answer is the first again.
         return LinkReport(
             number=number,
             dead=state["downs"] != link["forgiven"] or bool(link["flags"] & Flag.DECLARED_DEAD),
             suspect=over or state["suspected_ns"] > state["answered_ns"],
             agent_alive=bool(state["peer_flags"] & 1),
-            silent_us=(now_ns - state["answered_ns"]) // 1000 if state["answered_ns"] else 0,
+            silent_us=silent_ns // 1000 if state["answered_ns"] else 0,
             good=0 if over else state["good"],
             rtt_us=state["rtt_ns"] / 1000,
             rtt_last_us=state["rtt_last_ns"] / 1000,
